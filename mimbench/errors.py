@@ -1,0 +1,17 @@
+"""The one error that means "the user can mend this": shown without a traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the message says what failed, what was expected, what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return '; did you mean ...?' for the nearest known name, else the list of known names."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(known) or 'none'}"
