@@ -1,11 +1,24 @@
 """The contract of a task: any module that has these four names can be named in benchmarks.yaml."""
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from mimbench.errors import UserError
 from mimbench.weights import VitWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the machine decides; nothing in here may move a number."""
+
+    device: str = "auto"
+    workers: int = 2
+    """Loader processes for each training process."""
+    max_batch: int = 64
+    """Images that fit into one process at once; the effective batch stays what the recipe says."""
+    compile: bool = False
 
 
 @runtime_checkable
