@@ -1,0 +1,146 @@
+"""Results: one JSON file for each finished run, the only thing that a table is made from."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mimbench.config import from_mapping, to_mapping
+from mimbench.errors import UserError
+from mimbench.files import value_digest, write_json
+
+LIBRARIES = [
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "faiss-gpu",
+    "faiss-cpu",
+    "sal-detectron2",
+    "detectron2",
+    "onedl-mmsegmentation",
+    "mmsegmentation",
+    "onedl-mmengine",
+    "mmengine",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a number comes from; nothing in here may move it."""
+
+    commit: str
+    dirty: bool
+    python: str
+    libraries: Mapping[str, str]
+    device: str
+    host_cores: int
+    seed: int
+    seconds: float
+    peak_memory_mb: float
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One benchmark run on one checkpoint."""
+
+    benchmark: str
+    task: str
+    version: int
+    main_metric: str
+    profile: str
+    protocol: str
+    """Short digest over everything that may move the number."""
+    metrics: Mapping[str, float]
+    config: Mapping[str, Any]
+    weights: Mapping[str, str]
+    """digest, format, name and which."""
+    status: Literal["done", "failed"]
+    provenance: Provenance
+    error: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What a task wants to say beside its numbers: for example the micro-batch it really used."""
+
+
+def protocol_digest(task: str, task_version: int, config: Mapping[str, Any]) -> str:
+    """Return the short hash that two comparable results share."""
+    return value_digest({"task": task, "version": task_version, "config": config})[:10]
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write a result atomically."""
+    write_json(path, to_mapping(result))
+
+
+def read_result(path: Path) -> Result:
+    """Read a result strictly; a damaged file is an error that names it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable result: {error}; delete it and run again"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a result; delete it and run again")
+    return from_mapping(Result, value, str(path))
+
+
+def provenance(
+    *, device: torch.device, seed: int, seconds: float, peak_memory_mb: float
+) -> Provenance:
+    """Return the provenance of a run that ends now."""
+    commit, dirty = source_state()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or "cpu"
+    )
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        libraries=library_versions(),
+        device=name,
+        host_cores=os.cpu_count() or 1,
+        seed=seed,
+        seconds=seconds,
+        peak_memory_mb=peak_memory_mb,
+        argv=tuple(sys.argv),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that produce numbers."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def source_state() -> tuple[str, bool]:
+    """Return the commit of this source tree and whether files differ from it; ('', False) without git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return "", False

@@ -1,0 +1,108 @@
+"""The process we run in: device, precision, seeds, ranks and logging, each set up in one place."""
+
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mimbench.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Where this process stands among its peers; (0, 1, 0) alone."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def main(self) -> bool:
+        """This process writes files and logs."""
+        return self.rank == 0
+
+
+def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """Return the device that the name asks for: auto, cpu, cuda or cuda:N."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"device '{name}' was asked for, but torch finds no CUDA GPU; try --device cpu"
+            )
+        device = torch.device(name if ":" in name else f"cuda:{local_rank}")
+        torch.cuda.set_device(device)
+        return device
+    return torch.device(name)
+
+
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Join the group that torchrun announces (nccl on GPUs, gloo on CPUs); alone without torchrun."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Ranks()
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(local)
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        yield Ranks(rank=dist.get_rank(), world=dist.get_world_size(), local=local)
+    finally:
+        dist.destroy_process_group()
+
+
+def all_reduce_mean(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes (the tensor itself when alone)."""
+    if not dist.is_initialized():
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch; entry points call it once, libraries never."""
+    random.seed(seed)
+    # third-party augmentations draw from NumPy's global state
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Return the mixed-precision context; nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may really use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def configure_logging(*, verbose: bool = False, rank: int = 0) -> None:
+    """Send our log to stderr; ranks other than 0 only warn."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(
+        level=level if rank == 0 else logging.WARNING,
+        format="%(asctime)s %(message)s" if rank == 0 else f"%(asctime)s [rank {rank}] %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
