@@ -257,7 +257,15 @@ def test_incomplete_linked_environment_is_refused_and_kept(clone: Clone, tmp_pat
     assert (tmp_path / "shared" / "precious").exists()
 
 
-def test_foreign_environment_is_left_alone(clone: Clone) -> None:
+def test_foreign_environment_is_used_if_it_is_complete(clone: Clone) -> None:
+    clone.stub(clone.venv / "bin" / "python", f'exec {sys.executable} "$@"')
+    done = clone.setup()
+    assert done.returncode == 0
+    assert "did not make it, so its versions are not checked" in done.stderr
+    assert not clone.stamped
+
+
+def test_incomplete_foreign_environment_is_left_alone(clone: Clone) -> None:
     clone.venv.mkdir()
     (clone.venv / "precious").touch()
     assert "move it away" in failure(clone.setup())
