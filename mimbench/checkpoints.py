@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mimbench.archive import read_raw
 from mimbench.errors import UserError
-from mimbench.files import atomic_path, file_digest, value_digest
+from mimbench.files import atomic_path, value_digest
 from mimbench.formats import native, recognise
 from mimbench.layout import Converted, Options, Raw, listed
+from mimbench.reading import read_raw, source_digest
 from mimbench.weights import VitWeights, mismatches
 
 
@@ -95,7 +95,7 @@ def _value_fault(name: str, tensor: Tensor) -> str:
 
 def _identity(path: Path, converted: Converted) -> str:
     """Return the digest of the function that was read: file, network, and heads if said by hand."""
-    digest = file_digest(path)
+    digest = source_digest(path)
     choice: dict[str, str | int] = {}
     if len(converted.networks) > 1:
         choice["which"] = converted.which
