@@ -1,0 +1,1 @@
+"""Verbs of the command line: each file here is one."""
