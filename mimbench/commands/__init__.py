@@ -1,1 +1,1 @@
-"""Verbs of the command line: each file here is one."""
+"""The subcommands of `python -m mimbench`, one module each."""
