@@ -68,7 +68,9 @@ class Cell:
     def label(self) -> str:
         """How messages name the cell."""
         seed = self.order.config.get("seed", 0)
-        return f"{self.order.benchmark} · {self.contestant.weights['name']}" + (f" · seed {seed}" if seed else "")
+        return f"{self.order.benchmark} · {self.contestant.weights['name']}" + (
+            f" · seed {seed}" if seed else ""
+        )
 
 
 def safe_name(text: str) -> str:
@@ -95,11 +97,16 @@ def read_contestant(
     for note in weights.notes:
         logger.info("%s: %s", path, note)
     return Contestant(
-        path=path.resolve(), weights=describe_weights(weights, name), which=which, num_heads=num_heads
+        path=path.resolve(),
+        weights=describe_weights(weights, name),
+        which=which,
+        num_heads=num_heads,
     )
 
 
-def make_cells(manifest: Manifest, contestants: Sequence[Contestant], request: Request) -> list[Cell]:
+def make_cells(
+    manifest: Manifest, contestants: Sequence[Contestant], request: Request
+) -> list[Cell]:
     """Return the cells in running order: checkpoint by checkpoint, benchmarks in the file's order."""
     manifest.check_overrides(request.overrides)
     findings = _ask(manifest, request)
@@ -172,7 +179,9 @@ def finished(cell: Cell) -> Result | None:
     if not path.is_file():
         return None
     result = read_result(path)
-    same = result.protocol == cell.protocol and result.weights["digest"] == cell.order.weights_digest
+    same = (
+        result.protocol == cell.protocol and result.weights["digest"] == cell.order.weights_digest
+    )
     return result if same and result.status == "done" else None
 
 

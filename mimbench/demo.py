@@ -33,10 +33,14 @@ def demo_checkpoint(out: Path) -> Path:
 def _pretrain(folder: Path) -> Path:
     logger.info("pretraining a tiny HPM into %s", folder)
     command = [sys.executable, "-m", "pretrain", str(RECIPE), "--set", f"out={folder}"]
-    code = subprocess.run(command, env=child_environment(), stdout=sys.stderr, check=False).returncode
+    code = subprocess.run(
+        command, env=child_environment(), stdout=sys.stderr, check=False
+    ).returncode
     if code:
         raise UserError(f"the demo's pretraining ended with exit code {code}; see the lines above")
-    found = sorted([*folder.glob("*.safetensors"), *folder.glob("*.pth")], key=lambda p: p.stat().st_mtime)
+    found = sorted(
+        [*folder.glob("*.safetensors"), *folder.glob("*.pth")], key=lambda p: p.stat().st_mtime
+    )
     if not found:
         raise UserError(f"the demo's pretraining left no checkpoint in {folder}")
     return found[-1].resolve()

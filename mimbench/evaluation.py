@@ -63,7 +63,9 @@ def make_result(
     out: Path,
 ) -> Result:
     """Return the record of a finished run."""
-    device = pick_device(config.machine.device) if hasattr(config, "machine") else torch.device("cpu")
+    device = (
+        pick_device(config.machine.device) if hasattr(config, "machine") else torch.device("cpu")
+    )
     return Result(
         benchmark=order.benchmark,
         task=order.task,
@@ -109,7 +111,9 @@ def check_metrics(task: str, main: str, metrics: Mapping[str, float]) -> None:
     if main not in metrics:
         found = ", ".join(metrics) or "nothing"
         raise UserError(f"task {task} promises the metric '{main}' but returned {found}")
-    bad = {k: v for k, v in metrics.items() if not isinstance(v, (int, float)) or not math.isfinite(v)}
+    bad = {
+        k: v for k, v in metrics.items() if not isinstance(v, (int, float)) or not math.isfinite(v)
+    }
     if bad:
         raise UserError(f"task {task} returned metrics that are not finite numbers: {bad}")
 

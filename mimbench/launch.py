@@ -28,7 +28,9 @@ def make_slots(gpus: int, per_task: int) -> list[Slot]:
     """Return the slots of a machine with `gpus` GPUs of which each cell gets `per_task`."""
     if not gpus:
         return [Slot()]
-    groups = [tuple(range(first, first + per_task)) for first in range(0, gpus - per_task + 1, per_task)]
+    groups = [
+        tuple(range(first, first + per_task)) for first in range(0, gpus - per_task + 1, per_task)
+    ]
     return [Slot(gpus=g, environment={"CUDA_VISIBLE_DEVICES": _visible(g)}) for g in groups]
 
 
@@ -42,7 +44,9 @@ def eval_command(folder: Path, processes: int = 1, nodes: int = 1) -> list[str]:
     target = ["-m", "mimbench", "eval", str(folder / ORDER_FILE)]
     if processes * nodes <= 1:
         return [sys.executable, *target]
-    rendezvous = ["--standalone"] if nodes == 1 else ["--nnodes", str(nodes), "--rdzv-backend", "c10d"]
+    rendezvous = (
+        ["--standalone"] if nodes == 1 else ["--nnodes", str(nodes), "--rdzv-backend", "c10d"]
+    )
     launcher = ["-m", "torch.distributed.run", *rendezvous, "--nproc-per-node", str(processes)]
     return [sys.executable, *launcher, *target]
 

@@ -28,7 +28,9 @@ def folder_lock(folder: Path, message: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "an unknown process"
-            raise UserError(f"{message} ({holder}); wait for it, stop it, or use another --out") from None
+            raise UserError(
+                f"{message} ({holder}); wait for it, stop it, or use another --out"
+            ) from None
         file.truncate(0)
         since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")

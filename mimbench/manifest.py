@@ -121,7 +121,9 @@ class Manifest:
                 chosen.update(members)
             else:
                 known = [*self.benchmarks, *(b.group for b in self.benchmarks.values())]
-                raise UserError(f"no benchmark '{name}' in profile {profile}" + did_you_mean(name, set(known)))
+                raise UserError(
+                    f"no benchmark '{name}' in profile {profile}" + did_you_mean(name, set(known))
+                )
         return [name for name in self.benchmarks if name in chosen]
 
     def change(self, name: str, profile: Profile) -> Change:
@@ -180,13 +182,21 @@ def _check(manifest: Manifest, path: Path) -> None:
         for name in names:
             if name not in manifest.benchmarks:
                 where = f"{path.name}.defaults.{profile}"
-                raise UserError(f"{where}: no benchmark '{name}'" + did_you_mean(name, manifest.benchmarks))
+                raise UserError(
+                    f"{where}: no benchmark '{name}'" + did_you_mean(name, manifest.benchmarks)
+                )
             manifest.change(name, profile)
     for name, benchmark in manifest.benchmarks.items():
         for other in benchmark.after:
             if other not in manifest.benchmarks:
-                raise UserError(f"{path.name}.{name}.after: no benchmark '{other}'" + did_you_mean(other, manifest.benchmarks))
+                raise UserError(
+                    f"{path.name}.{name}.after: no benchmark '{other}'"
+                    + did_you_mean(other, manifest.benchmarks)
+                )
     for reference in manifest.references:
         if reference.protocol not in manifest.protocols:
             where = f"published row {reference.method} {reference.model} {reference.value}"
-            raise UserError(f"{where}: no protocol '{reference.protocol}'" + did_you_mean(reference.protocol, manifest.protocols))
+            raise UserError(
+                f"{where}: no protocol '{reference.protocol}'"
+                + did_you_mean(reference.protocol, manifest.protocols)
+            )

@@ -20,7 +20,7 @@ from mimbench.results import Result, provenance, read_result, write_result
 logger = logging.getLogger(__name__)
 Command = Callable[[Cell, Slot], list[str]]
 
-SHOWN_LINES = 12
+SHOWN_LINES = 25
 PLAIN_SECONDS = 30.0
 
 
@@ -98,7 +98,12 @@ def settle(cells: Iterable[Cell], *, fresh: bool = False) -> tuple[list[Ended], 
 
 
 def _fill(
-    waiting: list[Cell], running: list[Running], slots: Sequence[Slot], command: Command, *, fresh: bool
+    waiting: list[Cell],
+    running: list[Running],
+    slots: Sequence[Slot],
+    command: Command,
+    *,
+    fresh: bool,
 ) -> None:
     free = [slot for slot in slots if all(job.slot is not slot for job in running)]
     for slot in free:
@@ -135,7 +140,15 @@ def conclude(job: Running, position: str) -> Ended:
     tail = last_lines(job.cell.folder / LOG_FILE)
     shown = "\n".join(f"    {line}" for line in tail)
     log = job.cell.folder / LOG_FILE
-    logger.error("%s %s: FAILED with exit code %d after %s; end of %s:\n%s", position, job.cell.label, code, spent, log, shown)
+    logger.error(
+        "%s %s: FAILED with exit code %d after %s; end of %s:\n%s",
+        position,
+        job.cell.label,
+        code,
+        spent,
+        log,
+        shown,
+    )
     record_failure(job.cell, tail[-1] if tail else f"exit code {code}")
     return Ended(job.cell, "failed")
 
@@ -171,7 +184,9 @@ def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 16384))
         text = file.read().decode("utf-8", errors="replace")
-    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][-count:]
+    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][
+        -count:
+    ]
 
 
 class Screen:
@@ -196,7 +211,9 @@ class Screen:
         self.shown = now
         for job in running:
             line = (last_lines(job.cell.folder / LOG_FILE, 1) or ["starting"])[0]
-            text = f"[{self.done + 1}/{self.total}] {job.cell.label} {clock(now - job.began)} | {line}"
+            text = (
+                f"[{self.done + 1}/{self.total}] {job.cell.label} {clock(now - job.began)} | {line}"
+            )
             if not self.live:
                 logger.info("%s", text)
         if self.live:
@@ -209,4 +226,3 @@ class Screen:
         if self.live and self.width:
             sys.stderr.write("\r" + " " * self.width + "\r")
             self.width = 0
-

@@ -78,7 +78,9 @@ class Running:
     choice: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_suite(manifest: Manifest, checkpoints: Sequence[Path], options: Options, running: Running) -> int:
+def run_suite(
+    manifest: Manifest, checkpoints: Sequence[Path], options: Options, running: Running
+) -> int:
     """Evaluate the checkpoints; return 0 only if every requested cell has a number."""
     signal.signal(signal.SIGTERM, _interrupt)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,9 @@ def run_suite(manifest: Manifest, checkpoints: Sequence[Path], options: Options,
     return _verdict(cells, ended)
 
 
-def read_contestants(checkpoints: Sequence[Path], options: Options, *, twin: bool = False) -> list[Contestant]:
+def read_contestants(
+    checkpoints: Sequence[Path], options: Options, *, twin: bool = False
+) -> list[Contestant]:
     """Read the checkpoints, and make a random-weight twin for each where asked."""
     contestants = []
     for path in checkpoints:
@@ -135,7 +139,12 @@ def _slots(running: Running) -> list[Any]:
 def _verdict(cells: Sequence[Cell], ended: Sequence[Ended]) -> int:
     failed = [e.cell for e in ended if e.status == "failed"]
     if failed:
-        logger.error("%d of %d cells have no number: %s", len(failed), len(cells), ", ".join(c.label for c in failed))
+        logger.error(
+            "%d of %d cells have no number: %s",
+            len(failed),
+            len(cells),
+            ", ".join(c.label for c in failed),
+        )
     return 1 if failed else 0
 
 

@@ -19,8 +19,8 @@ from mimbench.config import from_mapping, to_mapping
 from mimbench.errors import UserError
 from mimbench.files import write_json
 from mimbench.locations import locate
+from mimbench.logs import configure_logging
 from mimbench.orders import order_protocol
-from mimbench.runtime import configure_logging
 from mimbench.task import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,12 +54,18 @@ def survey(questions: Sequence[Question], data: Path | None) -> list[Finding]:
     """Return one finding for each question, answered by a child process."""
     with tempfile.TemporaryDirectory() as folder:
         asked, told = Path(folder) / "questions.json", Path(folder) / "findings.json"
-        write_json(asked, {"data": str(data) if data else None, "questions": to_mapping(list(questions))})
+        write_json(
+            asked, {"data": str(data) if data else None, "questions": to_mapping(list(questions))}
+        )
         command = [sys.executable, "-m", "mimbench.survey", str(asked), str(told)]
-        code = subprocess.run(command, env=child_environment(), stdout=sys.stderr, check=False).returncode
+        code = subprocess.run(
+            command, env=child_environment(), stdout=sys.stderr, check=False
+        ).returncode
         if code:
             tasks = ", ".join(sorted({q.task for q in questions}))
-            raise UserError(f"importing the tasks {tasks} broke (exit code {code}); run: python -m mimbench doctor")
+            raise UserError(
+                f"importing the tasks {tasks} broke (exit code {code}); run: python -m mimbench doctor"
+            )
         return [from_mapping(Finding, f) for f in json.loads(told.read_text())]
 
 
@@ -79,7 +85,9 @@ def look(question: Question, data: Path | None) -> Finding:
     except UserError as error:
         return Finding(problem=str(error))
     except IMPORT_FAULTS as error:
-        return Finding(problem=f"task {question.task} cannot be imported ({error}); run: python -m mimbench doctor")
+        return Finding(
+            problem=f"task {question.task} cannot be imported ({error}); run: python -m mimbench doctor"
+        )
     return Finding(
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,

@@ -12,7 +12,13 @@ from mimbench.manifest import Manifest, Reference
 from mimbench.orders import RESULT_FILE
 from mimbench.results import Result, read_result
 
-METHOD_OF_FORMAT = {"hpm": "HPM", "mae": "MAE", "automae": "AutoMAE", "dino": "DINO", "ibot": "iBOT"}
+METHOD_OF_FORMAT = {
+    "hpm": "HPM",
+    "mae": "MAE",
+    "automae": "AutoMAE",
+    "dino": "DINO",
+    "ibot": "iBOT",
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,11 @@ def make_table(
     columns = _columns(results, manifest)
     measured = _measured(results, columns, manifest, choice or {})
     published = _published(manifest.references, columns)
-    notes = [f"{r.benchmark} for {r.weights['name']} failed: {first_line(r.error)}" for r in results if r.status == "failed"]
+    notes = [
+        f"{r.benchmark} for {r.weights['name']} failed: {first_line(r.error)}"
+        for r in results
+        if r.status == "failed"
+    ]
     return Table(columns, [*_mark_best(measured), *published], notes)
 
 
@@ -107,12 +117,20 @@ def _columns(results: Sequence[Result], manifest: Manifest) -> list[Column]:
     for r in results:
         if all(c.benchmark != r.benchmark for c in known.values()):
             title = manifest.benchmarks[r.benchmark].title if r.benchmark in order else r.benchmark
-            known[r.benchmark, r.protocol] = Column(r.benchmark, r.profile, r.protocol, title, r.main_metric, official=False)
-    return sorted(known.values(), key=lambda c: (order.get(c.benchmark, len(order)), c.benchmark, not c.official, c.protocol))
+            known[r.benchmark, r.protocol] = Column(
+                r.benchmark, r.profile, r.protocol, title, r.main_metric, official=False
+            )
+    return sorted(
+        known.values(),
+        key=lambda c: (order.get(c.benchmark, len(order)), c.benchmark, not c.official, c.protocol),
+    )
 
 
 def _measured(
-    results: Sequence[Result], columns: Sequence[Column], manifest: Manifest, choice: Mapping[str, str]
+    results: Sequence[Result],
+    columns: Sequence[Column],
+    manifest: Manifest,
+    choice: Mapping[str, str],
 ) -> list[Row]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for r in results:
@@ -123,7 +141,11 @@ def _measured(
         label = name if names.count(name) == 1 else f"{name} ({digest[:6]})"
         values = {}
         for column in columns:
-            here = [r for r in mine if r.benchmark == column.benchmark and r.protocol in (column.protocol, "")]
+            here = [
+                r
+                for r in mine
+                if r.benchmark == column.benchmark and r.protocol in (column.protocol, "")
+            ]
             if here:
                 values[column] = _value(here, column, manifest, choice.get(name, ""))
         rows.append(Row(label=label, kind="measured", values=values))
@@ -148,20 +170,30 @@ def _value(here: Sequence[Result], column: Column, manifest: Manifest, choice: s
     )
 
 
-def match(result: Result, column: Column, references: Sequence[Reference], choice: str = "") -> Reference | None:
+def match(
+    result: Result, column: Column, references: Sequence[Reference], choice: str = ""
+) -> Reference | None:
     """Return the one published row that the checkpoint should reproduce, or None if that is unclear.
 
     The family comes from the checkpoint's format, pretraining epochs from a number in its name
     (800 or, counted from zero, 0799); the user's own choice `method epochs` comes before both.
     """
-    rows = [r for r in references if r.protocol == column.benchmark and r.metric == column.metric and r.model == result.weights.get("model")]
+    rows = [
+        r
+        for r in references
+        if r.protocol == column.benchmark
+        and r.metric == column.metric
+        and r.model == result.weights.get("model")
+    ]
     if choice:
         method, _, epochs = choice.rpartition(" ") if choice[-1].isdigit() else (choice, "", "")
         rows = [r for r in rows if r.method == method and (not epochs or r.epochs == int(epochs))]
     else:
         rows = [r for r in rows if r.method == METHOD_OF_FORMAT.get(result.weights["format"])]
         told = {int(n) for n in re.findall(r"\d+", result.weights["name"])}
-        named = [r for r in rows if r.epochs is not None and (r.epochs in told or r.epochs - 1 in told)]
+        named = [
+            r for r in rows if r.epochs is not None and (r.epochs in told or r.epochs - 1 in told)
+        ]
         rows = named or rows
     return rows[0] if len({(r.method, r.epochs) for r in rows}) == 1 else None
 
@@ -192,10 +224,18 @@ def _published(references: Sequence[Reference], columns: Sequence[Column]) -> li
     rows: dict[tuple[str, str, int | None, str], dict[Column, Value]] = {}
     for reference in references:
         for column in columns:
-            if column.official and (reference.protocol, reference.metric) == (column.benchmark, column.metric):
+            if column.official and (reference.protocol, reference.metric) == (
+                column.benchmark,
+                column.metric,
+            ):
                 key = (reference.method, reference.model, reference.epochs, reference.source)
                 rows.setdefault(key, {})[column] = Value(value=reference.value)
     return [
-        Row(label=f"{method} {model}" + (f", {epochs} ep" if epochs else ""), kind="published", values=values, source=source)
+        Row(
+            label=f"{method} {model}" + (f", {epochs} ep" if epochs else ""),
+            kind="published",
+            values=values,
+            source=source,
+        )
         for (method, model, epochs, source), values in rows.items()
     ]

@@ -16,14 +16,16 @@ def heading(column: Column, table: Table) -> str:
         text += f" [{column.profile}]"
     elif not column.official:
         text += " [changed]"
-    twins = [c for c in table.columns if (c.benchmark, c.profile) == (column.benchmark, column.profile)]
+    twins = [
+        c for c in table.columns if (c.benchmark, c.profile) == (column.benchmark, column.profile)
+    ]
     return text if len(twins) == 1 else f"{text} {column.protocol[:4]}"
 
 
 def text_of(value: Value | None, plus_minus: str = "±") -> str:
-    """Return a value as `84.20 ±0.31 (+0.10)`; `failed` or `–` where there is none."""
+    """Return a value as `84.20 ±0.31 (+0.10)`; `failed` or `-` where there is none."""
     if value is None:
-        return "–"
+        return "-"
     if value.value is None:
         return "failed"
     text = f"{value.value:.2f}"
@@ -44,7 +46,13 @@ def label_of(row: Row) -> str:
 def terminal(table: Table) -> str:
     """Return the table as aligned plain text."""
     head = ["", *(heading(c, table) for c in table.columns)]
-    body = [[row.label, *(text_of(row.values.get(c)) + ("*" if _best(row, c) else "") for c in table.columns)] for row in table.rows]
+    body = [
+        [
+            row.label,
+            *(text_of(row.values.get(c)) + ("*" if _best(row, c) else "") for c in table.columns),
+        ]
+        for row in table.rows
+    ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     lines = [_aligned(head, widths), rule]
@@ -57,7 +65,10 @@ def terminal(table: Table) -> str:
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
-    first, *rest = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+    first, *rest = [
+        cell.ljust(w) if i == 0 else cell.rjust(w)
+        for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+    ]
     return "  ".join([first, *rest]).rstrip()
 
 
@@ -92,7 +103,10 @@ def markdown(table: Table) -> str:
     lines.append("|" + "---|" * (len(table.columns) + 1))
     for row in table.rows:
         cells = [text_of(row.values.get(c)) for c in table.columns]
-        marked = [f"**{cell}**" if _best(row, c) else cell for cell, c in zip(cells, table.columns, strict=True)]
+        marked = [
+            f"**{cell}**" if _best(row, c) else cell
+            for cell, c in zip(cells, table.columns, strict=True)
+        ]
         label = row.label if row.kind == "measured" else f"*{row.label}*"
         lines.append(line([label, *marked]))
     return "\n".join([*lines, "", *(f"- {note}" for note in legend(table))]).rstrip() + "\n"
@@ -102,16 +116,57 @@ def comma(table: Table) -> str:
     """Return one CSV line for each value: tidy, for other programs."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow("row kind benchmark profile protocol metric value interval95 seed_sd seeds difference source error".split())
+    writer.writerow(
+        [
+            "row",
+            "kind",
+            "benchmark",
+            "profile",
+            "protocol",
+            "metric",
+            "value",
+            "interval95",
+            "seed_sd",
+            "seeds",
+            "difference",
+            "source",
+            "error",
+        ]
+    )
     for row in table.rows:
         for c, v in row.values.items():
             numbers = [v.value, v.interval, v.spread, v.seeds, v.difference]
             shown = ["" if n is None else n if isinstance(n, int) else f"{n:.4f}" for n in numbers]
-            writer.writerow([row.label, row.kind, c.benchmark, c.profile, c.protocol, c.metric, *shown, row.source, v.error])
+            writer.writerow(
+                [
+                    row.label,
+                    row.kind,
+                    c.benchmark,
+                    c.profile,
+                    c.protocol,
+                    c.metric,
+                    *shown,
+                    row.source,
+                    v.error,
+                ]
+            )
     return file.getvalue()
 
 
-LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "·": r"$\cdot$"}
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "-": "--",
+    "·": r"$\cdot$",
+}
 
 
 def latex(table: Table) -> str:
@@ -125,7 +180,10 @@ def latex(table: Table) -> str:
         return rf"\textbf{{{text}}}" if best else text
 
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
-    lines += [" & ".join(["", *(safe(heading(c, table)) for c in table.columns)]) + r" \\", r"\midrule"]
+    lines += [
+        " & ".join(["", *(safe(heading(c, table)) for c in table.columns)]) + r" \\",
+        r"\midrule",
+    ]
     for i, row in enumerate(table.rows):
         if i and row.kind != table.rows[i - 1].kind:
             lines.append(r"\midrule")
@@ -138,10 +196,19 @@ def latex(table: Table) -> str:
 def as_json(table: Table) -> str:
     """Return the table as JSON."""
     rows = [
-        {"label": row.label, "kind": row.kind, "source": row.source, "values": [{**asdict(c), **asdict(v)} for c, v in row.values.items()]}
+        {
+            "label": row.label,
+            "kind": row.kind,
+            "source": row.source,
+            "values": [{**asdict(c), **asdict(v)} for c, v in row.values.items()],
+        }
         for row in table.rows
     ]
-    value = {"columns": [asdict(c) for c in table.columns], "rows": rows, "notes": list(table.notes)}
+    value = {
+        "columns": [asdict(c) for c in table.columns],
+        "rows": rows,
+        "notes": list(table.notes),
+    }
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 

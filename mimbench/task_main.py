@@ -11,10 +11,10 @@ from mimbench.cells import Request, finished, make_cells, read_contestant, set_a
 from mimbench.config import parse_overrides
 from mimbench.errors import UserError
 from mimbench.evaluation import evaluate
+from mimbench.logs import configure_logging
 from mimbench.manifest import DEFAULT_FILE, PROFILES, Manifest, Profile, load_manifest
 from mimbench.orders import ORDER_FILE, write_order
 from mimbench.results import Result
-from mimbench.runtime import configure_logging
 from mimbench.task import Machine
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,9 @@ def _parser(
     parser.add_argument("--profile", choices=PROFILES, default="paper")
     parser.add_argument("--benchmark", metavar="ID", help="entry of benchmarks.yaml")
     parser.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
-    parser.add_argument("--set", action="append", default=[], metavar="K=V", help="change the recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="K=V", help="change the recipe"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
@@ -81,7 +83,9 @@ def pick_benchmark(manifest: Manifest, task: str, profile: Profile, name: str | 
     if name:
         if name not in mine:
             known = ", ".join(mine) or "none"
-            raise UserError(f"'{name}' is no benchmark of {task} in profile {profile}; known: {known}")
+            raise UserError(
+                f"'{name}' is no benchmark of {task} in profile {profile}; known: {known}"
+            )
         return name
     if not mine:
         raise UserError(f"benchmarks.yaml has no benchmark of {task} in profile {profile}")

@@ -29,7 +29,9 @@ def main(args: argparse.Namespace) -> int:
     results = read_results(args.out)
     if not results:
         raise UserError(f"no results in {args.out}; name the folder that a run wrote (--out)")
-    table = make_table(results, load_manifest(args.benchmarks), choice=parse_choices(args.reference))
+    table = make_table(
+        results, load_manifest(args.benchmarks), choice=parse_choices(args.reference)
+    )
     sys.stdout.write(FORMATS[args.format](table))
     return 0
 
