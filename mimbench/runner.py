@@ -124,7 +124,7 @@ def _fill(
 def _blocked(cell: Cell, busy: Sequence[Cell]) -> bool:
     """A cell waits for the benchmarks it names in `after`, on the same checkpoint."""
     return any(
-        other.order.benchmark in cell.after and other.contestant is cell.contestant
+        other.order.benchmark in cell.after and other.contestant == cell.contestant
         for other in busy
         if other is not cell
     )
@@ -209,18 +209,20 @@ class Screen:
         if not running or now - self.shown < (LIVE_SECONDS if self.live else PLAIN_SECONDS):
             return
         self.shown = now
-        for job in running:
-            line = (last_lines(job.cell.folder / LOG_FILE, 1) or ["starting"])[0]
-            text = (
-                f"[{self.done + 1}/{self.total}] {job.cell.label} {clock(now - job.began)} | {line}"
-            )
-            if not self.live:
-                logger.info("%s", text)
+        lines = [self._line(job, now) for job in running]
         if self.live:
-            text = text[:160]
+            text = lines[int(now / 2) % len(lines)][:160]
             sys.stderr.write("\r" + text.ljust(self.width))
             sys.stderr.flush()
             self.width = len(text)
+        else:
+            for line in lines:
+                logger.info("%s", line)
+
+    def _line(self, job: Running, now: float) -> str:
+        latest = (last_lines(job.cell.folder / LOG_FILE, 1) or ["starting"])[0]
+        place = f"[{self.done + 1}/{self.total}]"
+        return f"{place} {job.cell.label} {clock(now - job.began)} | {latest}"
 
     def _clear(self) -> None:
         if self.live and self.width:

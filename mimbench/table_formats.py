@@ -89,7 +89,11 @@ def legend(table: Table) -> list[str]:
         lines.append("(+/-) difference from the matching published row")
     if any(v.best for v in values):
         lines.append("* best measured value of the column")
-    lines += sorted({f"{row.label}: {row.source}" for row in table.rows if row.kind == "published"})
+    published = [row for row in table.rows if row.kind == "published"]
+    for source in dict.fromkeys(row.source for row in published):
+        lines.append(
+            f"{source}: " + "; ".join(row.label for row in published if row.source == source)
+        )
     return [*lines, *table.notes]
 
 
@@ -164,7 +168,6 @@ LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    "-": "--",
     "·": r"$\cdot$",
 }
 
