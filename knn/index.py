@@ -35,7 +35,8 @@ class Approximate:
     lists: int = 4096
     probes: int = 64
     code_bytes: int = 64
-    """Bytes of a product-quantised vector (ivfpq only)."""
+    """Sub-vectors of a product-quantised vector (ivfpq only); at 8 bits its bytes."""
+    code_bits: int = 8
 
 
 def search(bank: Floats, queries: Floats, k: int, *, metric: Metric = "ip") -> tuple[Floats, Ids]:
@@ -168,7 +169,7 @@ def search_approximate(
             f"code_bytes = {how.code_bytes} does not divide the feature width {dim}; "
             "choose a divisor"
         )
-    kind = "Flat" if how.kind == "ivf" else f"PQ{how.code_bytes}"
+    kind = "Flat" if how.kind == "ivf" else f"PQ{how.code_bytes}x{how.code_bits}"
     index: Any = faiss.index_factory(dim, f"IVF{lists},{kind}", _faiss_metric(metric))
     index.cp.seed = 0
     index.train(bank)

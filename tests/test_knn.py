@@ -177,7 +177,7 @@ def test_an_approximate_index_states_its_recall(kind):
     exact = search(bank, queries, 10)[1]
     few, all_lists = (
         search_approximate(
-            bank, queries, 10, Approximate(kind=kind, lists=16, probes=p, code_bytes=8)
+            bank, queries, 10, Approximate(kind=kind, lists=16, probes=p, code_bytes=4, code_bits=4)
         )[1]
         for p in (2, 16)
     )
@@ -196,9 +196,7 @@ def test_impossible_requests_say_what_to_do(tmp_path: Path):
     with pytest.raises(UserError, match="must be among k"):
         from_mapping(Config, {"k": [5], "data": "x"})
     with pytest.raises(UserError, match="temperature 0.0 is not positive"):
-        from_mapping(
-            Config, {"temperature": [0.0], "main_temperature": 0.0, "data": "x"}
-        )
+        from_mapping(Config, {"temperature": [0.0], "main_temperature": 0.0, "data": "x"})
     with pytest.raises(UserError, match="smaller than the crop"):
         from_mapping(Config, {"image_size": 448, "data": "x"})
     with pytest.raises(UserError, match="did you mean 'normalise'"):
