@@ -6,10 +6,8 @@ from torch import Tensor
 from mimbench.architecture import Family, infer_spec
 from mimbench.errors import UserError
 from mimbench.layout import Options, Tensors, fuse_qkv, per_block
+from mimbench.positions import ROTATION_BASE, rotation_periods
 from mimbench.weights import VitSpec
-
-BASE = 100.0
-"""Longest period of the rotation in every published DINOv3 model."""
 
 GRID = (14, 14)
 """No table shows a grid; the family is pre-trained and evaluated at 224 with patch 16."""
@@ -32,19 +30,14 @@ def finish(tensors: Tensors, family: Family, options: Options) -> tuple[Tensors,
     return tensors, spec, asked
 
 
-def periods_for(width: int) -> Tensor:
-    """Return the periods of the rotation for one head's width."""
-    return BASE ** (2.0 * torch.arange(width // 4, dtype=torch.float32) / (width // 2))
-
-
 def check_periods(periods: Tensor, width: int) -> None:
     """Refuse periods that are not the published ones (stored in bfloat16, so only nearly equal)."""
     if periods.is_meta:
         return
-    fixed = periods_for(width)
+    fixed = rotation_periods(width)
     if periods.shape != fixed.shape or not torch.allclose(periods.float(), fixed, rtol=1e-2):
         raise UserError(
-            f"rope_embed.periods are not those of base {BASE:g} for heads of width {width}: "
+            f"rope_embed.periods are not those of base {ROTATION_BASE:g} for heads of width {width}: "
             "wrong number of heads, or another rotary embedding"
         )
 

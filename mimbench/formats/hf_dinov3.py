@@ -3,7 +3,8 @@
 from mimbench.errors import UserError
 from mimbench.huggingface import family_from, notes_for
 from mimbench.layout import PLAIN, Converted, Options, Raw, choose, container_extras, rename
-from mimbench.rotary_files import BASE, FAMILY, finish
+from mimbench.positions import ROTATION_BASE
+from mimbench.rotary_files import FAMILY, finish
 
 NAME = "hf-dinov3"
 
@@ -37,9 +38,9 @@ def claims(raw: Raw) -> bool:
 
 def convert(raw: Raw, options: Options) -> Converted:
     """Return the encoder with query, key and value joined."""
-    base = raw.config.get("rope_theta", BASE)
-    if base != BASE:
-        raise UserError(f"config.json: rope_theta is {base}, only {BASE:g} is supported")
+    base = raw.config.get("rope_theta", ROTATION_BASE)
+    if base != ROTATION_BASE:
+        raise UserError(f"config.json: rope_theta is {base}, only {ROTATION_BASE:g} is supported")
     which, state, networks = choose(raw, {"student": PLAIN}, options.which)
     gated = raw.has(LAYER + r"mlp\.gate_proj\.weight")
     up = (UP, r"blocks.\1.mlp.up.\2") if gated else (UP, r"blocks.\1.mlp.fc1.\2")
