@@ -1,0 +1,59 @@
+"""Files are whole or absent; progress reads well in a file."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from mimbench.files import atomic_path, file_digest, value_digest, write_json, write_text
+from mimbench.progress import Progress, clock
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_text(path, "old")
+
+    def fail_midway() -> None:
+        with atomic_path(path) as part:
+            part.write_text("half")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fail_midway()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_json_refuses_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"top1": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_digests_depend_on_content_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    assert file_digest(tmp_path / "a") == file_digest(tmp_path / "b")
+    assert (
+        value_digest({"a": 1, "b": 2})
+        == value_digest({"b": 2, "a": 1})
+        != value_digest({"a": 2, "b": 2})
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59, "59s"), (187, "3m07s"), (7500, "2h05m"), (273600, "3d04h")],
+)
+def test_clock_reads_like_a_person(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_progress_is_plain_lines_in_a_file() -> None:
+    stream = io.StringIO()
+    bar = Progress("k-NN", 10, stream=stream)
+    bar.step(5, loss=1.23456)
+    assert bar.line(bar.began + 10.0) == "k-NN 5/10 50% 10s left 10s loss 1.235"
+    bar.close()
+    assert "\r" not in stream.getvalue()
+    assert stream.getvalue().count("\n") == 1
