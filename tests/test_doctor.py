@@ -19,6 +19,7 @@ from mimbench.doctor.check import Check, as_json, as_table, fault, ok, warn
 from mimbench.doctor.child import ChildError, try_script
 from mimbench.doctor.data import check_data
 from mimbench.errors import UserError
+from mimbench.sample import generate
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
 
@@ -340,6 +341,19 @@ def test_no_data_set_at_all(tmp_path: Path) -> None:
     assert "holds no data set" in check.detail
     with pytest.raises(UserError, match="no such folder"):
         check_data(tmp_path / "nowhere")
+
+
+def test_generated_sample_data_is_recognised(tmp_path: Path) -> None:
+    root = generate(
+        tmp_path / "my sample", train_per_class=1, val_per_class=1, train_scenes=2, val_scenes=2
+    )
+    (check,) = check_data(root)
+    assert (check.name, check.status) == ("sample data", "ok")
+    next((root / "ade" / "images").rglob("*.*g")).unlink()
+    (damaged,) = check_data(root)
+    assert "is damaged" in damaged.detail
+    run_mend(damaged, tmp_path)
+    assert statuses(check_data(root)) == ["ok"]
 
 
 def test_sample_data_is_not_measured_by_the_published_counts(tmp_path: Path) -> None:
