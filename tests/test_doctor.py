@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -352,8 +353,9 @@ def test_generated_sample_data_is_recognised(tmp_path: Path) -> None:
     next((root / "ade" / "images").rglob("*.*g")).unlink()
     (damaged,) = check_data(root)
     assert "is damaged" in damaged.detail
-    run_mend(damaged, tmp_path)
-    assert statuses(check_data(root)) == ["ok"]
+    assert (
+        damaged.mend == f"{shlex.quote(sys.executable)} -m mimbench sample --fresh --out '{root}'"
+    )
 
 
 def test_sample_data_is_not_measured_by_the_published_counts(tmp_path: Path) -> None:
@@ -369,7 +371,7 @@ def test_sample_data_is_not_measured_by_the_published_counts(tmp_path: Path) -> 
     (tmp_path / "coco/val2017/1.jpg").unlink()
     (check,) = check_data(tmp_path)
     assert "coco/val2017 has 0 files, expected 1" in check.detail
-    assert f"{sys.executable} -m mimbench sample --fresh" in check.mend
+    assert "-m mimbench sample --fresh --out" in check.mend
 
 
 # The environment
