@@ -18,7 +18,7 @@ from mimbench.sample.textures import texture_bank
 logger = logging.getLogger(__name__)
 
 GENERATOR = "mimbench-sample"
-VERSION = 1
+VERSION = 2
 """Raise it with every change that moves a pixel or a label."""
 MANIFEST = "manifest.json"
 
