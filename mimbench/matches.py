@@ -1,5 +1,8 @@
 """COCO average precision as a function of image weights, from one matching of detections to truth."""
 
+import contextlib
+import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ import numpy as np
 
 RECALLS = np.linspace(0, 1, 101)
 Kind = Literal["bbox", "segm"]
+KINDS: dict[str, Kind] = {"box_ap": "bbox", "mask_ap": "segm"}
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,25 @@ def match_detections(
     from pycocotools.coco import COCO  # noqa: PLC0415 - optional, only detection needs it
     from pycocotools.cocoeval import COCOeval  # noqa: PLC0415
 
-    coco = COCO(str(truth))
-    judge: Any = COCOeval(coco, coco.loadRes(str(detections)), kind)
+    other = "segmentation" if kind == "bbox" else "bbox"
+    found = [{k: v for k, v in d.items() if k != other} for d in json.loads(detections.read_text())]
+    # pycocotools reports to stdout, which belongs to the final table
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(truth))
+        load: Any = coco.loadRes
+        judge: Any = COCOeval(coco, load(found) if found else COCO(), kind)
+        return _judge(judge)
+
+
+def _judge(judge: Any) -> tuple[list[int], list[ClassMatches]]:
     judge.params.areaRng = judge.params.areaRng[:1]
     judge.params.areaRngLbl = judge.params.areaRngLbl[:1]
     judge.params.maxDets = [100]
     judge.evaluate()
     images = [int(i) for i in judge.params.imgIds]
     grid = np.array(judge.evalImgs, dtype=object).reshape(len(judge.params.catIds), len(images))
-    found = [_class_matches(row, len(judge.params.iouThrs)) for row in grid]
-    return images, [m for m in found if m.objects.sum()]
+    classes = [_class_matches(row, len(judge.params.iouThrs)) for row in grid]
+    return images, [matches for matches in classes if matches.objects.sum()]
 
 
 def _class_matches(row: np.ndarray, thresholds: int) -> ClassMatches:
