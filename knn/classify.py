@@ -72,8 +72,8 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     train, val = config.images()
     check_k(max(config.k), len(train))
     with process_group() as ranks:
-        banks = [config.features(weights, images, ranks) for images in (train, val)]
-        return from_main(_evaluate(*banks, config, out) if ranks.main else None, ranks)
+        bank, queries = (config.features(weights, images, ranks) for images in (train, val))
+        return from_main(_evaluate(bank, queries, config, out) if ranks.main else None, ranks)
 
 
 def _evaluate(train: FeatureBank, val: FeatureBank, config: Config, out: Path) -> dict[str, float]:
