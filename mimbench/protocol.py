@@ -13,7 +13,7 @@ from mimbench.features import BankSpec, FeatureBank
 from mimbench.files import value_digest
 from mimbench.preprocess import Interpolation, Preprocess
 from mimbench.runtime import Precision, Ranks
-from mimbench.subsets import first_per_class
+from mimbench.subsets import Subset
 from mimbench.task import Machine
 from mimbench.weights import VitWeights
 
@@ -29,8 +29,8 @@ class ImageConfig:
     """Length of the shorter side before the centre crop; null leaves the image as it is."""
     interpolation: Interpolation = "bicubic"
     precision: Precision = "fp32"
-    max_train: int | None = None
-    """Use only this many training images of each class, the first ones in order."""
+    subset: Subset = field(default_factory=Subset)
+    """The training images that are used."""
     source: Source = field(default_factory=Source)
     data: Path
     seed: int = 0
@@ -49,9 +49,7 @@ class ImageConfig:
     def images(self) -> tuple[ImageList, ImageList]:
         """Return the train and val lists."""
         train, val = self.source.open(self.data)
-        if self.max_train is not None:
-            train = train.subset(first_per_class(train.labels, self.max_train))
-        return train, val
+        return self.subset.of(train), val
 
 
 @dataclass(frozen=True, kw_only=True)

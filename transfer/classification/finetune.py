@@ -100,7 +100,7 @@ def train_transform(config: Config, spec: VitSpec) -> Any:
         scale=augment.scale,
         hflip=augment.flip,
         # as in the references: RandAugment stands in for colour jitter
-        color_jitter=None,
+        color_jitter=0.0,
         auto_augment=augment.randaugment,
         interpolation=config.interpolation,
         re_prob=augment.erase,

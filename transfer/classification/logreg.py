@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from mimbench.data import ImageList
 from mimbench.features import Choice, FeatureBank
 from mimbench.files import write_json
 from mimbench.metrics import rank_classes, top_percent, write_outcomes
@@ -111,12 +110,17 @@ def _evaluate(
     }
     labels = views[0].images.labels
     for choice in config.choices:
-        train = torch.cat([scale(v.load(choice), config.normalise) for v in views])
-        queries = scale(val.load(choice), config.normalise).to(device)
+        train = torch.cat([scale(v.load(choice), normalise=config.normalise) for v in views])
+        queries = scale(val.load(choice), normalise=config.normalise).to(device)
         fitted = choose_and_fit(
-            train.to(device), np.tile(labels, config.views), val.images, config, labels
+            train.to(device),
+            labels,
+            len(val.images.classes),
+            config.grid,
+            seed=config.seed,
+            views=config.views,
         )
-        ranked = rank_classes(fitted.solution.ranked(0, queries)).cpu()
+        ranked = rank_classes(fitted.solution.logits(0, queries)).cpu()
         truth = torch.from_numpy(val.images.labels)
         metrics |= {
             f"{choice}_top1": top_percent(ranked, truth, 1),
@@ -131,7 +135,7 @@ def _evaluate(
     return metrics
 
 
-def scale(features: Tensor, normalise: bool) -> Tensor:  # noqa: FBT001
+def scale(features: Tensor, *, normalise: bool) -> Tensor:
     """Return the features, of unit length if asked for."""
     return F.normalize(features, dim=1) if normalise else features
 
@@ -148,33 +152,36 @@ class Fitted:
 def choose_and_fit(
     features: Tensor,
     labels: NDArray[np.int64],
-    images: ImageList,
-    config: Config,
-    single: NDArray[np.int64],
+    classes: int,
+    grid: Grid,
+    *,
+    seed: int,
+    views: int = 1,
 ) -> Fitted:
     """Choose C on a held-out part of the training images, then fit on all of them.
 
     Args:
         features: (views x n, d), view after view.
-        labels: One for each row of `features`.
-        images: Any list with the classes.
-        config: Grid, seed and views.
-        single: The labels of one view: an image is held out in all of its views.
+        labels: (n), of one view: an image is held out in all of its views.
+        classes: Number of classes.
+        grid: Which values of C, and how they are tried.
+        seed: Chooses what is held out.
+        views: How often each image stands in `features`.
     """
-    kept, held = hold_out(single, config.grid.holdout, seed=config.seed)
-    every = np.concatenate([kept + v * len(single) for v in range(config.views)])
-    classes, grid = len(images.classes), config.grid
+    kept, held = hold_out(labels, grid.holdout, seed=seed)
+    every = np.concatenate([kept + view * len(labels) for view in range(views)])
+    tiled = np.tile(labels, views)
     began = time.perf_counter()
-    tried = solve(features[every], labels[every], classes, grid.values, grid)
+    tried = solve(features[every], tiled[every], classes, grid.values, grid)
     truth = torch.from_numpy(labels[held])
     found = [
-        top_percent(rank_classes(tried.ranked(i, features[held])).cpu(), truth, 1)
+        top_percent(rank_classes(tried.logits(i, features[held])).cpu(), truth, 1)
         for i in range(len(grid.values))
     ]
     # of equal ones the strongest penalty
     best = int(np.argmax(found))
     start = (tried.weight[best], tried.bias[best])
-    final = solve(features, labels, classes, [grid.values[best]], grid, start=start)
+    final = solve(features, tiled, classes, [grid.values[best]], grid, start=start)
     record = {
         "C": grid.values[best],
         "at_edge_of_grid": best in {0, len(grid.values) - 1} and len(grid.values) > 1,
