@@ -32,7 +32,6 @@ class Family:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     position: Literal["absolute", "relative", "rotary"] = "absolute"
-    mlp: Literal["mlp", "swiglu"] = "mlp"
     grid: tuple[int, int] | None = None
     """Said by the family or its configuration where no table shows it."""
 
@@ -75,7 +74,7 @@ def infer_spec(
         final_norm=_final_norm(tensors),
         norm_eps=family.norm_eps,
         activation=family.activation,
-        mlp=family.mlp,
+        mlp=_mlp(tensors, hidden),
         pool="avg" if "fc_norm.weight" in tensors else family.pool,
         mean=family.mean,
         std=family.std,
@@ -99,6 +98,11 @@ def _final_norm(tensors: Mapping[str, Tensor]) -> Literal["norm", "fc_norm", "no
     if "norm.weight" in tensors:
         return "norm"
     return "fc_norm" if "fc_norm.weight" in tensors else "none"
+
+
+def _mlp(tensors: Mapping[str, Tensor], hidden: int) -> Literal["mlp", "swiglu"]:
+    """Return 'swiglu' where the first layer makes gate and value at once."""
+    return "swiglu" if _need(tensors, "blocks.0.mlp.fc1.weight", 2).shape[0] == 2 * hidden else "mlp"
 
 
 def _heads(dim: int, family: Family, asked: int | None) -> tuple[int, bool]:
