@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyCall, instantiate
+from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import create_ddp_model
@@ -81,7 +81,9 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
         return conclude(job, out)
 
 
-def evaluate_run(weights: VitWeights, folder: Path, *, data_root: Path | None = None) -> Scores:
+def evaluate_run(
+    weights: VitWeights, folder: Path, *, data_root: Path | None = None, device: str | None = None
+) -> dict[str, float]:
     """Score a run's newest state again, under the configuration that it was trained with."""
     record = read_record(folder)
     if record["weights"] != weights.digest:
@@ -92,13 +94,15 @@ def evaluate_run(weights: VitWeights, folder: Path, *, data_root: Path | None = 
     config = from_mapping(Config, record["config"], str(folder / RECORD))
     if data_root is not None:
         config = replace(config, data=data_root)
+    if device is not None:
+        # scoring runs in full precision, so any device will do
+        machine = replace(config.machine, device=device)
+        config = replace(config, machine=machine, precision="fp32")
     with process_group() as ranks:
         job = prepare(weights, config, ranks)
         if not Checkpoints(job.model, str(folder / "checkpoints")).read_last():
             raise UserError(f"{folder} holds no training state; train first")
-        conclude(job, folder)
-        scores = comm.all_gather(_last_scores(folder) if ranks.main else None)[0]
-    return scores
+        return conclude(job, folder)
 
 
 def prepare(weights: VitWeights, config: Config, ranks: Ranks) -> Job:
