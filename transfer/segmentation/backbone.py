@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from typing_extensions import override
 
 from mimbench.errors import UserError
 from mimbench.positions import resize_table
@@ -118,14 +119,14 @@ class TapBEiT(BEiT):
     def __init__(
         self, img_size: Sequence[int], out_indices: Sequence[int], *, tap_norm: bool, **options: Any
     ):
-        super().__init__(
-            img_size=tuple(img_size), out_indices=tuple(out_indices), final_norm=tap_norm, **options
-        )
+        options |= {"img_size": tuple(img_size), "out_indices": tuple(out_indices)}
+        super().__init__(final_norm=tap_norm, **options)
         self.requires_grad_(requires_grad=False)
 
-    def train(self, mode: bool = True) -> "TapBEiT":  # noqa: FBT001, FBT002
-        """Stay in evaluation mode."""
-        return super().train(False)
+    @override
+    def train(self, mode: bool = True) -> None:
+        """Stay in evaluation mode (mmseg's BEiT returns nothing here)."""
+        super().train(mode=False)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
