@@ -157,8 +157,6 @@ def load(
     converted = convert(weights, kind, crop, tap_norm=tap_norm)
     tensors = dict(converted.tensors)
     own = backbone.state_dict()
-    if kind == "BEiT":
-        tensors = _resized_bias(backbone, tensors, weights.spec, crop)
     faults = [f"the backbone has no {name}" for name in tensors if name not in own]
     for name, value in own.items():
         if name in tensors and tensors[name].shape != value.shape:
@@ -180,18 +178,3 @@ def load(
         )
     backbone.load_state_dict({**own, **tensors})
     return converted
-
-
-def _resized_bias(
-    backbone: nn.Module, tensors: Mapping[str, Tensor], spec: VitSpec, crop: tuple[int, int]
-) -> dict[str, Tensor]:
-    """Return tensors with bias tables at the crop's size, by mmseg's own interpolation."""
-    grid = token_grid(spec, crop)
-    if grid == spec.grid:
-        return dict(tensors)
-    if grid[0] != grid[1] or spec.grid[0] != spec.grid[1]:
-        raise UserError(
-            f"mmseg resizes relative position bias between squares only, not from {spec.grid} "
-            f"to {grid} patches; choose a square crop"
-        )
-    return cast(Any, backbone).resize_rel_pos_embed(dict(tensors))
