@@ -28,7 +28,10 @@ def convert(raw: Raw, options: Options) -> Converted:
     )
     notes = () if _says_normalisation(raw) else (normalisation_note(raw),)
     if converted.spec.pre_norm and "architecture" not in raw.config:
-        notes = (*notes, "a norm before the blocks: CLIP's conventions (epsilon 1e-5) and GELU assumed")
+        notes = (
+            *notes,
+            "a norm before the blocks: CLIP's conventions (epsilon 1e-5) and GELU assumed",
+        )
     return replace(converted, notes=notes)
 
 
