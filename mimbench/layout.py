@@ -16,6 +16,11 @@ from mimbench.weights import VitSpec
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
+ROLES = ("student", "teacher")
+
+PLAIN = ("model", "state_dict", "module", "")
+"""Containers of a file's only network, the likeliest first."""
+
 Tensors = dict[str, Tensor]
 
 
@@ -61,11 +66,15 @@ class Raw:
         """Container -> its entries with wrappers stripped; '' is the top level itself."""
         found: dict[str, dict[str, Any]] = {}
         if any(isinstance(value, Tensor) for value in self.top.values()):
-            inner = {k: v for k, v in self.top.items() if isinstance(v, Tensor) or "." in k}
+            inner = {k: v for k, v in self.top.items() if isinstance(k, str) and _belongs(k, v)}
             found[""] = strip_wrappers(inner)
         for key, value in self.top.items():
-            if _is_state(value):
+            if isinstance(key, str) and _is_state(value):
                 found[key] = strip_wrappers(value)
+        for role in ROLES:
+            for state in list(found.values()):
+                if role not in found and any(name.startswith(f"{role}.") for name in state):
+                    found[role] = strip_wrappers(strip_prefix(state, f"{role}."))
         return found
 
     @cached_property
@@ -77,6 +86,10 @@ class Raw:
         """Return whether a tensor's whole name matches the pattern."""
         match = re.compile(pattern).fullmatch
         return any(match(name) for name in self.names)
+
+
+def _belongs(key: str, value: Any) -> bool:
+    return isinstance(value, Tensor) or ("." in key and not isinstance(value, Mapping))
 
 
 def _is_state(value: Any) -> bool:
@@ -123,7 +136,12 @@ def choose(
         raise UserError(
             f"{raw.path}: holds no network '{chosen}'; --which can be {', '.join(present)}"
         )
-    return chosen, raw.networks[present[chosen]], tuple(present)
+    several = len(present) > 1
+    return (
+        chosen if several else "",
+        raw.networks[present[chosen]],
+        tuple(present) if several else (),
+    )
 
 
 def listed(names: Iterable[Any], limit: int = 5) -> str:
