@@ -1,9 +1,7 @@
 """The process we run in: device, precision, seeds, ranks and logging, each set up in one place."""
 
-import logging
 import os
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mimbench.errors import UserError
+from mimbench.logs import configure_logging as configure_logging
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -51,7 +50,15 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the group that torchrun announces (nccl on GPUs, gloo on CPUs); alone without torchrun."""
+    """Join the group that torchrun announces (nccl on GPUs, gloo on CPUs); alone without torchrun.
+
+    A group that another launcher has made already is used and left as it is.
+    """
+    if dist.is_initialized():
+        rank = dist.get_rank()
+        local = torch.cuda.current_device() if torch.cuda.is_available() else rank
+        yield Ranks(rank=rank, world=dist.get_world_size(), local=local)
+        return
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Ranks()
         return
@@ -94,15 +101,3 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def usable_cores() -> int:
     """Return how many processors this process may really use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def configure_logging(*, verbose: bool = False, rank: int = 0) -> None:
-    """Send our log to stderr; ranks other than 0 only warn."""
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(
-        level=level if rank == 0 else logging.WARNING,
-        format="%(asctime)s %(message)s" if rank == 0 else f"%(asctime)s [rank {rank}] %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )

@@ -1,20 +1,22 @@
-"""Cards for classification: one large digit on one flat colour, both colours drawn at random.
+"""Cards for classification: one large, light digit on a dark flat colour.
 
-No texture here, on purpose: pixels that cannot be foretold teach a masked autoencoder nothing in
-the minutes that the demo has, and then pretraining would not show.
+No texture here, on purpose: what cannot be foretold from the visible patches teaches a masked
+autoencoder nothing in the minutes that the demo has, and then pretraining would not show.
 """
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
-from mimbench.sample.digits import SPLITS, contrasting_ink, digit_bank
+from mimbench.sample.digits import SPLITS, digit_bank
 
 SIDE = 32
 SEED = 20_241
 
-_SIZES = (26, 33)
-_GROUND = (0.2, 0.8)
-_CONTRAST = 0.3
+_SIZES = (30, 33)
+_GROUND = (0.05, 0.4)
+_INK = (0.65, 1.0)
+_TINT = 0.1
 _NOISE = 0.02
 
 
@@ -29,9 +31,14 @@ def make_card(split: str, index: int) -> NDArray[np.uint8]:
     size = int(rng.integers(*_SIZES))
     coverage = digit_bank(split).draw(rng, card_digit(index), size)
     row, column = rng.integers(0, SIDE - size + 1, 2)
-    pixels = np.ones((SIDE, SIDE, 3)) * rng.uniform(*_GROUND, 3)
-    ink = contrasting_ink(rng, pixels, _CONTRAST)
+    pixels = np.ones((SIDE, SIDE, 3)) * _colour(rng, _GROUND)
+    ink = _colour(rng, _INK)
     part = pixels[row : row + size, column : column + size]
     part += coverage[..., None] * (ink - part)
     pixels += rng.normal(0, _NOISE, pixels.shape)
     return np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def _colour(rng: Generator, brightness: tuple[float, float]) -> NDArray[np.float64]:
+    """Draw a colour: a brightness within the limits, and a slight tint."""
+    return np.clip(rng.uniform(*brightness) + rng.uniform(-_TINT, _TINT, 3), 0, 1)

@@ -79,8 +79,10 @@ class _Canvas:
     def __init__(self, rng: Generator, split: str, textures: TextureBank):
         self.things: list[Thing] = []
         self.textures = _regions(rng)
-        patches = [textures.patch(rng, kind, split, SIDE) for kind in range(3)]
-        self.ground = np.choose(self.textures[..., None], patches)
+        self.ground = np.empty((SIDE, SIDE, 3))
+        for kind in np.unique(self.textures):
+            region = self.textures == kind
+            self.ground[region] = textures.patch(rng, int(kind), split, SIDE)[region]
         self.pixels = self.ground.copy()
 
     def paint_digit(self, rng: Generator, bank: DigitBank) -> None:

@@ -1,0 +1,37 @@
+"""Check environment, GPUs and data; say for each fault what mends it.
+
+Exit code 1 if something has to be mended. Without --data only the environment is checked.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from mimbench.doctor.check import as_json, as_table, has_fault
+from mimbench.doctor.data import check_data
+from mimbench.doctor.environment import check_cuda, check_python, check_shared_memory
+from mimbench.doctor.frameworks import check_frameworks
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to `parser`."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with imagenet/, coco/ and ade/, or one of these itself, or the sample data",
+    )
+    parser.add_argument("--json", action="store_true", help="findings as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Check, show the findings; return 1 if one has to be mended."""
+    logger.info("trying every framework in a process of its own")
+    checks = [check_python(), *check_frameworks(), check_cuda(), check_shared_memory()]
+    if args.data is not None:
+        checks += check_data(args.data)
+    sys.stdout.write(as_json(checks) if args.json else as_table(checks))
+    return 1 if has_fault(checks) else 0

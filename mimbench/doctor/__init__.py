@@ -1,0 +1,5 @@
+"""Checks of the environment and of the data on disk; each fault comes with the command that mends it.
+
+Nothing outside the standard library is imported here: the doctor has to work where the
+installation does not. Frameworks and images are tried in child processes.
+"""

@@ -1,0 +1,70 @@
+"""Images from files: fast decoding, the same on every machine, and what to do with a broken one."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import cast
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+from torchvision.transforms.v2 import functional as vision
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
+
+
+class CorruptImageError(Exception):
+    """An image that cannot be read; whoever loads many decides whether to go on without it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def decode(data: bytes, name: str) -> Tensor:
+    """Return the image in `data` as RGB bytes (3, H, W).
+
+    Args:
+        data: A whole file: JPEG and PNG take torchvision's decoder, other formats take Pillow.
+        name: What to call the image when it is broken.
+    """
+    try:
+        if data.startswith(JPEG):
+            return _decode_jpeg(data)
+        if data.startswith(PNG):
+            raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return decode_png(raw, mode=ImageReadMode.RGB)
+        return _decode_pillow(data)
+    except (RuntimeError, ValueError, OSError, SyntaxError, UnidentifiedImageError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CorruptImageError(name, reason if data else "the file is empty") from error
+
+
+def read(path: Path) -> Tensor:
+    """Return the image in a file as RGB bytes (3, H, W)."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptImageError(str(path), error.strerror or str(error)) from error
+    return decode(data, str(path))
+
+
+def _decode_jpeg(data: bytes) -> Tensor:
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    try:
+        return cast(Tensor, decode_jpeg(raw, mode=ImageReadMode.RGB))
+    except RuntimeError:
+        # CMYK and some progressive files: slower, but right
+        return _decode_pillow(data)
+
+
+def _decode_pillow(data: bytes) -> Tensor:
+    with warnings.catch_warnings():
+        # a palette with transparency is worth no line in the log for each epoch
+        warnings.simplefilter("ignore", UserWarning)
+        with Image.open(io.BytesIO(data)) as image:
+            return vision.pil_to_tensor(image.convert("RGB"))

@@ -1,0 +1,119 @@
+"""Masking strategies: each module in this folder is one, named in a config by its file's name.
+
+A strategy is a frozen dataclass `Strategy` whose fields are its configuration. It declares in
+`needs` what must be computed for it; the learner computes just that, and only at the moments when
+`idle` is false. A module may set `NAME` where its file cannot carry the name (`random`).
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mimbench.config import from_mapping
+from mimbench.errors import UserError, did_you_mean
+
+Need = Literal["difficulty", "attention", "images"]
+"""The teacher's predicted loss; its class token's attention; the normalised images themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskInput:
+    """What a strategy may look at. Tensors are there only if the strategy needs them."""
+
+    batch: int
+    grid: tuple[int, int]
+    device: torch.device
+    epoch_progress: float = 1.0
+    """(epoch + 1) / epochs: constant within an epoch, 1 in the last one."""
+    step_progress: float = 1.0
+    """(step + 1) / steps."""
+    difficulty: Tensor | None = None
+    """(b, n) predicted loss of each patch, float32; None also where the teacher was left out."""
+    attention: Tensor | None = None
+    """(b, n) attention of the teacher's class token, mean over heads, float32."""
+    images: Tensor | None = None
+    """(b, 3, H, W), normalised."""
+    first: int = 0
+    """Place of the first image in the effective batch, over all processes and micro-steps."""
+    whole: int | None = None
+    """Images in the effective batch; by default just this batch."""
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image."""
+        return self.grid[0] * self.grid[1]
+
+    def uniform(self, rng: torch.Generator, *shape: int) -> Tensor:
+        """Return numbers from [0, 1) of shape (b, *shape), this batch's share of the whole's.
+
+        All processes hold generators in the same state; drawing for the whole effective batch
+        and keeping the own rows makes masks that do not depend on how the batch is divided.
+        A strategy takes all its randomness from here.
+        """
+        whole = self.batch if self.whole is None else self.whole
+        drawn = torch.rand(whole, *shape, generator=rng, device=rng.device)
+        return drawn[self.first : self.first + self.batch].to(self.device)
+
+
+@runtime_checkable
+class MaskStrategy(Protocol):
+    """What a module's `Strategy` offers."""
+
+    needs: ClassVar[frozenset[Need]]
+
+    def count(self, patches: int) -> int:
+        """Return how many patches of each image are hidden: known without asking the device."""
+        ...
+
+    def idle(self, inp: MaskInput) -> bool:
+        """Tell whether, at this moment of the schedule, the needs make no difference."""
+        ...
+
+    def __call__(self, inp: MaskInput, rng: torch.Generator) -> Tensor:
+        """Return the mask (b, n): True = hidden, `count(n)` of them in each row."""
+        ...
+
+
+def hidden_count(patches: int, ratio: float) -> int:
+    """Return how many patches a ratio hides: all but floor(patches x (1 - ratio)).
+
+    The floor is taken of the exact product, so that 0.9 of 100 leaves 10 and not 9.
+    """
+    if not 0 < ratio < 1:
+        raise UserError(f"a mask ratio of {ratio:g} leaves nothing to see or nothing to learn")
+    visible = int(patches * (1 - ratio) + 1e-9)
+    if not 0 < visible < patches:
+        raise UserError(f"a mask ratio of {ratio:g} leaves {visible} of {patches} patches visible")
+    return patches - visible
+
+
+def hide_largest(keys: Tensor, count: int) -> Tensor:
+    """Return the mask that hides the `count` largest keys of each row."""
+    mask = torch.zeros_like(keys, dtype=torch.bool)
+    return mask.scatter_(1, keys.topk(count, dim=1).indices, value=True)
+
+
+def available() -> dict[str, type[MaskStrategy]]:
+    """Return name -> strategy of every module in this folder."""
+    found: dict[str, type[MaskStrategy]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        if not info.name.startswith("_"):
+            module = importlib.import_module(f"{__name__}.{info.name}")
+            if hasattr(module, "Strategy"):
+                found[getattr(module, "NAME", info.name)] = module.Strategy
+    return found
+
+
+def build(config: Mapping[str, Any]) -> MaskStrategy:
+    """Return the strategy that a config's `mask` section describes: `name`, then its fields."""
+    known = available()
+    fields = dict(config)
+    name = fields.pop("name", None)
+    if name not in known:
+        raise UserError(f"unknown mask.name {name!r}{did_you_mean(str(name), known)}")
+    return cast(MaskStrategy, from_mapping(cast(Any, known[name]), fields, f"mask ({name})"))

@@ -1,0 +1,302 @@
+"""The networks: a ViT that sees some patches, and decoders that fill in or judge the others.
+
+Encoder tensors carry timm's names. Images enter as patches, channel fastest, so that hidden ones are
+dropped before anything is computed for them. A decoder sees [class, visible, hidden] and answers
+for its last tokens only: its last block computes queries, MLP and head for those alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mimbench.positions import resize_table, sincos_table
+from mimbench.weights import VitSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Shape of a decoder; reconstruction and loss prediction have one each, of the same shape."""
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+
+
+def to_patches(images: Tensor, size: int) -> Tensor:
+    """Return images (b, 3, H, W) as patches (b, n, size * size * 3): rows, columns, channels."""
+    b, c, height, width = images.shape
+    x = images.reshape(b, c, height // size, size, width // size, size)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, size * size * c)
+
+
+def from_patches(patches: Tensor, size: int, grid: tuple[int, int]) -> Tensor:
+    """Return patches (b, n, size * size * 3) as images (b, 3, H, W)."""
+    x = patches.reshape(len(patches), *grid, size, size, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, grid[0] * size, grid[1] * size)
+
+
+def take(values: Tensor, indices: Tensor) -> Tensor:
+    """Return the rows of (b, n, d), or of a table (1, n, d), at indices (b, k)."""
+    if len(values) == 1:
+        return values[0][indices]
+    return values.gather(1, indices.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def split(mask: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+    """Return the raster indices of visible and of hidden patches, `hidden` in each row of the mask."""
+    order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+    visible = mask.shape[1] - hidden
+    return order[:, :visible], order[:, visible:]
+
+
+class Attention(nn.Module):
+    """Self-attention in one fused kernel."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """Return what tokens (b, n, d) gather; for the `last` tokens only if that is given."""
+        b, n, width = x.shape
+        if last is None:
+            q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x[:, n - last :], weight[:width], bias[:width])
+            q = q.reshape(b, last, self.heads, -1).transpose(1, 2)
+            kv = F.linear(x, weight[width:], bias[width:])
+            k, v = kv.reshape(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(b, -1, width))
+
+
+class Mlp(nn.Module):
+    """Two linear maps around an exact GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mapped tokens."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width, eps=eps), Attention(width, heads)
+        self.norm2, self.mlp = nn.LayerNorm(width, eps=eps), Mlp(width, hidden)
+
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """Return the tokens after the block; the `last` ones only if that is given."""
+        kept = x if last is None else x[:, x.shape[1] - last :]
+        kept = kept + self.attn(self.norm1(x), last)
+        return kept + self.mlp(self.norm2(kept))
+
+
+def run_block(block: Callable[..., Tensor], x: Tensor, *rest: int, save_memory: bool) -> Tensor:
+    """Return block(x, *rest); with `save_memory` its inside is computed again in the backward pass."""
+    if save_memory and torch.is_grad_enabled():
+        return cast(Tensor, checkpoint(block, x, *rest, use_reentrant=False))
+    return block(x, *rest)
+
+
+class PatchEmbed(nn.Module):
+    """The patch embedding: a convolution's weights, applied to patches that are already cut out."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, size, stride=size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return the embeddings of patches (b, k, size * size * 3)."""
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches, weight, self.proj.bias)
+
+
+class Encoder(nn.Module):
+    """A plain ViT over any subset of patches."""
+
+    pos_embed: Tensor
+
+    def __init__(self, spec: VitSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.save_memory = False
+        self.patch_embed = PatchEmbed(spec.embed_dim, spec.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
+        table = sincos_table(spec.embed_dim, spec.grid, class_row=True)
+        self.register_buffer("pos_embed", table)
+        self.blocks = nn.ModuleList(
+            Block(spec.embed_dim, spec.num_heads, spec.mlp_dim, spec.norm_eps)
+            for _ in range(spec.depth)
+        )
+        self.norm = nn.LayerNorm(spec.embed_dim, eps=spec.norm_eps)
+
+    def forward(
+        self, patches: Tensor, visible: Tensor | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Return the tokens (b, 1 + k, d) after the final norm: class token, then raster order.
+
+        Args:
+            patches: All patches (b, n, size * size * 3).
+            visible: Indices (b, k) of those to look at; by default all of them.
+            grid: Rows and columns of the patches where they differ from the specification's.
+        """
+        x = self.embed(patches, visible, grid)
+        for block in self.blocks:
+            x = run_block(block, x, save_memory=self.save_memory)
+        return self.norm(x)
+
+    def embed(
+        self, patches: Tensor, visible: Tensor | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Return the tokens that enter the first block."""
+        table = positions(self.pos_embed, self.spec, grid)
+        if visible is None:
+            x = self.patch_embed(patches) + table[:, 1:]
+        else:
+            x = self.patch_embed(take(patches, visible)) + take(table[:, 1:], visible)
+        cls = (self.cls_token + table[:, :1]).expand(len(x), -1, -1)
+        return torch.cat([cls.to(x.dtype), x], dim=1)
+
+
+def positions(table: Tensor, spec: VitSpec, grid: tuple[int, int] | None) -> Tensor:
+    """Return a position table with a class row, resized where the grid is not the specification's."""
+    if grid is None or grid == spec.grid:
+        return table
+    return resize_table(table, grid=spec.grid, to=grid, prefix=1, rule=spec.position_rule)
+
+
+class Decoder(nn.Module):
+    """Blocks, a norm and a linear head over the tokens that both decoders share."""
+
+    def __init__(self, config: DecoderConfig, outputs: int, eps: float) -> None:
+        super().__init__()
+        self.save_memory = False
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, 4 * config.width, eps) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=eps)
+        self.pred = nn.Linear(config.width, outputs)
+
+    def forward(self, x: Tensor, last: int) -> Tensor:
+        """Return the head's outputs (b, last, outputs) for the last tokens."""
+        for block in self.blocks[:-1]:
+            x = run_block(block, x, save_memory=self.save_memory)
+        x = run_block(self.blocks[-1], x, last, save_memory=self.save_memory)
+        return self.pred(self.norm(x))
+
+
+class Neck(nn.Module):
+    """What both decoders start from: embedded tokens, mask tokens, positions."""
+
+    pos_embed: Tensor
+
+    def __init__(self, spec: VitSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Linear(spec.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("pos_embed", sincos_table(width, spec.grid, class_row=True))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        visible: Tensor | None = None,
+        hidden: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Return [class, visible, hidden] for the encoder's tokens; all are visible by default."""
+        table = positions(self.pos_embed, self.spec, grid)
+        x = self.embed(tokens)
+        if visible is None or hidden is None:
+            return x + table
+        seen = x[:, 1:] + take(table[:, 1:], visible)
+        masks = (self.mask_token + take(table[:, 1:], hidden)).to(x.dtype)
+        cls = x[:, :1] + table[:, :1]
+        return torch.cat([cls.to(x.dtype), seen.to(x.dtype), masks], dim=1)
+
+
+class Outputs(NamedTuple):
+    """What the student says about one batch."""
+
+    latent: Tensor
+    """(b, 1 + k, d): class token and visible patches."""
+    prediction: Tensor
+    """(b, m, outputs): the hidden patches, raster order."""
+    difficulty: Tensor | None
+    """(b, m): predicted loss of the hidden patches, if there is a predictor."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """The student: encoder, reconstruction decoder and, for HPM, a loss predictor."""
+
+    def __init__(
+        self, spec: VitSpec, decoder: DecoderConfig, *, outputs: int | None, predictor: bool
+    ) -> None:
+        """Build the networks with MAE's initial values.
+
+        Args:
+            spec: The encoder.
+            decoder: The shape of each decoder.
+            outputs: Numbers that the reconstruction head gives for a patch; by default its pixels.
+            predictor: Whether there is a loss predictor.
+        """
+        super().__init__()
+        self.spec = spec
+        self.encoder = Encoder(spec)
+        self.neck = Neck(spec, decoder.width)
+        pixels = 3 * spec.patch_size**2
+        self.reconstructor = Decoder(decoder, outputs or pixels, spec.norm_eps)
+        self.predictor = Decoder(decoder, 1, spec.norm_eps) if predictor else None
+        initialise(self)
+
+    def forward(self, patches: Tensor, visible: Tensor, hidden: Tensor) -> Outputs:
+        """Return latent tokens and what the decoders say about the hidden patches."""
+        latent = self.encoder(patches, visible)
+        shared = self.neck(latent, visible, hidden)
+        prediction = self.reconstructor(shared, hidden.shape[1])
+        difficulty = None
+        if self.predictor is not None:
+            difficulty = self.predictor(shared, hidden.shape[1]).squeeze(-1)
+        return Outputs(latent, prediction, difficulty)
+
+    def save_memory(self) -> None:
+        """Compute the inside of every block again in the backward pass."""
+        self.encoder.save_memory = True
+        self.reconstructor.save_memory = True
+        if self.predictor is not None:
+            self.predictor.save_memory = True
+
+
+def initialise(model: MaskedAutoencoder) -> None:
+    """Set MAE's initial values from torch's global generator."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    weight = model.encoder.patch_embed.proj.weight
+    nn.init.xavier_uniform_(weight.data.view(len(weight), -1))
+    for token in (model.encoder.cls_token, model.neck.mask_token):
+        nn.init.normal_(token, std=0.02)
+    if model.predictor is not None:
+        _initialise_folded(model.predictor.pred, 3 * model.spec.patch_size**2)
+
+
+def _initialise_folded(head: nn.Linear, outputs: int) -> None:
+    # the released code averages as many outputs as a patch has pixels: the same function here
+    wide = torch.empty(outputs, head.in_features)
+    nn.init.xavier_uniform_(wide)
+    head.weight.data.copy_(wide.mean(dim=0, keepdim=True))

@@ -1,0 +1,131 @@
+"""Imports flow one way: applications -> mimbench, never sideways, never back."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+APPLICATIONS = {"pretrain", "transfer", "knn"}
+OURS = {*APPLICATIONS, "mimbench", "tests", "bench"}
+HEAVY = {"detectron2", "mmseg", "mmengine", "mmcv", "faiss"}
+SOURCES = sorted(
+    path
+    for folder in ("mimbench", *sorted(APPLICATIONS))
+    for path in (ROOT / folder).rglob("*.py")
+    if "__pycache__" not in path.parts
+)
+
+
+def imported(source: str, package: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
+    """Yield (dotted name, whether it is imported inside a function) for each import."""
+    tree = ast.parse(source)
+    inner = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in inner) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            # `from transfer import detection` names a module too.
+            yield from ((f"{base}.{alias.name}", id(node) in inner) for alias in node.names)
+
+
+def application_of(dotted: str) -> str:
+    """Return which application a module belongs to: `transfer.detection`, `knn`, or ''."""
+    parts = dotted.split(".")
+    if parts[0] not in APPLICATIONS:
+        return ""
+    return ".".join(parts[:2]) if parts[0] == "transfer" else parts[0]
+
+
+def violations(path: Path, source: str) -> list[str]:
+    """Return what the file imports against the rule."""
+    parts = path.with_suffix("").parts
+    here, found = application_of(".".join(parts)), []
+    for name, in_function in imported(source, parts[:-1]):
+        top, there = name.partition(".")[0], application_of(name)
+        back = parts[0] == "mimbench" and bool(there)
+        sideways = bool(here) and bool(there) and there != here
+        heavy = parts[0] == "mimbench" and top in HEAVY and not in_function
+        if back or sideways or heavy or top in {"tests", "bench"}:
+            found.append(f"{path} imports {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_flow_one_way(path: Path) -> None:
+    assert violations(path.relative_to(ROOT), path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("mimbench/a.py", "import knn.classify"),
+        ("mimbench/a.py", "from transfer.detection import vitdet"),
+        ("mimbench/a.py", "def f():\n    import pretrain"),
+        ("mimbench/a.py", "import detectron2"),
+        ("mimbench/a.py", "from mmseg.models import build"),
+        ("mimbench/a.py", "if True:\n    import faiss"),
+        ("knn/a.py", "from pretrain.masks import block"),
+        ("transfer/detection/a.py", "from transfer.segmentation import convert"),
+        ("transfer/detection/a.py", "from transfer import segmentation"),
+        ("transfer/detection/a.py", "from ..segmentation import convert"),
+        ("knn/a.py", "import tests.conftest"),
+    ],
+)
+def test_rule_finds_a_wrong_import(path: str, source: str) -> None:
+    assert len(violations(Path(path), source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("mimbench/a.py", "import torch\nfrom mimbench import files"),
+        ("mimbench/a.py", "def probe():\n    import faiss"),
+        ("knn/index.py", "import faiss\nfrom mimbench.vit import x\nfrom knn.classify import y"),
+        (
+            "transfer/detection/vitdet.py",
+            "import detectron2\nfrom transfer.detection import convert",
+        ),
+        ("transfer/detection/vitdet.py", "from . import convert\nfrom .convert import x"),
+        ("pretrain/masks/block.py", "from pretrain.masks import Mask"),
+    ],
+)
+def test_rule_allows_what_is_right(path: str, source: str) -> None:
+    assert violations(Path(path), source) == []
+
+
+def test_no_top_level_name_hides_a_dependency() -> None:
+    """A folder or file at the root, or a `sys.path` entry, would win over the real package."""
+    names = {path.stem for path in ROOT.glob("*.py")} | {
+        path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))
+    }
+    foreign = set(packages_distributions()) | set(sys.stdlib_module_names)
+    assert names & (foreign - OURS) == set()
+    assert OURS & (set(sys.stdlib_module_names) | HEAVY) == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_is_named_like_the_standard_library_or_a_dependency(path: Path) -> None:
+    name = path.parent.name if path.stem == "__init__" else path.stem
+    taken = (
+        set(sys.stdlib_module_names) | {*packages_distributions(), "datasets", "evaluate"}
+    ) - OURS
+    # Formats and verbs carry the name of what they read or do; they are only reached by full name.
+    if path.parent.name not in {"formats", "commands"}:
+        assert name == "__main__" or name not in taken
+
+
+def test_tests_are_flat() -> None:
+    """A `tests/knn/__init__.py` would make `import knn` return the test folder."""
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    assert all(path.parent == ROOT / "tests" for path in (ROOT / "tests").rglob("test_*.py"))

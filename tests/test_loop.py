@@ -1,0 +1,373 @@
+"""The training loop: exact continuation, ranks, precision, failures, preemption."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mimbench.batches import Batch, SeededSamples, StepSampler, derive_seed
+from mimbench.errors import UserError
+from mimbench.images import CorruptImageError
+from mimbench.loop import Learner, LoopConfig, Moment, Place, Preempted, fit
+from mimbench.optim import plan_batch
+from mimbench.runtime import Ranks
+from mimbench.snapshots import read_state
+from mimbench.task import Machine
+
+T = TypeVar("T")
+
+
+def flat(lists: Iterable[Iterable[T]]) -> list[T]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+class Numbers:
+    """Random vectors that differ under each epoch's augmentation."""
+
+    def __init__(self, size: int = 44, broken: frozenset[int] = frozenset()) -> None:
+        self.size, self.broken = size, broken
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index in self.broken:
+            raise CorruptImageError(self.name(index), "not an image")
+        noise = torch.rand(4) + random.random() + float(np.random.rand())  # noqa: NPY002
+        return noise + index
+
+    def name(self, index: int) -> str:
+        return f"sample-{index}.png"
+
+
+class Toy(Learner):
+    """A network with dropout, so that the global generators matter, and a moving average."""
+
+    def __init__(self, *, fused: bool = True, poison: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(self.model.parameters(), lr=0.1, fused=True)
+            if fused
+            else torch.optim.SGD(self.model.parameters(), lr=0.001, momentum=0.9)
+        )
+        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.poison = poison
+        self.epochs: list[int] = []
+        self.seen: list[list[int]] = []
+
+    def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+        self.seen.append(batch.indices.tolist())
+        loss = (model(batch.data / 50) - 1).square().mean()
+        if self.poison is not None and at.step >= 5 and self.poison in batch.indices:
+            loss = loss * float("nan")
+        return {"loss": loss, "first": batch.data[0, 0]}
+
+    def rate(self, at: Moment) -> float:
+        return 0.01 * (1 - at.step / at.steps)
+
+    def begin_epoch(self, at: Moment) -> None:
+        self.epochs.append(at.epoch)
+
+    def after_update(self, at: Moment) -> None:
+        for mean, p in zip(self.average, self.model.parameters(), strict=True):
+            mean.lerp_(p.detach(), 0.1)
+
+    def state(self) -> dict[str, Any]:
+        return {"average": self.average}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.average = state["average"]
+
+
+CONFIG = LoopConfig(epochs=3, batch=8, log_every=2, save_every=1, clip_grad=0.5, tensorboard=False)
+
+
+def run(
+    out: Path, learner: Toy, *, config: LoopConfig = CONFIG, workers: int = 0, **place: Any
+) -> Toy:
+    machine = Machine(max_batch=place.pop("max_batch", 4), workers=workers, device="cpu")
+    samples = place.pop("samples", Numbers())
+    fit(learner, samples, config, Place(out=out, digest="d", machine=machine, **place))
+    return learner
+
+
+def final(learner: Toy) -> list[Tensor]:
+    moments = [s[k] for s in learner.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
+    return [*learner.model.state_dict().values(), *learner.average, *moments]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    timed = {"images_per_second", "memory_gib"}
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the loop may catch it."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("whole")
+    return final(run(out, Toy())), lines(out)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_killed_run_continues_bit_for_bit(
+    tmp_path: Path, whole: tuple[list[Tensor], list[dict[str, Any]]], seed: int, monkeypatch: Any
+) -> None:
+    dice = random.Random(seed)
+    every = dice.choice([1, 2, 3, 0])
+    config = LoopConfig(
+        epochs=3, batch=8, log_every=2, save_every=every, clip_grad=0.5, tensorboard=False
+    )
+    point, last = dice.choice([("loss", 30), ("after_update", 15), ("write", 5 if every else 3)])
+    count = dice.randrange(1, last)
+
+    def bomb(original: Any) -> Any:
+        left = [count]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if point == "write":
+            patch.setattr(Path, "replace", bomb(Path.replace))
+        else:
+            patch.setattr(Toy, point, bomb(getattr(Toy, point)))
+        with pytest.raises(Killed):
+            run(tmp_path, Toy(), config=config)
+    assert same(final(run(tmp_path, Toy(), config=config)), whole[0])
+    assert lines(tmp_path) == whole[1]
+
+
+def test_neither_workers_nor_micro_batches_change_the_data(tmp_path: Path) -> None:
+    alone = run(tmp_path / "a", Toy(), max_batch=8)
+    workers = run(tmp_path / "b", Toy(), max_batch=8, workers=2)
+    split = run(tmp_path / "c", Toy(), max_batch=4)
+    assert same(final(alone), final(workers))
+    assert flat(split.seen) == flat(alone.seen)
+    first = [row["first"] for row in lines(tmp_path / "a")]
+    assert len(set(first)) == len(first)
+
+
+def test_processes_share_each_effective_batch_without_overlap() -> None:
+    def keys(world: int, rank: int, at_most: int, start: int = 0) -> list[tuple[int, int]]:
+        plan = plan_batch(8, world=world, at_most=at_most)
+        sampler = StepSampler(44, 8, plan, Ranks(rank=rank, world=world), 3, start, 10)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        return flat(batches)
+
+    alone = keys(1, 0, 8)
+    for step in range(10):
+        parts = [keys(2, rank, 2)[4 * step : 4 * step + 4] for rank in (0, 1)]
+        assert parts[0] + parts[1] == alone[8 * step : 8 * step + 8]
+    assert keys(1, 0, 8, start=7) == alone[7 * 8 :]
+    epochs = [{i for e, i in alone if e == epoch} for epoch in (0, 1)]
+    assert [len(e) for e in epochs] == [40, 40]
+    assert alone[:40] != [(0, i) for _, i in alone[40:]]
+
+
+def test_seeds_differ_in_every_part() -> None:
+    seeds = {derive_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
+    assert len(seeds) == 125
+
+
+def test_augmentation_depends_on_epoch_and_index_only() -> None:
+    samples = SeededSamples(Numbers(), seed=1)
+    state = torch.get_rng_state(), random.getstate()
+    first = samples[0, 5][1]
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert random.getstate() == state[1]
+    assert torch.equal(samples[0, 5][1], first)
+    assert not torch.equal(samples[1, 5][1], first)
+    assert not torch.equal(SeededSamples(Numbers(), seed=2)[0, 5][1], first)
+
+
+def test_broken_images_are_replaced_counted_and_bounded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = Numbers(broken=frozenset({3, 9}))
+    config = LoopConfig(epochs=2, batch=8, log_every=2, max_broken=0.05, tensorboard=False)
+    learner = run(tmp_path / "a", Toy(), config=config, samples=samples, workers=1)
+    assert {3, 9}.isdisjoint(flat(learner.seen))
+    assert "sample-3.png: not an image" in caplog.text
+    assert lines(tmp_path / "a")[-1]["broken_images"] == 2
+    strict = LoopConfig(epochs=2, batch=8, max_broken=0.03, tensorboard=False)
+    with pytest.raises(UserError, match=r"2 broken images.*(?s:.)*sample-[39].png: not an image"):
+        run(tmp_path / "b", Toy(), config=strict, samples=samples)
+
+
+def test_a_sample_gives_up_when_everything_is_broken() -> None:
+    samples = SeededSamples(Numbers(size=4, broken=frozenset(range(4))), seed=0)
+    with pytest.raises(UserError, match="20 images in a row cannot be read"):
+        samples[0, 1]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_loss_that_is_not_finite_stops_with_step_files_and_state(
+    tmp_path: Path, fused: bool
+) -> None:
+    order = StepSampler(44, 8, plan_batch(8, world=1, at_most=4), Ranks(), 0, 0, 15).order(1)
+    poison = int(order[8 + 2])
+    with pytest.raises(UserError, match="loss is not finite at optimizer step 6") as caught:
+        run(tmp_path, Toy(fused=fused, poison=poison))
+    named = {int(line.split("-")[1][:-4]) for line in str(caught.value).splitlines()[1:]}
+    assert named == set(order[8:16].tolist())
+    failed = read_state(tmp_path / "checkpoints" / "failed.pt")
+    last = read_state(tmp_path / "checkpoints" / "last.pt")
+    assert failed["step"] == last["step"] == 6
+    for name, tensor in failed["model"].items():
+        assert torch.equal(tensor, last["model"][name])
+
+
+def test_where_the_host_does_not_look_the_optimizer_stops_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mimbench.watch.LossWatch.always", property(lambda self: False))
+    order = StepSampler(44, 8, plan_batch(8, world=1, at_most=4), Ranks(), 0, 0, 15).order(1)
+    config = LoopConfig(epochs=3, batch=8, log_every=5, tensorboard=False)
+    with pytest.raises(UserError, match="loss is not finite at optimizer step 7"):
+        run(tmp_path / "a", Toy(poison=int(order[16])), config=config)
+    failed = read_state(tmp_path / "a" / "checkpoints" / "failed.pt")
+    short = LoopConfig(epochs=3, steps=7, batch=8, tensorboard=False)
+    good = run(tmp_path / "b", Toy(), config=short)
+    assert failed["step"] == 10
+    assert same(list(failed["model"].values()), list(good.model.state_dict().values()))
+
+
+def test_fp16_scales_and_a_bad_loss_ends_it(tmp_path: Path) -> None:
+    config = LoopConfig(epochs=3, batch=8, log_every=5, precision="fp16", tensorboard=False)
+    learner = run(tmp_path / "a", Toy(), config=config)
+    assert read_state(tmp_path / "a" / "checkpoints" / "last.pt")["scaler"]["scale"] > 1
+    assert all(torch.isfinite(p).all() for p in learner.model.parameters())
+    with pytest.raises(UserError, match="loss is not finite"):
+        run(tmp_path / "b", Toy(poison=5), config=config)
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    config = LoopConfig(epochs=3, batch=8, log_every=15, precision="bf16", tensorboard=False)
+    learner = run(tmp_path, Toy(), config=config)
+    assert all(
+        p.dtype == torch.float32 and torch.isfinite(p).all() for p in learner.model.parameters()
+    )
+
+
+def test_checkpoints_that_stay_and_the_best(tmp_path: Path) -> None:
+    exported: list[int] = []
+
+    class Scored(Toy):
+        def end_epoch(self, at: Moment) -> dict[str, float]:
+            return {"score": [1.0, 3.0, 2.0, 0.0][at.epoch - 1]}
+
+        def saved(self, checkpoint: Path, at: Moment) -> None:
+            assert read_state(checkpoint)["step"] == at.step
+            exported.append(at.epoch)
+
+    config = LoopConfig(
+        epochs=4, batch=8, keep_every=2, best="score", best_is="largest", tensorboard=True
+    )
+    run(tmp_path, Scored(), config=config)
+    folder = tmp_path / "checkpoints"
+    assert {p.name: read_state(p)["step"] for p in folder.iterdir()} == {
+        "last.pt": 20,
+        "best.pt": 10,
+        "epoch-0002.pt": 10,
+        "epoch-0004.pt": 20,
+    }
+    assert exported == [2, 4, 4]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, Toy())
+    machine = Machine(max_batch=4, workers=0)
+    with pytest.raises(UserError, match="run of another configuration"):
+        fit(Toy(), Numbers(), CONFIG, Place(out=tmp_path, digest="other", machine=machine))
+
+
+def test_best_must_be_a_figure_and_data_must_fill_a_batch(tmp_path: Path) -> None:
+    config = LoopConfig(epochs=1, batch=8, best="accuracy", tensorboard=False)
+    with pytest.raises(UserError, match="'accuracy' is no figure of this run; it has loss, first"):
+        run(tmp_path, Toy(), config=config)
+    with pytest.raises(UserError, match="5 samples do not fill one batch of 8"):
+        run(tmp_path, Toy(), samples=Numbers(size=5))
+    with pytest.raises(ValueError, match="batch is 0"):
+        LoopConfig(epochs=1, batch=0)
+
+
+def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
+    done = final(run(tmp_path, Toy()))
+    again = run(tmp_path, Toy())
+    assert same(final(again), done)
+    assert again.seen == []
+
+
+def test_a_signal_saves_and_leaves_with_its_own_code(
+    tmp_path: Path, whole: tuple[list[Tensor], list[dict[str, Any]]]
+) -> None:
+    class Signalled(Toy):
+        def after_update(self, at: Moment) -> None:
+            super().after_update(at)
+            if at.step == 7:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    config = LoopConfig(epochs=3, batch=8, log_every=2, clip_grad=0.5, tensorboard=False)
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(Preempted) as caught:
+        run(tmp_path, Signalled(), config=config)
+    assert caught.value.code == 75
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert read_state(tmp_path / "checkpoints" / "last.pt")["step"] == 7
+    assert same(final(run(tmp_path, Toy(), config=config)), whole[0])
+
+
+def test_kill_9_of_a_real_process_with_workers(
+    tmp_path: Path, whole: tuple[list[Tensor], list[dict[str, Any]]]
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import os, signal, sys
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from pathlib import Path
+            from test_loop import CONFIG, Toy, run
+            class Doomed(Toy):
+                def after_update(self, at):
+                    super().after_update(at)
+                    if at.step == 8:
+                        os.kill(os.getpid(), signal.SIGKILL)
+            run(Path({str(tmp_path / "out")!r}), Doomed(), workers=1)
+            """
+        )
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    code = subprocess.run([sys.executable, script], env=env, check=False, timeout=120).returncode
+    assert code == -signal.SIGKILL
+    assert read_state(tmp_path / "out" / "checkpoints" / "last.pt")["step"] == 7
+    assert same(final(run(tmp_path / "out", Toy())), whole[0])
+    assert lines(tmp_path / "out") == whole[1]
