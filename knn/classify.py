@@ -15,24 +15,20 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from knn.index import Approximate, Floats, Ids, Metric, check_k, recall, search, search_approximate
-from mimbench.data import ImageList, Source
-from mimbench.extract import extract
-from mimbench.features import BankSpec, Choice, FeatureBank
+from mimbench.data import ImageList
+from mimbench.features import Choice, FeatureBank
 from mimbench.files import write_json
 from mimbench.metrics import Neighbours, vote_scores, weighted_votes, write_outcomes
-from mimbench.preprocess import Preprocess
-from mimbench.runtime import Precision, Ranks, process_group
-from mimbench.subsets import first_per_class
-from mimbench.task import Machine
+from mimbench.protocol import FrozenConfig, from_main
+from mimbench.runtime import process_group
 from mimbench.weights import VitWeights
 
 logger = logging.getLogger(__name__)
@@ -44,10 +40,10 @@ RECALL_QUERIES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything that may move the number, then where the data is and what the machine allows."""
+class Config(FrozenConfig):
+    """Everything that may move the number, beside how features are made."""
 
-    features: tuple[Choice, ...] = ("cls", "avg")
+    choices: tuple[Choice, ...] = ("cls", "avg")
     """Each is reported; the first is the main one."""
     k: tuple[int, ...] = (10, 20, 100, 200)
     temperature: tuple[float, ...] = (0.07,)
@@ -57,21 +53,10 @@ class Config:
     """Scale every feature vector to unit length."""
     metric: Metric = "ip"
     index: Approximate = field(default_factory=Approximate)
-    image_size: int = 224
-    resize: int | None = 256
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    precision: Precision = "fp32"
-    storage: Literal["fp32", "fp16", "bf16"] = "fp32"
-    max_train: int | None = None
-    """Use only this many training images of each class, the first ones in order."""
-    source: Source = field(default_factory=Source)
-    data: Path
-    seed: int = 0
-    machine: Machine = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
-        if not self.features or not self.k or not self.temperature:
-            raise ValueError("features, k and temperature each need at least one value")
+        if not self.choices or not self.k or not self.temperature:
+            raise ValueError("choices, k and temperature each need at least one value")
         if self.main_k not in self.k or self.main_temperature not in self.temperature:
             raise ValueError(
                 f"main_k {self.main_k} and main_temperature {self.main_temperature} "
@@ -79,59 +64,32 @@ class Config:
             )
         if min(self.temperature) <= 0:
             raise ValueError(f"temperature {min(self.temperature)} is not positive")
-        _ = self.bank
-
-    @property
-    def bank(self) -> BankSpec:
-        """The features that this protocol needs."""
-        preprocess = Preprocess(
-            size=self.image_size, resize=self.resize, interpolation=self.interpolation
-        )
-        return BankSpec(
-            preprocess=preprocess,
-            storage=self.storage,
-            precision=self.precision,
-        )
+        super().__post_init__()
 
 
 def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     """Return top-1 and top-5 for each feature choice, k and temperature."""
-    train, val = config.source.open(config.data)
-    if config.max_train is not None:
-        train = train.subset(first_per_class(train.labels, config.max_train))
+    train, val = config.images()
     check_k(max(config.k), len(train))
     with process_group() as ranks:
-        banks = [
-            extract(weights, images, config.bank, config.machine, ranks=ranks)
-            for images in (train, val)
-        ]
-        answer: list[Any] = [None]
-        if ranks.main:
-            answer = [_evaluate(banks[0], banks[1], config, out)]
-        return _share(answer, ranks)
-
-
-def _share(answer: list[Any], ranks: Ranks) -> dict[str, float]:
-    """Give the first process's metrics to all."""
-    if ranks.world > 1:
-        dist.broadcast_object_list(answer, src=0)
-    return answer[0]
+        bank, queries = (config.features(weights, images, ranks) for images in (train, val))
+        return from_main(_evaluate(bank, queries, config, out) if ranks.main else None, ranks)
 
 
 def _evaluate(train: FeatureBank, val: FeatureBank, config: Config, out: Path) -> dict[str, float]:
     metrics: dict[str, float] = {}
     extra: dict[str, Any] = {"bank_images": len(train.images), "images": len(val.images)}
-    for choice in config.features:
+    for choice in config.choices:
         bank, queries = (prepare(b.load(choice), normalise=config.normalise) for b in (train, val))
         began = time.perf_counter()
         similarity, ids = _search(bank, queries, config, extra)
         seconds = time.perf_counter() - began
         logger.info(
-            "searched %d x %d %s features in %.1f s", *_sizes(bank, queries), choice, seconds
+            "searched %d queries in %d %s in %.1f s", len(queries), len(bank), choice, seconds
         )
         scores, best = score(similarity, ids, train.images, val.images, config)
         metrics |= {f"{choice}_{name}": value for name, value in scores.items()}
-        if choice == config.features[0]:
+        if choice == config.choices[0]:
             main = f"k{config.main_k}_T{config.main_temperature:g}"
             metrics |= {"top1": scores[f"{main}_top1"], "top5": scores[f"{main}_top5"]}
             write_outcomes(out, val.images, best.numpy())
@@ -139,10 +97,6 @@ def _evaluate(train: FeatureBank, val: FeatureBank, config: Config, out: Path) -
         extra["storage_effect"] = _storage_effect(train, val, config)
     write_json(out / "extra.json", extra)
     return metrics
-
-
-def _sizes(bank: Floats, queries: Floats) -> tuple[int, int]:
-    return len(queries), len(bank)
 
 
 def prepare(features: Tensor, *, normalise: bool) -> Floats:
@@ -194,7 +148,7 @@ def score(
 
 def _storage_effect(train: FeatureBank, val: FeatureBank, config: Config) -> dict[str, Any]:
     """Return top-1 on the images whose exact features are kept, with exact and stored ones."""
-    choice = config.features[0]
+    choice = config.choices[0]
     (at, bank), (rows, queries) = (b.exact(choice) for b in (train, val))
     k = min(config.main_k, len(at))
     found: dict[str, float] = {}

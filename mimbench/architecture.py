@@ -130,15 +130,16 @@ def _grid(
         return family.grid, True
     table = _need(tensors, "pos_embed", 3)
     rows = table.shape[1]
-    prefixes = [token + registers] if not registers else [0, token + registers]
-    for prefix in prefixes:
-        count = rows - prefix
+    total = token + registers
+    # tables of register models have no prefix rows in timm; others nearly always have them
+    for prefix in (0, total) if registers else (total, 0):
+        count, whole = rows - prefix, prefix == total
         if family.grid is not None and math.prod(family.grid) == count:
-            return family.grid, bool(prefix) or not registers
+            return family.grid, whole
         side = math.isqrt(max(count, 0))
         if side and side * side == count:
-            return (side, side), bool(prefix) or not registers
+            return (side, side), whole
     raise UserError(
-        f"pos_embed has {rows} rows: not a square grid of patches plus {prefixes[-1]} "
+        f"pos_embed has {rows} rows: not a square grid of patches plus {total} "
         "class and register rows; only a native file or a config.json can say a non-square grid"
     )

@@ -26,7 +26,7 @@ from mimbench.files import atomic_path, write_json
 from mimbench.memory import Halving
 from mimbench.preprocess import Decoded
 from mimbench.progress import Progress
-from mimbench.runtime import Ranks, autocast, pick_device
+from mimbench.runtime import Precision, Ranks, autocast, pick_device
 from mimbench.task import Machine
 from mimbench.weights import VitWeights
 
@@ -91,7 +91,8 @@ def _compute(
         parts: list[dict[str, Tensor]] = []
         for _ in range(-(-len(rows[shard]) // machine.max_batch)):
             pixels = next(batches)
-            parts += _forward(backbone, pixels, bank.spec, fit, device)
+            found = forward_in_pieces(backbone, pixels, bank.spec.blocks, bank.spec.precision, fit)
+            parts.append({name: v.cpu() for name, v in found.items()})
             bar.step(len(pixels))
         _write(bank, shard, {name: torch.cat([p[name] for p in parts]) for name in parts[0]})
     if ranks.main:
@@ -112,25 +113,25 @@ def _batches(bank: FeatureBank, rows: dict[int, list[int]], machine: Machine) ->
         yield pixels
 
 
-@torch.inference_mode()
-def _forward(
-    backbone: Backbone, pixels: Tensor, spec: BankSpec, fit: Halving, device: torch.device
-) -> list[dict[str, Tensor]]:
-    """Return the vectors of a batch, in as many pieces as memory asks for."""
+@torch.no_grad()
+def forward_in_pieces(
+    backbone: Backbone, pixels: Tensor, blocks: int, precision: Precision, fit: Halving
+) -> dict[str, Tensor]:
+    """Return the vectors of uint8 images, computed in as many pieces as memory asks for."""
     out: list[dict[str, Tensor]] = []
+    device = backbone.mean.device
     done = 0
 
     def piece(size: int) -> dict[str, Tensor]:
         images = pixels[done : done + size].to(device, non_blocking=True).float() / 255
-        with autocast(device, spec.precision):
-            vectors = block_vectors(backbone, images, spec.blocks)
-        return {name: v.float().cpu() for name, v in vectors.items()}
+        with autocast(device, precision):
+            vectors = block_vectors(backbone, images, blocks)
+        return {name: v.float() for name, v in vectors.items()}
 
     while done < len(pixels):
-        vectors = fit.attempt(piece)
-        out.append(vectors)
-        done += len(vectors["cls.1"])
-    return out
+        out.append(fit.attempt(piece))
+        done += len(out[-1]["cls.1"])
+    return {name: torch.cat([part[name] for part in out]) for name in out[0]}
 
 
 def _write(bank: FeatureBank, shard: int, vectors: dict[str, Tensor]) -> None:

@@ -137,6 +137,11 @@ class FeatureBank:
             raise UserError(f"{self.images.where} holds no image")
         return out
 
+    def vectors(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return named vectors of every image, as far as the model is deep enough for them."""
+        shards = [self._read(shard, names) for shard in range(self.shards)]
+        return {name: torch.cat([s[name] for s in shards]) for name in names if name in shards[0]}
+
     def exact(self, choice: str) -> tuple[NDArray[np.int64], Tensor]:
         """Return evenly spread images and their float32 features, also kept in half banks."""
         step = check_step(len(self.images))

@@ -1,6 +1,7 @@
 """Parts of a training set: fixed by a seed or an order, or read from a published list."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,37 @@ from mimbench.data import ImageList
 from mimbench.errors import UserError
 
 Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """Which training images are used: all, a number or a share of each class, or a published list."""
+
+    per_class: int | None = None
+    fraction: float | None = None
+    file: Path | None = None
+    """Text file of image names, one a line (SimCLR's 1percent.txt, 10percent.txt)."""
+    first: bool = False
+    """With per_class: the first images in order rather than random ones."""
+    draw: int = 0
+    """Which of the fixed random subsets; the run's seed does not move it."""
+
+    def __post_init__(self) -> None:
+        named = [n for n in ("per_class", "fraction", "file") if getattr(self, n) is not None]
+        if len(named) > 1:
+            raise ValueError(f"a subset by {' and by '.join(named)}; choose one")
+
+    def of(self, images: ImageList) -> ImageList:
+        """Return the part of the list."""
+        if self.file is not None:
+            return images.subset(read_list(self.file, images))
+        if self.fraction is not None:
+            return images.subset(draw_fraction(images.labels, self.fraction, draw=self.draw))
+        if self.per_class is None:
+            return images
+        if self.first:
+            return images.subset(first_per_class(images.labels, self.per_class))
+        return images.subset(draw_per_class(images.labels, self.per_class, draw=self.draw))
 
 
 def first_per_class(labels: NDArray[np.int64], count: int, *, offset: int = 0) -> Indices:
@@ -25,9 +57,9 @@ def first_per_class(labels: NDArray[np.int64], count: int, *, offset: int = 0) -
     return np.sort(np.concatenate(picked))
 
 
-def draw_per_class(labels: NDArray[np.int64], count: int, *, seed: int, draw: int) -> Indices:
-    """Return `count` random indices of each class; draw i of a seed is always the same."""
-    rng = np.random.default_rng([seed, draw, count])
+def draw_per_class(labels: NDArray[np.int64], count: int, *, draw: int) -> Indices:
+    """Return `count` random indices of each class; draw i is always the same."""
+    rng = np.random.default_rng([draw, count])
     picked = []
     for label, rows in _by_class(labels):
         if len(rows) < count:
@@ -36,11 +68,11 @@ def draw_per_class(labels: NDArray[np.int64], count: int, *, seed: int, draw: in
     return np.sort(np.concatenate(picked))
 
 
-def draw_fraction(labels: NDArray[np.int64], fraction: float, *, seed: int, draw: int) -> Indices:
-    """Return a random share of each class, at least one image; draw i of a seed is always the same."""
+def draw_fraction(labels: NDArray[np.int64], fraction: float, *, draw: int) -> Indices:
+    """Return a random share of each class, at least one image; draw i is always the same."""
     if not 0 < fraction <= 1:
         raise UserError(f"fraction {fraction} is not within 0 and 1")
-    rng = np.random.default_rng([seed, draw, round(fraction * 1e6)])
+    rng = np.random.default_rng([draw, round(fraction * 1e6)])
     picked = [
         rng.choice(rows, size=max(1, round(fraction * len(rows))), replace=False)
         for _, rows in _by_class(labels)

@@ -38,7 +38,7 @@ class Solutions:
     iterations: list[int]
     converged: list[bool]
 
-    def ranked(self, which: int, features: Tensor) -> Tensor:
+    def logits(self, which: int, features: Tensor) -> Tensor:
         """Return the logits (n, classes) of one of the classifiers."""
         weight = self.weight[which].to(features.device)
         return features @ weight + self.bias[which].to(features.device)
@@ -122,7 +122,7 @@ def fit_grid(
     classes: int,
     cs: Sequence[float],
     *,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-6,
     max_iterations: int = 1000,
     start: tuple[Tensor, Tensor] | None = None,
 ) -> Solutions:
