@@ -86,7 +86,7 @@ def knn(
 ) -> dict[str, Tensor]:
     """Return hits (queries,) of a weighted k-NN for class token and mean of patches."""
     backbone = build_backbone(weights).to(device)
-    bank, queries = (_features(backbone, x, device, batch) for x in (cards.bank, cards.queries))
+    bank, queries = (embed(backbone, x, device, batch) for x in (cards.bank, cards.queries))
     hits = {}
     for name in bank:
         found = (queries[name] @ bank[name].T).topk(min(NEIGHBOURS, len(bank[name])), dim=1)
@@ -98,7 +98,7 @@ def knn(
 
 
 @torch.inference_mode()
-def _features(
+def embed(
     backbone: Backbone, images: Tensor, device: torch.device, batch: int
 ) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {"cls": [], "avg": []}
