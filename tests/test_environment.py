@@ -7,7 +7,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FRAMEWORKS = ["torch", "torchvision", "timm", "detectron2", "mmengine", "mmcv", "mmseg", "faiss", "sklearn", "skimage", "pycocotools", "faster_coco_eval", "submitit", "tensorboard", "hypothesis", "jaxtyping", "beartype"]
+FRAMEWORKS = [
+    "torch",
+    "torchvision",
+    "timm",
+    "detectron2",
+    "mmengine",
+    "mmcv",
+    "mmseg",
+    "faiss",
+    "sklearn",
+    "skimage",
+    "pycocotools",
+    "faster_coco_eval",
+    "submitit",
+    "tensorboard",
+    "hypothesis",
+    "jaxtyping",
+    "beartype",
+]
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)

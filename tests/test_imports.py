@@ -92,7 +92,10 @@ def test_rule_finds_a_wrong_import(path: str, source: str) -> None:
         ("mimbench/a.py", "import torch\nfrom mimbench import files"),
         ("mimbench/a.py", "def probe():\n    import faiss"),
         ("knn/index.py", "import faiss\nfrom mimbench.vit import x\nfrom knn.classify import y"),
-        ("transfer/detection/vitdet.py", "import detectron2\nfrom transfer.detection import convert"),
+        (
+            "transfer/detection/vitdet.py",
+            "import detectron2\nfrom transfer.detection import convert",
+        ),
         ("transfer/detection/vitdet.py", "from . import convert\nfrom .convert import x"),
         ("pretrain/masks/block.py", "from pretrain.masks import Mask"),
     ],
@@ -114,7 +117,9 @@ def test_no_top_level_name_hides_a_dependency() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_is_named_like_the_standard_library_or_a_dependency(path: Path) -> None:
     name = path.parent.name if path.stem == "__init__" else path.stem
-    taken = (set(sys.stdlib_module_names) | {*packages_distributions(), "datasets", "evaluate"}) - OURS
+    taken = (
+        set(sys.stdlib_module_names) | {*packages_distributions(), "datasets", "evaluate"}
+    ) - OURS
     # Formats and verbs carry the name of what they read or do; they are only reached by full name.
     if path.parent.name not in {"formats", "commands"}:
         assert name == "__main__" or name not in taken

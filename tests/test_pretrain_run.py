@@ -311,7 +311,7 @@ def test_every_kind_of_source_gives_the_same_images(folder: Path, tmp_path: Path
             assert isinstance(source.load(3), Tensor)
             continue
         for i in range(26):
-            assert source.load(i) == wanted[Path(source.name(i)).name], kind
+            assert source.load(i) == wanted[Path(source.name(i).split(":")[-1]).name], kind
 
 
 @pytest.mark.parametrize(
@@ -335,12 +335,7 @@ def test_sources_say_what_they_miss(tmp_path: Path, name: str, root: str, messag
 def test_shard_patterns(tmp_path: Path) -> None:
     for name in ("a-08.tar", "a-09.tar", "a-10.tar", "b-08.tar"):
         (tmp_path / name).touch()
-    found = [
-        p.name
-        for p in expand(
-            tmp_path, "{a-{08..10},b-08}.tar".replace("{a-{08..10},b-08}", "a-{08..10}")
-        )
-    ]
+    found = [p.name for p in expand(tmp_path, "a-{08..10}.tar")]
     assert found == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert [p.name for p in expand(tmp_path, "{a,b}-08.tar")] == ["a-08.tar", "b-08.tar"]
     assert len(expand(tmp_path, "a-*.tar")) == 3
@@ -410,7 +405,7 @@ def test_the_command_reports_the_users_mistakes(
 ) -> None:
     assert main(["hpm_vit_bse_16"]) == 1
     assert "did you mean 'hpm_vit_base_16'" in capsys.readouterr().err
-    assert main(["demo", "--set", "data.name=", "--out", str(tmp_path)]) == 1
+    assert main(["demo", "--set", "data.name=''", "--out", str(tmp_path)]) == 1
     assert "data.root is not set" in capsys.readouterr().err
 
 
@@ -495,5 +490,5 @@ def test_start_from_an_encoder_says_what_is_new(
     start_from(path, learner.student, learner.teacher, num_heads=2)
     assert "new: neck, predictor, reconstructor" in caplog.text
     wider = Pretraining(config(folder, "encoder.width=32"), torch.device("cpu"), tmp_path)
-    with pytest.raises(UserError, match="does not fit this run's model: encoder.cls_token is"):
+    with pytest.raises(UserError, match="does not fit this run's model: encoder.* is .*expected"):
         start_from(path, wider.student, None, num_heads=2)
