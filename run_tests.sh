@@ -11,12 +11,19 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 export MIMBENCH_REQUIRE_ALL=1   # a framework that cannot be imported is a failure, never a skip
 
+problems=""
 if [ "$#" -eq 0 ]; then
-  .venv/bin/ruff check
-  .venv/bin/ruff format --check
-  .venv/bin/pyright
+  .venv/bin/ruff check || problems="ruff check"
+  .venv/bin/ruff format --check || problems="${problems:+$problems, }ruff format"
+  .venv/bin/pyright || problems="${problems:+$problems, }pyright"
   cores="$(getconf _NPROCESSORS_ONLN)"
   workers="${MIMBENCH_TEST_WORKERS:-$((cores < 4 ? cores : 4))}"
   set -- --numprocesses "$workers" --dist worksteal
 fi
-exec .venv/bin/python -m pytest "$@"
+status=0
+.venv/bin/python -m pytest "$@" || status=$?
+if [ -n "$problems" ]; then
+  echo "run_tests.sh: problems reported above by: $problems" >&2
+  exit 1
+fi
+exit "$status"

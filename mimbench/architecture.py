@@ -32,7 +32,6 @@ class Family:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     position: Literal["absolute", "relative", "rotary"] = "absolute"
-    mlp: Literal["mlp", "swiglu"] = "mlp"
     grid: tuple[int, int] | None = None
     """Said by the family or its configuration where no table shows it."""
 
@@ -75,7 +74,7 @@ def infer_spec(
         final_norm=_final_norm(tensors),
         norm_eps=family.norm_eps,
         activation=family.activation,
-        mlp=family.mlp,
+        mlp=_mlp(tensors, hidden),
         pool="avg" if "fc_norm.weight" in tensors else family.pool,
         mean=family.mean,
         std=family.std,
@@ -101,6 +100,13 @@ def _final_norm(tensors: Mapping[str, Tensor]) -> Literal["norm", "fc_norm", "no
     return "fc_norm" if "fc_norm.weight" in tensors else "none"
 
 
+def _mlp(tensors: Mapping[str, Tensor], hidden: int) -> Literal["mlp", "swiglu"]:
+    """Return 'swiglu' where the first layer makes gate and value at once."""
+    return (
+        "swiglu" if _need(tensors, "blocks.0.mlp.fc1.weight", 2).shape[0] == 2 * hidden else "mlp"
+    )
+
+
 def _heads(dim: int, family: Family, asked: int | None) -> tuple[int, bool]:
     known = family.heads.get(dim)
     heads = asked if asked is not None else known
@@ -124,15 +130,16 @@ def _grid(
         return family.grid, True
     table = _need(tensors, "pos_embed", 3)
     rows = table.shape[1]
-    prefixes = [token + registers] if not registers else [0, token + registers]
-    for prefix in prefixes:
-        count = rows - prefix
+    total = token + registers
+    # tables of register models have no prefix rows in timm; others nearly always have them
+    for prefix in (0, total) if registers else (total, 0):
+        count, whole = rows - prefix, prefix == total
         if family.grid is not None and math.prod(family.grid) == count:
-            return family.grid, bool(prefix) or not registers
+            return family.grid, whole
         side = math.isqrt(max(count, 0))
         if side and side * side == count:
-            return (side, side), bool(prefix) or not registers
+            return (side, side), whole
     raise UserError(
-        f"pos_embed has {rows} rows: not a square grid of patches plus {prefixes[-1]} "
+        f"pos_embed has {rows} rows: not a square grid of patches plus {total} "
         "class and register rows; only a native file or a config.json can say a non-square grid"
     )

@@ -1,6 +1,6 @@
 """From weights to features: one sealed forward that normalises, so that callers never do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from mimbench.errors import UserError
 from mimbench.vit import Vit, build_vit, load_encoder
-from mimbench.weights import VitWeights
+from mimbench.vit_relative import build_relative_vit
+from mimbench.vit_rotary import build_rotary_vit
+from mimbench.weights import VitSpec, VitWeights
 
 
 class Features(NamedTuple):
@@ -74,10 +76,11 @@ class Backbone(nn.Module):
                 f"blocks {list(blocks)} are not ascending within 0..{self.spec.depth - 1}"
             )
         vit = self.vit
-        x = vit.norm_pre(vit._pos_embed(vit.patch_embed((images - self.mean) / self.std)))
+        grid = (height // p, width // p)
+        x = vit.embed((images - self.mean) / self.std)
         out: list[Tensor] = []
         for i in range(blocks[-1] + 1):
-            x = vit.get_submodule(f"blocks.{i}")(x)
+            x = vit.run_block(i, x, grid)
             if i in blocks:
                 out.append(cast(Tensor, vit.norm(x)) if norm else x)
         return out
@@ -93,8 +96,15 @@ class Backbone(nn.Module):
         )
 
 
+BUILDERS: dict[str, Callable[[VitSpec], Vit]] = {
+    "absolute": build_vit,
+    "relative": build_relative_vit,
+    "rotary": build_rotary_vit,
+}
+
+
 def build_backbone(weights: VitWeights) -> Backbone:
-    """Return the frozen, evaluating backbone that the weights describe."""
-    vit = build_vit(weights.spec)
+    """Return the frozen, evaluating backbone that the weights describe, whatever its positions."""
+    vit = BUILDERS[weights.spec.position](weights.spec)
     load_encoder(vit, weights)
     return Backbone(vit).eval().requires_grad_(requires_grad=False)

@@ -1,18 +1,19 @@
 """Checkpoints: any published file in, canonical weights out, strictly; and our own files written."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mimbench.archive import read_raw
 from mimbench.errors import UserError
-from mimbench.files import atomic_path, file_digest, value_digest
+from mimbench.files import atomic_path, value_digest
 from mimbench.formats import native, recognise
 from mimbench.layout import Converted, Options, Raw, listed
+from mimbench.reading import read_raw, source_digest
 from mimbench.weights import VitWeights, mismatches
 
 
@@ -25,6 +26,8 @@ class Reading:
     converted: Converted
     digest: str
     faults: tuple[str, ...]
+    dtypes: Mapping[str, str]
+    """Canonical name -> how the file stores it; `converted` holds float32."""
 
 
 def read_weights(
@@ -61,26 +64,28 @@ def read_checkpoint(
 ) -> Reading:
     """Return what a file holds and every way in which it is not what its format promises."""
     raw = read_raw(path)
-    module = recognise(raw)
-    try:
-        converted = module.convert(raw, Options(which=which, num_heads=num_heads))
-    except UserError as error:
-        text = str(error)
-        raise UserError(text if str(path) in text else f"{path} ({module.NAME}): {text}") from error
+    name, converted = convert_raw(raw, Options(which=which, num_heads=num_heads))
     faults = mismatches(converted.spec, converted.tensors)
     faults += [fault for name, t in converted.tensors.items() if (fault := _value_fault(name, t))]
     tensors = {name: t.detach().float() for name, t in converted.tensors.items()}
     return Reading(
         raw=raw,
-        format=module.NAME,
-        converted=_with_tensors(converted, tensors),
+        format=name,
+        converted=replace(converted, tensors=tensors),
         digest=_identity(path, converted),
         faults=tuple(faults),
+        dtypes={n: str(t.dtype).removeprefix("torch.") for n, t in converted.tensors.items()},
     )
 
 
-def _with_tensors(converted: Converted, tensors: dict[str, Tensor]) -> Converted:
-    return Converted(**{**vars(converted), "tensors": tensors})
+def convert_raw(raw: Raw, options: Options) -> tuple[str, Converted]:
+    """Return the name of the one format that claims the content, and what it makes of it."""
+    module = recognise(raw)
+    try:
+        return module.NAME, module.convert(raw, options)
+    except UserError as error:
+        text, path = str(error), str(raw.path)
+        raise UserError(text if path in text else f"{path} ({module.NAME}): {text}") from error
 
 
 def _value_fault(name: str, tensor: Tensor) -> str:
@@ -95,7 +100,7 @@ def _value_fault(name: str, tensor: Tensor) -> str:
 
 def _identity(path: Path, converted: Converted) -> str:
     """Return the digest of the function that was read: file, network, and heads if said by hand."""
-    digest = file_digest(path)
+    digest = source_digest(path)
     choice: dict[str, str | int] = {}
     if len(converted.networks) > 1:
         choice["which"] = converted.which
@@ -118,5 +123,6 @@ def write_weights(path: Path, weights: VitWeights) -> None:
         "notes": list(weights.notes),
     }
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.tensors.items()}
+    header["checksum"] = native.checksum(header, tensors)
     with atomic_path(path) as part:
         save_file(tensors, part, metadata={native.KEY: json.dumps(header, sort_keys=True)})

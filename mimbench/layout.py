@@ -16,6 +16,11 @@ from mimbench.weights import VitSpec
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
+ROLES = ("student", "teacher")
+
+PLAIN = ("model", "state_dict", "module", "")
+"""Containers of a file's only network, the likeliest first."""
+
 Tensors = dict[str, Tensor]
 
 
@@ -61,11 +66,15 @@ class Raw:
         """Container -> its entries with wrappers stripped; '' is the top level itself."""
         found: dict[str, dict[str, Any]] = {}
         if any(isinstance(value, Tensor) for value in self.top.values()):
-            inner = {k: v for k, v in self.top.items() if isinstance(v, Tensor) or "." in k}
+            inner = {k: v for k, v in self.top.items() if isinstance(k, str) and _belongs(k, v)}
             found[""] = strip_wrappers(inner)
         for key, value in self.top.items():
-            if _is_state(value):
+            if isinstance(key, str) and _is_state(value):
                 found[key] = strip_wrappers(value)
+        for role in ROLES:
+            for state in list(found.values()):
+                if role not in found and any(name.startswith(f"{role}.") for name in state):
+                    found[role] = strip_wrappers(strip_prefix(state, f"{role}."))
         return found
 
     @cached_property
@@ -77,6 +86,10 @@ class Raw:
         """Return whether a tensor's whole name matches the pattern."""
         match = re.compile(pattern).fullmatch
         return any(match(name) for name in self.names)
+
+
+def _belongs(key: str, value: Any) -> bool:
+    return isinstance(value, Tensor) or ("." in key and not isinstance(value, Mapping))
 
 
 def _is_state(value: Any) -> bool:
@@ -123,7 +136,12 @@ def choose(
         raise UserError(
             f"{raw.path}: holds no network '{chosen}'; --which can be {', '.join(present)}"
         )
-    return chosen, raw.networks[present[chosen]], tuple(present)
+    several = len(present) > 1
+    return (
+        chosen if several else "",
+        raw.networks[present[chosen]],
+        tuple(present) if several else (),
+    )
 
 
 def listed(names: Iterable[Any], limit: int = 5) -> str:
@@ -200,6 +218,14 @@ def per_block(tensors: Tensors, parts: Sequence[str], fuse: Callable[..., Tensor
     return out
 
 
+def joined(*parts: Tensor) -> Tensor:
+    """Return parts of one layer as one tensor, row after row; parts of unlike shape are a fault."""
+    shapes = [tuple(part.shape) for part in parts]
+    if len({(len(shape), shape[1:]) for shape in shapes}) > 1 or not shapes[0]:
+        raise UserError(f"parts of one layer do not fit together: shapes {shapes}")
+    return torch.cat([part.to(parts[0].dtype) for part in parts])
+
+
 def fuse_qkv(tensors: Tensors, *, prefix: str = "attn.") -> Tensors:
     """Return the tensors with separate query, key and value projections joined into `attn.qkv`.
 
@@ -209,12 +235,12 @@ def fuse_qkv(tensors: Tensors, *, prefix: str = "attn.") -> Tensors:
     def weight(q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensors:
         if k is None or v is None:
             return {"attn.q.weight": q}
-        return {"attn.qkv.weight": torch.cat([q, k, v])}
+        return {"attn.qkv.weight": joined(q, k, v)}
 
     def bias(q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensors:
         if v is None:
             return {"attn.q.bias": q}
-        return {"attn.qkv.bias": torch.cat([q, torch.zeros_like(q) if k is None else k, v])}
+        return {"attn.qkv.bias": joined(q, torch.zeros_like(q) if k is None else k, v)}
 
     out = per_block(tensors, [f"{prefix}{c}.weight" for c in "qkv"], weight)
     return per_block(out, [f"{prefix}{c}.bias" for c in "qkv"], bias)

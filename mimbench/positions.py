@@ -63,3 +63,13 @@ def resize_table(
         raise ValueError(f"resizing to {to} gave {tuple(image.shape[-2:])}")
     body = image.permute(0, 2, 3, 1).reshape(1, to[0] * to[1], -1).to(table.dtype)
     return torch.cat([head, body], dim=1)
+
+
+ROTATION_BASE = 100.0
+"""Longest period, in grid widths, of the rotation in every published DINOv3 model."""
+
+
+def rotation_periods(width: int) -> Tensor:
+    """Return the periods (width / 4) by which rotary positions turn a head of the given width."""
+    exponents = 2.0 * torch.arange(width // 4, dtype=torch.float32) / (width // 2)
+    return ROTATION_BASE**exponents

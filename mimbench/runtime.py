@@ -50,7 +50,15 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the group that torchrun announces (nccl on GPUs, gloo on CPUs); alone without torchrun."""
+    """Join the group that torchrun announces (nccl on GPUs, gloo on CPUs); alone without torchrun.
+
+    A group that another launcher has made already is used and left as it is.
+    """
+    if dist.is_initialized():
+        rank = dist.get_rank()
+        local = torch.cuda.current_device() if torch.cuda.is_available() else rank
+        yield Ranks(rank=rank, world=dist.get_world_size(), local=local)
+        return
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Ranks()
         return

@@ -19,6 +19,8 @@ class Machine:
     max_batch: int = 64
     """Images that fit into one process at once; the effective batch stays what the recipe says."""
     compile: bool = False
+    recompute: bool = False
+    """Compute activations again in the backward pass rather than keep them: less memory, more time."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """Build timm's VisionTransformer from a specification, and fill it strictly from weights."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from timm.layers.mlp import GluMlp
@@ -40,6 +40,14 @@ class Vit(VisionTransformer):
             x = torch.cat([*prefix, x], dim=1) + table
         return self.pos_drop(x)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the tokens that enter the first block."""
+        return self.norm_pre(self._pos_embed(self.patch_embed(images)))
+
+    def run_block(self, index: int, x: Tensor, grid: tuple[int, int]) -> Tensor:  # noqa: ARG002
+        """Return the tokens after one block; `grid` is for positions that act in attention."""
+        return self.get_submodule(f"blocks.{index}")(x)
+
 
 def build_vit(
     spec: VitSpec,
@@ -63,13 +71,31 @@ def build_vit(
             f"a {spec.position} position encoding is not a plain ViT; "
             "this consumer supports absolute position tables only"
         )
+    return assemble(
+        Vit, spec, drop_path=drop_path, num_classes=num_classes, pool=pool, fc_norm=fc_norm
+    )
+
+
+VitKind = TypeVar("VitKind", bound=Vit)
+
+
+def assemble(
+    kind: type[VitKind],
+    spec: VitSpec,
+    *,
+    drop_path: float = 0.0,
+    num_classes: int = 0,
+    pool: Literal["", "token", "avg"] = "",
+    fc_norm: bool | None = None,
+) -> VitKind:
+    """Return a ViT of the given class; only the class knows how positions that are no table act."""
     options: dict[str, Any] = {
         "act_layer": "quick_gelu" if spec.activation == "quick_gelu" else nn.GELU
     }
     if spec.mlp == "swiglu":
         options = {"act_layer": nn.SiLU, "mlp_layer": partial(GluMlp, gate_last=False)}
     packed = 2 * spec.mlp_dim if spec.mlp == "swiglu" else spec.mlp_dim
-    model = Vit(
+    model = kind(
         img_size=spec.image_size,
         patch_size=spec.patch_size,
         num_classes=num_classes,
@@ -80,6 +106,7 @@ def build_vit(
         mlp_ratio=packed / spec.embed_dim,
         qkv_bias=spec.qkv_bias,
         init_values=1.0 if spec.layer_scale else None,
+        pos_embed="learn" if spec.position == "absolute" else "none",
         class_token=spec.class_token,
         no_embed_class=not spec.position_rows_for_prefix,
         reg_tokens=spec.register_tokens,

@@ -1,7 +1,9 @@
 """What a check found, and how that is shown."""
 
 import json
+import shlex
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +35,11 @@ def warn(name: str, detail: str, mend: str = "") -> Check:
 def fault(name: str, detail: str, mend: str) -> Check:
     """Return a finding that has to be mended, with the command that does it."""
     return Check(name=name, status="fault", detail=detail, mend=mend)
+
+
+def python_module(name: str) -> str:
+    """Return the command that runs a module of ours with the Python that runs now."""
+    return f"{shlex.quote(sys.executable)} -m {name}"
 
 
 def has_fault(checks: Sequence[Check]) -> bool:

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from mimbench.doctor import ade, coco, imagenet
-from mimbench.doctor.check import Check, fault, ok, warn
+from mimbench.doctor.check import Check, fault, ok, python_module, warn
 from mimbench.doctor.folders import count_files
 from mimbench.errors import UserError
 
@@ -78,7 +78,7 @@ def _check_sample(root: Path, manifest: dict[str, object]) -> Check:
     """Compare the sample data with its own manifest instead of with the published counts."""
     counts = manifest.get("counts")
     expected = counts if isinstance(counts, dict) else {}
-    mend = f"python -m mimbench sample --fresh --out {shlex.quote(str(root))}"
+    mend = f"{python_module('mimbench')} sample --fresh --out {shlex.quote(str(root))}"
     missing = [name for name in ("classification", "coco", "ade") if not (root / name).is_dir()]
     wrong = [
         f"{name} has {count_files(root / name)} files, expected {count}"

@@ -4,7 +4,7 @@ import logging
 import shlex
 from pathlib import Path
 
-from mimbench.doctor.check import Check, fault, ok
+from mimbench.doctor.check import Check, fault, ok, python_module
 from mimbench.doctor.folders import image_names, scan, shorten, subfolder_names
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _flat(folder: Path, split: str, images: int, classes: int) -> Check:
     name, path = f"{TITLE} {split}", folder / split
     detail = f"flat: {images:,} images lie in {path} itself, {classes:,} class folders beside them"
     if split == "val":
-        sort = f"python -m mimbench.doctor.sort_validation {shlex.quote(str(folder))}"
+        sort = _sort_validation(folder)
         return fault(name, f"{detail}; expected val/<wnid>/*", sort)
     # Training files carry their class in the name: n01440764_10026.JPEG.
     loop = 'for f in n*_*; do mkdir -p "${f%%_*}" && mv "$f" "${f%%_*}/"; done'
@@ -89,7 +89,12 @@ def _unpack(folder: Path, split: str) -> str:
     into = f"mkdir -p {shlex.quote(str(path))} && tar -xf {shlex.quote(str(archive))} -C {shlex.quote(str(path))}"
     if split == "train":
         return f"{into} && {_unpack_classes(path)}"
-    return f"{into} && python -m mimbench.doctor.sort_validation {shlex.quote(str(folder))}"
+    return f"{into} && {_sort_validation(folder)}"
+
+
+def _sort_validation(folder: Path) -> str:
+    """Return the command that sorts flat validation images."""
+    return f"{python_module('mimbench.doctor.sort_validation')} {shlex.quote(str(folder))}"
 
 
 def _unpack_classes(path: Path) -> str:

@@ -1,7 +1,9 @@
 """HPM pretraining files: student and EMA teacher; `model` is the architecture's name there."""
 
-from mimbench.architecture import Family, infer_spec
-from mimbench.layout import Converted, Options, Raw, choose, container_extras, rename
+from dataclasses import replace
+
+from mimbench.layout import Converted, Options, Raw
+from mimbench.plain import convert_plain
 
 NAME = "hpm"
 
@@ -18,14 +20,8 @@ def claims(raw: Raw) -> bool:
 
 
 def convert(raw: Raw, options: Options) -> Converted:
-    """Return the student, or the EMA teacher with `which='ema'`."""
-    offers = {"student": ["state_dict", "model", ""], "ema": ["ema_state_dict"]}
+    """Return the student; the EMA teacher with `which` 'ema' (or 'teacher', its role)."""
     if options.which == "teacher":
-        options = Options(which="ema", num_heads=options.num_heads)
-    which, state, networks = choose(raw, offers, options.which)
-    tensors, extras = rename(state, [], EXTRAS)
-    spec, asked = infer_spec(tensors, Family(), options.num_heads)
-    extras |= container_extras(raw, ["state_dict", "model", "ema_state_dict"])
-    return Converted(
-        spec=spec, tensors=tensors, extras=extras, which=which, networks=networks, heads_asked=asked
-    )
+        options = replace(options, which="ema")
+    offers = {"student": ("state_dict", "model", ""), "ema": ("ema_state_dict",)}
+    return convert_plain(raw, options, offers=offers, extras=EXTRAS)

@@ -1,0 +1,196 @@
+"""Neighbour search with FAISS: exact on GPU or CPU, or approximate with its recall measured."""
+
+import itertools
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mimbench.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Metric = Literal["ip", "l2"]
+Kind = Literal["exact", "ivf", "ivfpq"]
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+GPU_LARGEST_K = 2048
+TIE_BYTES = 32 * 2**20
+"""Scores of this many bytes are held at a time while a shared k-th place is settled."""
+GPU_SHARE = 0.6
+"""Part of the free GPU memory that a slice of the bank may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approximate:
+    """An inverted-file index for banks too large to search exhaustively."""
+
+    kind: Kind = "exact"
+    lists: int = 4096
+    probes: int = 64
+    code_bytes: int = 64
+    """Sub-vectors of a product-quantised vector (ivfpq only); at 8 bits its bytes."""
+    code_bits: int = 8
+
+
+def search(bank: Floats, queries: Floats, k: int, *, metric: Metric = "ip") -> tuple[Floats, Ids]:
+    """Return similarities and rows (n, k) of the exact nearest bank rows, nearest first.
+
+    The similarity is the inner product, or minus half the squared distance: for vectors of unit
+    length these differ by a constant. Equal similarities are ordered by row, at the k-th too.
+    """
+    check_k(k, len(bank))
+    # one more than asked for shows whether the k-th place is shared
+    wide = min(k + 1, len(bank))
+    on_gpu = gpu_count() > 0 and wide <= GPU_LARGEST_K
+    raw, ids = (_search_gpus if on_gpu else _search_cpu)(bank, queries, wide, metric)
+    similarity = raw if metric == "ip" else -0.5 * raw
+    return _settle_ties(bank, queries, similarity, ids, k, metric)
+
+
+def check_k(k: int, rows: int) -> None:
+    """Raise unless 1 <= k <= rows."""
+    if not 1 <= k <= rows:
+        raise UserError(
+            f"k = {k} neighbours of a bank of {rows} images; choose k between 1 and {rows}"
+        )
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this FAISS can use; its CPU build knows none."""
+    usable = torch.cuda.is_available() and hasattr(faiss, "StandardGpuResources")
+    return int(faiss.get_num_gpus()) if usable else 0
+
+
+def _faiss_metric(metric: Metric) -> int:
+    return faiss.METRIC_INNER_PRODUCT if metric == "ip" else faiss.METRIC_L2
+
+
+def _search_cpu(bank: Floats, queries: Floats, k: int, metric: Metric) -> tuple[Floats, Ids]:
+    return faiss.knn(queries, bank, k, metric=_faiss_metric(metric))
+
+
+def _search_gpus(bank: Floats, queries: Floats, k: int, metric: Metric) -> tuple[Floats, Ids]:
+    """Search slices of the bank, each small enough for one GPU, over all GPUs; merge exactly."""
+    gpus = gpu_count()
+    slices = gpu_slices(
+        bank.nbytes, len(bank), [torch.cuda.mem_get_info(g)[0] for g in range(gpus)]
+    )
+    resources = [faiss.StandardGpuResources() for _ in range(gpus)]
+
+    def work(gpu: int) -> list[tuple[Floats, Ids]]:
+        found = []
+        for start, stop in slices[gpu::gpus]:
+            most = min(k, stop - start)
+            values, ids = faiss.knn_gpu(
+                resources[gpu],
+                queries,
+                bank[start:stop],
+                most,
+                metric=_faiss_metric(metric),
+                device=gpu,
+            )
+            found.append((values, ids + start))
+        return found
+
+    with ThreadPoolExecutor(gpus) as pool:
+        parts = [part for found in pool.map(work, range(gpus)) for part in found]
+    return merge(parts, k, metric)
+
+
+def gpu_slices(nbytes: int, rows: int, free: list[int]) -> list[tuple[int, int]]:
+    """Return row ranges, at least one for each GPU, none larger than a GPU's share of memory."""
+    share = max(1, int(min(free) * GPU_SHARE))
+    pieces = max(len(free), -(-nbytes // share))
+    edges = np.linspace(0, rows, min(pieces, rows) + 1).astype(int)
+    return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]
+
+
+def merge(parts: list[tuple[Floats, Ids]], k: int, metric: Metric) -> tuple[Floats, Ids]:
+    """Return the k best of several searches over parts of one bank, ties by row."""
+    values = np.concatenate([v for v, _ in parts], axis=1)
+    ids = np.concatenate([i for _, i in parts], axis=1)
+    order = np.lexsort((ids, -values if metric == "ip" else values), axis=1)[:, :k]
+    return np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def _settle_ties(
+    bank: Floats, queries: Floats, similarity: Floats, ids: Ids, k: int, metric: Metric
+) -> tuple[Floats, Ids]:
+    """Order equal similarities by row; where the k-th place is shared, look at the whole bank."""
+    equal = similarity[:, 1:] == similarity[:, :-1]
+    for row in np.flatnonzero(equal.any(axis=1)):
+        order = np.lexsort((ids[row], -similarity[row]))
+        similarity[row], ids[row] = similarity[row, order], ids[row, order]
+    if similarity.shape[1] > k:
+        shared = np.flatnonzero(equal[:, k - 1])
+        size = max(1, TIE_BYTES // (4 * len(bank)))
+        for start in range(0, len(shared), size):
+            rows = shared[start : start + size]
+            similarity[rows, :k], ids[rows, :k] = _exhaustive(bank, queries[rows], k, metric)
+    return np.ascontiguousarray(similarity[:, :k]), np.ascontiguousarray(ids[:, :k])
+
+
+def _exhaustive(bank: Floats, queries: Floats, k: int, metric: Metric) -> tuple[Floats, Ids]:
+    scores = queries @ bank.T
+    if metric == "l2":
+        scores -= 0.5 * np.square(bank).sum(axis=1)
+        scores -= 0.5 * np.square(queries).sum(axis=1, keepdims=True)
+    best = np.stack([_first_best(row, k) for row in scores])
+    return np.take_along_axis(scores, best, 1), best
+
+
+def _first_best(scores: Floats, k: int) -> Ids:
+    """Return the rows of the k largest scores, of equal ones the first."""
+    edge = np.partition(scores, len(scores) - k)[len(scores) - k]
+    above = np.flatnonzero(scores > edge)
+    above = above[np.lexsort((above, -scores[above]))]
+    return np.concatenate([above, np.flatnonzero(scores == edge)[: k - len(above)]])
+
+
+def search_approximate(
+    bank: Floats, queries: Floats, k: int, how: Approximate, *, metric: Metric = "ip"
+) -> tuple[Floats, Ids]:
+    """Return similarities and rows (n, k) from an inverted-file index, ties ordered by row.
+
+    A query that finds fewer than k rows in the lists it looks into is an error, not a short vote.
+    """
+    check_k(k, len(bank))
+    dim = bank.shape[1]
+    lists = min(how.lists, max(1, len(bank) // 39))
+    if how.kind == "ivfpq" and dim % how.code_bytes:
+        raise UserError(
+            f"code_bytes = {how.code_bytes} does not divide the feature width {dim}; "
+            "choose a divisor"
+        )
+    kind = "Flat" if how.kind == "ivf" else f"PQ{how.code_bytes}x{how.code_bits}"
+    index: Any = faiss.index_factory(dim, f"IVF{lists},{kind}", _faiss_metric(metric))
+    index.cp.seed = 0
+    index.train(bank)
+    index.add(bank)
+    index.nprobe = min(how.probes, lists)
+    values, ids = index.search(queries, k)
+    if (ids < 0).any():
+        short = int((ids < 0).any(axis=1).sum())
+        raise UserError(
+            f"{short} queries found fewer than {k} neighbours in {index.nprobe} of {lists} lists; "
+            "raise probes"
+        )
+    similarity = values if metric == "ip" else -0.5 * values
+    order = np.lexsort((ids, -similarity), axis=1)
+    return np.take_along_axis(similarity, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def recall(approximate: Ids, exact: Ids) -> float:
+    """Return the percentage of exact neighbours that the approximate search found."""
+    hits = sum(
+        len(np.intersect1d(a, e, assume_unique=True))
+        for a, e in zip(approximate, exact, strict=True)
+    )
+    return 100.0 * hits / exact.size

@@ -1,0 +1,25 @@
+"""Run one order (a run's config.yaml) in this process and write its result beside it."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from mimbench.evaluation import evaluate
+from mimbench.launch import follow_parent
+from mimbench.orders import read_order
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to `parser`."""
+    parser.add_argument("order", type=Path, metavar="config.yaml", help="the file that a run wrote")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the order."""
+    follow_parent()
+    result = evaluate(read_order(args.order), args.order.parent)
+    for name, value in result.metrics.items():
+        logger.info("%s %.4f", name, value)
+    return 0

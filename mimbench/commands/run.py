@@ -1,0 +1,122 @@
+"""Evaluate checkpoints on every benchmark of a profile; one table."""
+
+import argparse
+from pathlib import Path
+
+from mimbench.commands.table import parse_choices
+from mimbench.config import parse_overrides
+from mimbench.demo import demo_checkpoint
+from mimbench.errors import UserError
+from mimbench.manifest import DEFAULT_FILE, PROFILES, load_manifest
+from mimbench.suite import Options, Running, run_suite
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to `parser`."""
+    parser.add_argument("checkpoints", type=Path, nargs="*", metavar="CKPT")
+    parser.add_argument(
+        "--demo", action="store_true", help="sample data, tiny pretraining, all tasks"
+    )
+    add_request_arguments(parser)
+    run = parser.add_argument_group("running")
+    run.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    run.add_argument(
+        "--fresh", action="store_true", help="run done cells again (old ones are kept aside)"
+    )
+    run.add_argument(
+        "--resume", action="store_true", help="go on where a run stopped (the default)"
+    )
+    run.add_argument(
+        "--no-canary", action="store_true", help="skip the check against random weights"
+    )
+    run.add_argument(
+        "--twin", action="store_true", help="evaluate a random-weight twin of each checkpoint too"
+    )
+    run.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs to use (default: one, if there is one)"
+    )
+    run.add_argument(
+        "--per-task", type=int, metavar="N", help="GPUs for one task (default: all of --gpus)"
+    )
+    run.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="NAME=METHOD [EPOCHS]",
+        help="the published row that a checkpoint should reproduce, e.g. 'ckpt=HPM 800'",
+    )
+
+
+def add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `run` and `plan` share: which benchmarks, which recipe, which machine."""
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--profile", choices=PROFILES, help="recipe (default: paper; demo with --demo)"
+    )
+    what.add_argument(
+        "--only", default="", metavar="A,B", help="benchmark ids or groups: knn, linear..."
+    )
+    what.add_argument(
+        "--set", action="append", default=[], metavar="K=V", help="for example knn.k=[20]"
+    )
+    what.add_argument("--seeds", type=int, default=1, metavar="N")
+    what.add_argument("--data", type=Path, metavar="DIR", help="holds imagenet, coco, ade")
+    what.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: runs (runs/demo with --demo)"
+    )
+    what.add_argument("--which", metavar="W", help="network in the file: student, teacher, ema")
+    what.add_argument("--num-heads", type=int, metavar="N", help="where the format does not say")
+    what.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", metavar="D")
+    machine.add_argument("--workers", type=int, metavar="N", help="loader processes per process")
+    machine.add_argument(
+        "--max-batch", type=int, metavar="N", help="images that fit one process at once"
+    )
+    machine.add_argument("--compile", action="store_true")
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """Return the options that parsed arguments spell out."""
+    if args.seeds < 1:
+        raise UserError(f"--seeds is {args.seeds}, expected 1 or more")
+    demo = bool(getattr(args, "demo", False))
+    return Options(
+        profile=args.profile or ("demo" if demo else "paper"),
+        only=tuple(name for name in args.only.split(",") if name),
+        overrides=parse_overrides(args.set),
+        seeds=args.seeds,
+        data=args.data,
+        out=args.out or (Path("runs/demo") if demo else Path("runs")),
+        which=args.which,
+        num_heads=args.num_heads,
+        device=args.device,
+        workers=args.workers,
+        max_batch=args.max_batch,
+        compile=args.compile,
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the suite."""
+    options = options_of(args)
+    manifest = load_manifest(args.benchmarks)
+    checkpoints = list(args.checkpoints)
+    if args.demo:
+        checkpoints.insert(0, demo_checkpoint(options.out))
+    if not checkpoints:
+        raise UserError("name at least one checkpoint, or --demo: ./run_all.sh ckpt.pth")
+    return run_suite(
+        manifest,
+        checkpoints,
+        options,
+        Running(
+            fresh=args.fresh,
+            dry_run=args.dry_run,
+            canary=not args.no_canary,
+            twin=args.twin or args.demo,
+            gpus=args.gpus,
+            per_task=args.per_task,
+            choice=parse_choices(args.reference),
+        ),
+    )

@@ -1,0 +1,254 @@
+"""Labelled image lists from folders or timm sources: each image once, with its own label."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data.dataset_factory import create_dataset
+
+from mimbench.errors import UserError
+from mimbench.files import value_digest
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
+STREAMED = ("tfds/", "wds/", "hfids/")
+
+
+class Opener(Protocol):
+    """Gives the decoded RGB image at an index of a source, or raises."""
+
+    def __call__(self, index: int) -> Image.Image:
+        """Return image `index` in RGB."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderOpener:
+    """Opens files below a folder."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+    def __call__(self, index: int) -> Image.Image:
+        """Return image `index` in RGB."""
+        with Image.open(self.folder / self.names[index]) as image:
+            return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class TimmOpener:
+    """Opens images of a timm data set."""
+
+    dataset: Any
+
+    def __call__(self, index: int) -> Image.Image:
+        """Return image `index` in RGB."""
+        # past timm's own __getitem__, which puts another image in the place of a damaged one
+        reader = getattr(self.dataset, "reader", None)
+        image = self.dataset[index][0] if reader is None else Image.open(reader[index][0])
+        return image.convert("RGB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageList:
+    """Images in a fixed order, each with its label: what every classification task reads."""
+
+    names: tuple[str, ...]
+    """Paths relative to the split's folder, or the names that a timm source gives."""
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    stamps: tuple[str, ...]
+    """What tells a changed image from the old one: size and time of the file."""
+    where: str
+    opener: Opener
+    positions: tuple[int, ...] | None = None
+    """Indices into the source, where this is a subset."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, labels, classes and stamps, in order."""
+        return value_digest([self.names, self.labels.tolist(), self.classes, self.stamps])
+
+    def open(self, index: int) -> Image.Image:
+        """Return image `index` in RGB; a damaged file is an error that names it."""
+        source = index if self.positions is None else self.positions[index]
+        try:
+            return self.opener(source)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(
+                f"cannot decode {self.where}/{self.names[index]}: {error}; every image is scored "
+                "with its own label, so none is skipped: replace the file, or remove it"
+            ) from error
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "ImageList":
+        """Return the list of the images at `indices`, with the same classes."""
+        picked = [int(i) for i in indices]
+        own = self.positions
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in picked),
+            labels=self.labels[picked],
+            stamps=tuple(self.stamps[i] for i in picked),
+            positions=tuple(picked if own is None else (own[i] for i in picked)),
+        )
+
+    def relabel(self, labels: NDArray[np.int64]) -> "ImageList":
+        """Return the same images under other labels (for checks with shuffled labels)."""
+        if labels.shape != self.labels.shape:
+            raise ValueError(f"{labels.shape} labels for {len(self)} images")
+        return replace(self, labels=labels.astype(np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the images are: an ImageFolder, or any of timm's data sets that can be indexed."""
+
+    name: str = "folder"
+    """`folder`, or a name that timm.data.create_dataset takes: torch/cifar10, hfds/..., tar."""
+    train: str = "train"
+    val: str = "val"
+
+    def open(self, data: Path) -> tuple[ImageList, ImageList]:
+        """Return the train and val lists; their classes must be the same."""
+        train, val = (self._split(data, split) for split in (self.train, self.val))
+        check_classes(train, val)
+        return train, val
+
+    def _split(self, data: Path, split: str) -> ImageList:
+        if self.name == "folder":
+            return read_folder(data, split)
+        return read_timm(self.name, data, split)
+
+
+def check_classes(train: ImageList, val: ImageList) -> None:
+    """Raise unless both lists have the same classes; the message lists the difference."""
+    if train.classes == val.classes:
+        return
+    only = {
+        "train": sorted(set(train.classes) - set(val.classes)),
+        "val": sorted(set(val.classes) - set(train.classes)),
+    }
+    parts = [f"only in {split}: {_shorten(names)}" for split, names in only.items() if names]
+    raise UserError(
+        f"{train.where} has {len(train.classes)} classes, {val.where} has {len(val.classes)}, and "
+        f"they differ; {'; '.join(parts) or 'same names in another order'}; "
+        "each class needs a folder in both"
+    )
+
+
+def _shorten(names: Sequence[str], at_most: int = 20) -> str:
+    rest = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def read_folder(data: Path, split: str) -> ImageList:
+    """Return the images of `data`/`split`/<class>/**, sorted by class and path."""
+    folder = data / split
+    if not folder.is_dir():
+        found = (
+            sorted(p.name for p in data.iterdir() if p.is_dir())[:10] if data.is_dir() else "none"
+        )
+        raise UserError(
+            f"no folder '{split}' in {data} (folders there: {found}); "
+            f"expected {data}/{split}/<class>/<image>"
+        )
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    if not classes:
+        raise UserError(f"no class folders in {folder}; expected {folder}/<class>/<image>")
+    names: list[str] = []
+    labels: list[int] = []
+    stamps: list[str] = []
+    for label, name in enumerate(classes):
+        files = sorted(_walk(folder / name, name))
+        if not files:
+            raise UserError(f"class folder {folder / name} holds no image; remove or fill it")
+        names += [path for path, _ in files]
+        stamps += [stamp for _, stamp in files]
+        labels += [label] * len(files)
+
+    return ImageList(
+        names=tuple(names),
+        labels=np.array(labels, dtype=np.int64),
+        classes=tuple(classes),
+        stamps=tuple(stamps),
+        where=str(folder),
+        opener=FolderOpener(folder, tuple(names)),
+    )
+
+
+def _walk(folder: Path, prefix: str) -> list[tuple[str, str]]:
+    """Return (relative path, stamp) of every image below a folder."""
+    found: list[tuple[str, str]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = f"{prefix}/{entry.name}"
+            if entry.is_dir():
+                found += _walk(Path(entry.path), path)
+            elif Path(entry.name).suffix.lower() in SUFFIXES and entry.name[0] != ".":
+                status = entry.stat()
+                found.append((path, f"{status.st_size}:{status.st_mtime_ns}"))
+    return found
+
+
+def read_timm(name: str, data: Path, split: str) -> ImageList:
+    """Return a split of a data set that timm's factory knows, if it can be indexed."""
+    if name.startswith(STREAMED):
+        raise UserError(
+            f"source '{name}' is streamed, and a stream has no fixed order to score every image "
+            "once; use an indexed form of it (hfds/..., torch/..., a tar file or a folder)"
+        )
+    kind = "" if name == "tar" else name
+    try:
+        dataset: Any = create_dataset(kind, root=str(data), split=split)
+    except (AssertionError, RuntimeError, ValueError, OSError, ImportError) as error:
+        raise UserError(
+            f"timm cannot open source '{name}' split '{split}' in {data}: {error}"
+        ) from error
+    labels = _timm_labels(dataset, name)
+    classes = _timm_classes(dataset, labels)
+    reader = getattr(dataset, "reader", None)
+    if reader is None:
+        names = tuple(f"{split}/{i:08d}" for i in range(len(labels)))
+    else:
+        names = tuple(str(reader.filename(i)) for i in range(len(labels)))
+
+    return ImageList(
+        names=names,
+        labels=labels,
+        classes=classes,
+        stamps=tuple([""] * len(labels)),
+        where=f"{data}:{name}:{split}",
+        opener=TimmOpener(dataset),
+    )
+
+
+def _timm_labels(dataset: Any, name: str) -> NDArray[np.int64]:
+    reader = getattr(dataset, "reader", None)
+    if reader is None:
+        for field in ("targets", "labels", "_labels", "_samples"):
+            values = getattr(dataset, field, None)
+            if values is not None:
+                rows = [v[-1] if isinstance(v, tuple) else v for v in values]
+                return np.asarray(rows, dtype=np.int64)
+        raise UserError(f"source '{name}' does not list its labels; use its folder form")
+    if hasattr(reader, "samples"):
+        return np.array([sample[-1] for sample in reader.samples], dtype=np.int64)
+    column = reader.dataset[getattr(reader, "label_key", "label")]
+    return np.array(column, dtype=np.int64)
+
+
+def _timm_classes(dataset: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
+    index = getattr(dataset, "class_to_idx", None)
+    if index is None:
+        index = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if index:
+        return tuple(sorted(index, key=lambda name: index[name]))
+    return tuple(str(label) for label in range(int(labels.max()) + 1))

@@ -1,0 +1,46 @@
+"""Where a data set lies: its name and the user's --data folder in, a checked folder out."""
+
+from pathlib import Path
+
+from mimbench.doctor.data import ALIASES, LAYOUTS
+from mimbench.errors import UserError, did_you_mean
+
+SAMPLES = {"sample-classification": "classification", "sample-coco": "coco", "sample-ade": "ade"}
+
+
+def locate(dataset: str, data: Path | None) -> Path:
+    """Return the folder of a data set.
+
+    Args:
+        dataset: imagenet, coco, ade, or one of `SAMPLES`.
+        data: The user's --data: a folder that holds the data set's folder, or that folder itself.
+    """
+    if dataset in SAMPLES:
+        # the generator pulls in scikit-image: only the sample data needs it
+        from mimbench.sample import sample_root  # noqa: PLC0415
+
+        return sample_root() / SAMPLES[dataset]
+    if dataset not in LAYOUTS:
+        known = {*LAYOUTS, *SAMPLES}
+        raise UserError(f"unknown data set '{dataset}'" + did_you_mean(dataset, known))
+    layout = LAYOUTS[dataset]
+    if data is None:
+        raise UserError(
+            f"needs {layout.TITLE}: pass --data DIR where DIR/{dataset} (or DIR itself) is the data "
+            "set; `python -m mimbench doctor --data DIR` shows how to get it"
+        )
+    for folder in (data / dataset, *(data / name for name in ALIASES[dataset]), data):
+        if layout.looks_like(folder):
+            return folder.resolve()
+    raise UserError(
+        f"needs {layout.TITLE}, but neither {data / dataset} nor {data} looks like it; "
+        f"to get it:\n{layout.obtain(data / dataset)}"
+    )
+
+
+def faults(dataset: str, folder: Path) -> list[str]:
+    """Return what is wrong with a published data set, each with what mends it."""
+    if dataset not in LAYOUTS:
+        return []
+    checks = LAYOUTS[dataset].check(folder)
+    return [f"{c.name}: {c.detail}; {c.mend}" for c in checks if c.status == "fault"]

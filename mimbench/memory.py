@@ -1,0 +1,65 @@
+"""Out of memory: try again with half as many images at a time, at the same effective batch."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from mimbench.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out: CUDA's own, or the CPU allocator's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(p in str(error).lower() for p in PHRASES)
+
+
+@dataclass(kw_only=True)
+class Halving:
+    """How many images fit at once, learned by running out of memory."""
+
+    size: int
+    """Images at a time; halved after each failure."""
+    asked: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.asked = self.size
+
+    @property
+    def halved(self) -> bool:
+        """Memory ran out at least once."""
+        return self.size < self.asked
+
+    def shrink(self, error: BaseException) -> None:
+        """Halve the size after `error`; raise it again unless memory is what ran out."""
+        if not is_out_of_memory(error):
+            raise error
+        if self.size <= 1:
+            raise UserError(
+                "out of memory with a single image; use a smaller image_size or model, "
+                "or a device with more memory"
+            ) from error
+        self.size //= 2
+        logger.warning("out of memory: going on with %d images at a time", self.size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def attempt(self, work: Callable[[int], T]) -> T:
+        """Return `work(size)`, called again with half the size for as long as memory runs out."""
+        while True:
+            try:
+                return work(self.size)
+            except (RuntimeError, MemoryError) as error:
+                fault = error
+            # outside the handler, so that the failed attempt's frames are free
+            fault.__traceback__ = None
+            self.shrink(fault)

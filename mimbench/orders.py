@@ -1,0 +1,58 @@
+"""An order: everything one evaluation needs, as the file config.yaml that can be run again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mimbench.config import from_mapping, load_yaml, to_mapping
+from mimbench.files import write_text
+from mimbench.results import protocol_digest
+
+NOT_PROTOCOL = frozenset({"data", "seed", "machine"})
+ORDER_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One benchmark on one checkpoint with one seed."""
+
+    benchmark: str
+    task: str
+    profile: str
+    dataset: str
+    checkpoint: Path
+    config: Mapping[str, Any]
+    """The task's whole configuration, data, seed and machine included."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What the user changed in the recipe; published rows stand beside unchanged ones only."""
+    name: str = ""
+    """Row label; by default the checkpoint's own name."""
+    which: str | None = None
+    num_heads: int | None = None
+    weights_digest: str = ""
+    """What the checkpoint held when the order was written; empty: whatever it holds now."""
+
+
+def write_order(path: Path, order: Order) -> None:
+    """Write an order as YAML, atomically."""
+    text = yaml.safe_dump(to_mapping(order), sort_keys=False, allow_unicode=True)
+    write_text(path, f"# run again: python -m mimbench eval {path.name}\n{text}")
+
+
+def read_order(path: Path) -> Order:
+    """Read an order strictly."""
+    return from_mapping(Order, load_yaml(path), str(path))
+
+
+def protocol_config(dataset: str, config: Any) -> dict[str, Any]:
+    """Return the part of a task's configuration that may move its number, and the data's name."""
+    plain = to_mapping(config)
+    return {"dataset": dataset} | {k: v for k, v in plain.items() if k not in NOT_PROTOCOL}
+
+
+def order_protocol(task: str, version: int, dataset: str, config: Any) -> str:
+    """Return the protocol digest of a task's configuration on a data set."""
+    return protocol_digest(task, version, protocol_config(dataset, config))

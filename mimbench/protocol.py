@@ -1,0 +1,87 @@
+"""What every classification protocol states: how images are read, and how features are made of them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch.distributed as dist
+
+from mimbench.config import to_mapping
+from mimbench.data import ImageList, Source
+from mimbench.extract import extract
+from mimbench.features import BankSpec, FeatureBank
+from mimbench.files import value_digest
+from mimbench.preprocess import Interpolation, Preprocess
+from mimbench.runtime import Precision, Ranks
+from mimbench.subsets import Subset
+from mimbench.task import Machine
+from mimbench.weights import VitWeights
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How images are read and scored; where they are; what the machine allows."""
+
+    image_size: int = 224
+    resize: int | None = 256
+    """Length of the shorter side before the centre crop; null leaves the image as it is."""
+    interpolation: Interpolation = "bicubic"
+    precision: Precision = "fp32"
+    subset: Subset = field(default_factory=Subset)
+    """The training images that are used."""
+    source: Source = field(default_factory=Source)
+    data: Path
+    seed: int = 0
+    machine: Machine = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        # says now, and with the configuration's name, what does not fit together
+        self.preprocess()
+
+    def preprocess(self, view: int = 0) -> Preprocess:
+        """Return the centre crop that is scored, or a random view for training."""
+        return Preprocess(
+            size=self.image_size, resize=self.resize, interpolation=self.interpolation, view=view
+        )
+
+    def images(self) -> tuple[ImageList, ImageList]:
+        """Return the train and val lists."""
+        train, val = self.source.open(self.data)
+        return self.subset.of(train), val
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenConfig(ImageConfig):
+    """Features of a frozen backbone, computed once."""
+
+    storage: Literal["fp32", "fp16", "bf16"] = "fp32"
+
+    def bank(self, view: int = 0) -> BankSpec:
+        """Return the features that this protocol needs, of the centre crop or of a random view."""
+        return BankSpec(
+            preprocess=self.preprocess(view), storage=self.storage, precision=self.precision
+        )
+
+    def features(
+        self, weights: VitWeights, images: ImageList, ranks: Ranks, *, view: int = 0
+    ) -> FeatureBank:
+        """Return the complete bank of an image list."""
+        return extract(weights, images, self.bank(view), self.machine, ranks=ranks)
+
+
+def run_digest(weights: VitWeights, train: ImageList, val: ImageList, config: ImageConfig) -> str:
+    """Return what a training run's folder belongs to: anything else in it is refused."""
+    plain = to_mapping(config)
+    for place in ("data", "machine"):
+        del plain[place]
+    return value_digest([weights.digest, weights.spec.to_json(), train.digest, val.digest, plain])
+
+
+def from_main(value: T | None, ranks: Ranks) -> T:
+    """Return the first process's value in every process."""
+    box: list[Any] = [value]
+    if ranks.world > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]

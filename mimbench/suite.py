@@ -1,0 +1,152 @@
+"""From checkpoints to the table: read, check, run, show."""
+
+import logging
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from mimbench.cells import Cell, Contestant, Request, make_cells, read_contestant, safe_name
+from mimbench.checkpoints import read_weights, write_weights
+from mimbench.errors import UserError
+from mimbench.files import write_text
+from mimbench.launch import make_slots
+from mimbench.lock import folder_lock
+from mimbench.manifest import Manifest, Profile
+from mimbench.runner import Ended, run_cells
+from mimbench.runtime import usable_cores
+from mimbench.table import Table, make_table, read_results
+from mimbench.table_formats import FORMATS, SUFFIXES
+from mimbench.task import Machine
+from mimbench.weights import random_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line asks for."""
+
+    profile: Profile = "paper"
+    only: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 1
+    data: Path | None = None
+    out: Path = Path("runs")
+    which: str | None = None
+    num_heads: int | None = None
+    device: str = "auto"
+    workers: int | None = None
+    max_batch: int | None = None
+    compile: bool = False
+
+    def request(self, manifest: Manifest) -> Request:
+        """Return the request: ids chosen, machine filled in from what this one has."""
+        usual = Machine()
+        machine = Machine(
+            device=self.device,
+            workers=self.workers if self.workers is not None else min(8, usable_cores()),
+            max_batch=self.max_batch or usual.max_batch,
+            compile=self.compile,
+        )
+        return Request(
+            profile=self.profile,
+            benchmarks=manifest.choose(self.profile, self.only),
+            overrides=self.overrides,
+            seeds=self.seeds,
+            data=self.data,
+            out=self.out,
+            machine=machine,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How the cells are run."""
+
+    fresh: bool = False
+    dry_run: bool = False
+    canary: bool = True
+    twin: bool = False
+    gpus: int | None = None
+    per_task: int | None = None
+    choice: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_suite(
+    manifest: Manifest, checkpoints: Sequence[Path], options: Options, running: Running
+) -> int:
+    """Evaluate the checkpoints; return 0 only if every requested cell has a number."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with folder_lock(options.out, f"another run is using {options.out}"):
+        contestants = read_contestants(checkpoints, options, twin=running.twin)
+        cells = make_cells(manifest, contestants, options.request(manifest))
+        try:
+            ended = run_cells(cells, _slots(running), fresh=running.fresh)
+        finally:
+            table = write_tables(options.out, manifest, running.choice)
+    sys.stdout.write(FORMATS["terminal"](table))
+    return _verdict(cells, ended)
+
+
+def read_contestants(
+    checkpoints: Sequence[Path], options: Options, *, twin: bool = False
+) -> list[Contestant]:
+    """Read the checkpoints, and make a random-weight twin for each where asked."""
+    contestants = []
+    for path in checkpoints:
+        contestants.append(read_contestant(path, which=options.which, num_heads=options.num_heads))
+    if twin:
+        twins = [_twin(who, options.out / "twins") for who in contestants]
+        contestants += list({who.weights["digest"]: who for who in twins}.values())
+    return contestants
+
+
+def _twin(who: Contestant, folder: Path) -> Contestant:
+    weights = read_weights(who.path, which=who.which, num_heads=who.num_heads)
+    path = folder / f"random-{safe_name(who.weights['model'])}.safetensors"
+    write_weights(path, random_weights(weights.spec, seed=0))
+    return read_contestant(path)
+
+
+def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Table:
+    """Write the table in every format into the output folder."""
+    table = make_table(read_results(out), manifest, choice=choice)
+    for name, render in FORMATS.items():
+        write_text(out / f"table.{SUFFIXES[name]}", render(table))
+    return table
+
+
+def _slots(running: Running) -> list[Any]:
+    gpus = running.gpus
+    found = torch.cuda.device_count()
+    if gpus is None:
+        gpus = min(1, found)
+    if gpus > found:
+        raise UserError(f"--gpus {gpus} was asked for, but torch finds {found}")
+    per_task = running.per_task or gpus
+    if gpus and not 1 <= per_task <= gpus:
+        raise UserError(f"--per-task {per_task} does not fit --gpus {gpus}")
+    return make_slots(gpus, per_task)
+
+
+def _verdict(cells: Sequence[Cell], ended: Sequence[Ended]) -> int:
+    failed = [e.cell for e in ended if e.status == "failed"]
+    if failed:
+        logger.error(
+            "%d of %d cells have no number: %s",
+            len(failed),
+            len(cells),
+            ", ".join(c.label for c in failed),
+        )
+    return 1 if failed else 0
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,116 @@
+"""Ask every task, in a process of its own, what an order would run: `python -m mimbench.survey`.
+
+Tasks import detectron2, mmsegmentation or faiss; the runner must not, so it asks a child once
+before anything expensive starts. A missing package or data set becomes the cell's problem.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mimbench.config import from_mapping, to_mapping
+from mimbench.errors import UserError
+from mimbench.files import write_json
+from mimbench.locations import locate
+from mimbench.logs import configure_logging
+from mimbench.orders import order_protocol
+from mimbench.task import load_task
+
+ROOT = Path(__file__).resolve().parent.parent
+# what an incompatible binary package raises while it is being imported
+IMPORT_FAULTS = (ImportError, OSError, RuntimeError, AttributeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One recipe to look into."""
+
+    benchmark: str
+    task: str
+    dataset: str
+    config: Mapping[str, Any]
+    needs_data: bool = True
+    """False: only resolve the recipe, wherever the data may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What the task answered."""
+
+    problem: str = ""
+    """Why the recipe cannot run here, and how to mend it."""
+    version: int = 0
+    main_metric: str = ""
+    protocol: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def survey(questions: Sequence[Question], data: Path | None) -> list[Finding]:
+    """Return one finding for each question, answered by a child process."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, told = Path(folder) / "questions.json", Path(folder) / "findings.json"
+        write_json(
+            asked, {"data": str(data) if data else None, "questions": to_mapping(list(questions))}
+        )
+        command = [sys.executable, "-m", "mimbench.survey", str(asked), str(told)]
+        code = subprocess.run(
+            command, env=child_environment(), stdout=sys.stderr, check=False
+        ).returncode
+        if code:
+            tasks = ", ".join(sorted({q.task for q in questions}))
+            raise UserError(
+                f"importing the tasks {tasks} broke (exit code {code}); run: python -m mimbench doctor"
+            )
+        return [from_mapping(Finding, f) for f in json.loads(told.read_text())]
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment in which children find this source tree's modules and no others."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def look(question: Question, data: Path | None) -> Finding:
+    """Return what the question's task says, in this process."""
+    try:
+        task = load_task(question.task)
+        folder = locate(question.dataset, data) if question.needs_data else Path()
+        where = f"{question.benchmark}.config"
+        config = from_mapping(task.Config, {**question.config, "data": str(folder)}, where)
+    except UserError as error:
+        return Finding(problem=str(error))
+    except IMPORT_FAULTS as error:
+        return Finding(
+            problem=f"task {question.task} cannot be imported ({error}); run: python -m mimbench doctor"
+        )
+    return Finding(
+        version=task.VERSION,
+        main_metric=task.MAIN_METRIC,
+        protocol=order_protocol(question.task, task.VERSION, question.dataset, config),
+        config=to_mapping(config),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer the questions of one JSON file in another."""
+    parser = argparse.ArgumentParser(prog="python -m mimbench.survey")
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("findings", type=Path)
+    args = parser.parse_args(argv)
+    configure_logging()
+    asked = json.loads(args.questions.read_text())
+    data = Path(asked["data"]) if asked["data"] else None
+    questions = [from_mapping(Question, q) for q in asked["questions"]]
+    write_json(args.findings, to_mapping([look(q, data) for q in questions]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

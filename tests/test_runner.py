@@ -1,0 +1,206 @@
+"""The runner under bad luck: killed at random moments, two at once, children that fail."""
+
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mimbench.cells import Cell, Contestant, finished, safe_name
+from mimbench.errors import UserError
+from mimbench.launch import Slot, eval_command, make_slots
+from mimbench.lock import folder_lock
+from mimbench.manifest import Manifest
+from mimbench.orders import Order
+from mimbench.results import read_result
+from mimbench.runner import last_lines, run_cells
+from mimbench.table import make_table, read_results
+from mimbench.table_formats import comma
+
+# A child in place of `mimbench eval`: as its result it writes what the order says, after a while.
+CHILD = """
+import json, os, sys, time
+from pathlib import Path
+import yaml
+from mimbench.files import write_json
+out = Path(sys.argv[1]); order = yaml.safe_load((out / "config.yaml").read_text())
+print("working", flush=True)
+time.sleep(order["config"]["seconds"])
+if order["config"].get("fail"):
+    print("broken on purpose", flush=True); sys.exit(3)
+weights = {"name": "a", "digest": order["weights_digest"], "format": "hpm", "which": "", "model": "B/16"}
+source = {"commit": "", "dirty": False, "python": "", "libraries": {}, "device": "cpu", "host_cores": 1,
+          "seed": 0, "seconds": 0.0, "peak_memory_mb": 0.0, "argv": []}
+write_json(out / "result.json", {"benchmark": order["benchmark"], "task": order["task"], "version": 1,
+  "main_metric": "top1", "profile": "paper", "protocol": "p" + order["benchmark"], "metrics": {"top1": order["config"]["answer"]},
+  "config": {}, "weights": weights, "status": "done", "provenance": source})
+"""
+
+
+def child(cell: Cell, slot: Slot) -> list[str]:
+    return [
+        sys.executable,
+        "-S",
+        "-c",
+        f"import sys; sys.path[:0] = {sys.path!r}\n{CHILD}",
+        str(cell.folder),
+    ]
+
+
+def cell(
+    out: Path, name: str, after: tuple[str, ...] = (), problem: str = "", **config: Any
+) -> Cell:
+    who = Contestant(
+        path=out / "a.pth",
+        weights={"name": "a", "digest": "d" * 64, "format": "hpm", "which": "", "model": "B/16"},
+    )
+    order = Order(
+        benchmark=name,
+        task="t",
+        profile="paper",
+        dataset="imagenet",
+        checkpoint=who.path,
+        config={"seconds": 0.05, "answer": 1.0, "seed": 0, **config},
+        weights_digest="d" * 64,
+    )
+    return Cell(
+        order=order,
+        folder=out / who.folder / name,
+        contestant=who,
+        after=after,
+        version=1,
+        main_metric="top1",
+        protocol=f"p{name}",
+        problem=problem,
+    )
+
+
+def cells_of(out: Path) -> list[Cell]:
+    return [cell(out, f"b{i}", answer=float(i)) for i in range(4)]
+
+
+def table_of(out: Path) -> str:
+    return comma(make_table(read_results(out), Manifest(defaults={}, benchmarks={})))
+
+
+def test_killed_at_twenty_random_moments_the_table_is_the_same(tmp_path: Path) -> None:
+    run_cells(cells_of(tmp_path / "whole"), command=child)
+    wanted = table_of(tmp_path / "whole")
+    rng, out = random.Random(0), tmp_path / "killed"
+    for _ in range(20):
+        runner = os.fork()
+        if runner == 0:
+            with folder_lock(out, "busy"):
+                run_cells(cells_of(out), command=child)
+            os._exit(0)
+        time.sleep(rng.uniform(0.0, 0.6))
+        os.kill(runner, signal.SIGKILL)
+        os.waitpid(runner, 0)
+        for path in out.glob("*/*/result.json"):
+            assert read_result(path).status == "done"
+    with folder_lock(out, "busy"):
+        run_cells(cells_of(out), command=child)
+    assert table_of(out) == wanted
+
+
+def test_a_second_runner_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
+    with folder_lock(tmp_path, "another run is using it"):
+        holder = f"process {os.getpid()}"
+        with (
+            pytest.raises(
+                UserError, match=rf"another run is using it \({holder} .*use another --out"
+            ),
+            folder_lock(tmp_path, "another run is using it"),
+        ):
+            pass
+    with folder_lock(tmp_path, "free again"):
+        pass
+
+
+def test_a_failed_cell_is_marked_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = [
+        cell(tmp_path, "bad", fail=True),
+        cell(tmp_path, "no", problem="needs the moon"),
+        cell(tmp_path, "good"),
+    ]
+    with caplog.at_level(logging.INFO):
+        ended = run_cells(cells, command=child)
+    assert {e.cell.order.benchmark: e.status for e in ended} == {
+        "bad": "failed",
+        "no": "failed",
+        "good": "done",
+    }
+    assert "FAILED with exit code 3" in caplog.text
+    assert "    broken on purpose" in caplog.text
+    assert read_result(cells[0].folder / "result.json").error == "broken on purpose"
+    assert read_result(cells[1].folder / "result.json").error == "needs the moon"
+
+
+def test_done_cells_are_skipped_failed_and_changed_ones_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = cell(tmp_path, "good")
+    run_cells([good], command=child)
+    assert finished(good)
+    with caplog.at_level(logging.INFO):
+        [again] = run_cells([good], command=child)
+    assert again.status == "skipped"
+    assert "skipped, done before: top1 1.00" in caplog.text
+    changed = cell(tmp_path, "good", answer=2.0)
+    newer = Cell(**{**vars(changed), "protocol": "another"})
+    assert not finished(newer)
+    run_cells([newer], command=child)
+    assert (tmp_path / good.contestant.folder / "good.stale-1" / "result.json").is_file()
+    [redone] = run_cells([good], command=child, fresh=True)
+    assert redone.status == "done"
+
+
+def test_cells_side_by_side_respect_what_comes_first(tmp_path: Path) -> None:
+    cells = [
+        cell(tmp_path, "second", after=("first",)),
+        cell(tmp_path, "other"),
+        cell(tmp_path, "first", seconds=0.4),
+    ]
+    ended = run_cells(cells, [Slot(), Slot()], command=child)
+    order = [e.cell.order.benchmark for e in ended]
+    assert order.index("first") < order.index("second")
+    assert order[0] == "other"
+
+
+def test_an_interrupted_run_leaves_no_child_and_goes_on_later(tmp_path: Path) -> None:
+    slow = cell(tmp_path, "slow", seconds=60)
+    runner = os.fork()
+    if runner == 0:
+        try:
+            run_cells([slow], command=child)
+        except KeyboardInterrupt:
+            os._exit(7)
+        os._exit(0)
+    while not last_lines(slow.folder / "log.txt"):
+        time.sleep(0.02)
+    os.kill(runner, signal.SIGINT)
+    _, status = os.waitpid(runner, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert not (slow.folder / "result.json").exists()
+
+
+def test_slots_and_commands() -> None:
+    assert [s.gpus for s in make_slots(4, 2)] == [(0, 1), (2, 3)]
+    assert make_slots(0, 0) == [Slot()]
+    assert "torch.distributed.run" not in eval_command(Path("x"))
+    assert eval_command(Path("x"), 4)[1:6] == [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+    ]
+    assert safe_name("../a b\nc") == "a-b-c"
+    assert safe_name("<>") == "checkpoint"

@@ -1,0 +1,175 @@
+"""The table in all formats, against files written by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mimbench.manifest import Benchmark, Manifest, Protocol, Reference
+from mimbench.results import Provenance, Result
+from mimbench.table import Table, make_table, match
+from mimbench.table_formats import FORMATS, comma, latex, markdown, terminal
+
+GOLDEN = Path(__file__).parent / "golden_tables"
+SOURCE = Provenance(
+    commit="c",
+    dirty=False,
+    python="3",
+    libraries={},
+    device="cpu",
+    host_cores=1,
+    seed=0,
+    seconds=1.0,
+    peak_memory_mb=1.0,
+    argv=(),
+)
+MANIFEST = Manifest(
+    defaults={},
+    benchmarks={
+        "in-ft-hpm": Benchmark(title="Fine-tune", group="finetune", task="t", dataset="imagenet"),
+        "in-knn": Benchmark(title="k-NN", group="knn", task="t", dataset="imagenet"),
+    },
+    protocols={p: Protocol(title=p, summary="", source="s") for p in ("in-ft-hpm", "in-ft-mae")},
+    references=(
+        Reference(
+            method="HPM",
+            model="B/16",
+            epochs=200,
+            protocol="in-ft-hpm",
+            metric="top1",
+            value=83.0,
+            source="HPM README",
+            grade="R",
+        ),
+        Reference(
+            method="HPM",
+            model="B/16",
+            epochs=800,
+            protocol="in-ft-hpm",
+            metric="top1",
+            value=84.2,
+            source="HPM README",
+            grade="R",
+        ),
+        Reference(
+            method="MAE",
+            model="B/16",
+            epochs=1600,
+            protocol="in-ft-mae",
+            metric="top1",
+            value=83.6,
+            source="MAE paper",
+            grade="P",
+        ),
+    ),
+)
+
+
+def result(
+    benchmark: str, value: float | None, name: str = "hpm_0799", seed: int = 0, **changes: Any
+) -> Result:
+    weights = {
+        "name": name,
+        "digest": name.encode().hex().ljust(64, "0"),
+        "format": "hpm",
+        "which": "",
+        "model": "B/16",
+    }
+    fields: dict[str, Any] = {
+        "benchmark": benchmark,
+        "task": "t",
+        "version": 1,
+        "main_metric": "top1",
+        "profile": "paper",
+        "protocol": f"p-{benchmark}",
+        "metrics": {} if value is None else {"top1": value},
+        "config": {},
+        "weights": weights,
+        "status": "failed" if value is None else "done",
+        "provenance": Provenance(**{**vars(SOURCE), "seed": seed}),
+        **changes,
+    }
+    return Result(**fields)
+
+
+def example() -> Table:
+    results = [
+        result("in-knn", 50.123, extra={"intervals": {"top1": 0.4381}}),
+        result("in-ft-hpm", 84.0),
+        result("in-ft-hpm", 84.4, seed=1),
+        result("in-ft-hpm", None, name="a_b & <c>|d", error="RuntimeError: out of memory\nmore"),
+        result("in-knn", 49.0, name="a_b & <c>|d"),
+        result("in-knn", 12.0, name="a_b & <c>|d", profile="quick", protocol="quick1"),
+    ]
+    return make_table(results, MANIFEST)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_are_what_they_were(name: str) -> None:
+    assert FORMATS[name](example()) == (GOLDEN / f"{name}.txt").read_text()
+
+
+def test_published_rows_stand_only_beside_the_published_recipe() -> None:
+    labels = {row.label for row in example().rows}
+    assert "HPM B/16, 800 ep" in labels
+    assert not any("MAE" in label for label in labels)
+    changed = make_table(
+        [result("in-ft-hpm", 80.0, extra={"overrides": {"finetune": {"epochs": 1}}})], MANIFEST
+    )
+    assert [row.kind for row in changed.rows] == ["measured"]
+    assert "Fine-tune [changed]" in terminal(changed)
+
+
+def test_different_protocols_never_share_a_column() -> None:
+    table = make_table(
+        [result("in-knn", 50.0), result("in-knn", 60.0, name="b", protocol="other")], MANIFEST
+    )
+    assert len(table.columns) == 2
+    assert not any(v.best for row in table.rows for v in row.values.values())
+    assert terminal(table).count("k-NN") == 2
+
+
+def test_best_is_marked_among_measured_rows_only() -> None:
+    table = make_table(
+        [result("in-ft-hpm", 80.0), result("in-ft-hpm", 81.0, name="b_0799")], MANIFEST
+    )
+    assert [[v.best for v in row.values.values()] for row in table.rows] == [
+        [False],
+        [True],
+        [False],
+        [False],
+    ]
+
+
+def test_the_matching_row_is_found_by_family_and_epochs_or_named() -> None:
+    column = make_table([result("in-ft-hpm", 84.0)], MANIFEST).columns[0]
+
+    def found(name: str, choice: str = "") -> float | None:
+        reference = match(result("in-ft-hpm", 84.0, name=name), column, MANIFEST.references, choice)
+        return reference.value if reference else None
+
+    assert found("hpm_0799") == 84.2
+    assert found("hpm-200ep") == 83.0
+    assert found("hpm") is None, "two rows fit: neither may be picked"
+    assert found("hpm", "HPM 200") == 83.0
+    assert found("hpm_0799", "MAE") is None
+
+
+def test_seeds_are_averaged_with_their_spread() -> None:
+    values = {r.label: r.values for r in example().rows}
+    [fine] = [v for c, v in values["hpm_0799"].items() if c.benchmark == "in-ft-hpm"]
+    assert fine.value == pytest.approx(84.2)
+    assert fine.spread == pytest.approx(0.2828, abs=1e-4)
+    assert fine.difference == pytest.approx(0.0)
+
+
+def test_names_from_the_user_are_escaped() -> None:
+    assert r"a_b & <c>\|d" in markdown(example())
+    assert r"a\_b \& <c>|d" in latex(example())
+    assert "a_b & <c>|d" in comma(example())
+    assert json.loads(FORMATS["json"](example()))["rows"][0]["label"]
+
+
+def test_no_results_make_an_empty_table() -> None:
+    assert terminal(make_table([], MANIFEST)).strip() == ""

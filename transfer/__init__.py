@@ -1,0 +1,1 @@
+"""Applications that train something on top of, or through, a backbone."""

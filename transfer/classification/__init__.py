@@ -1,0 +1,1 @@
+"""Image-level transfer: linear probes, logistic regression, fine-tuning, few labels."""

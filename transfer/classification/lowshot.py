@@ -1,0 +1,219 @@
+"""Few labels on frozen features: 1, 5, 10, 20 images a class, or 1 % and 10 %, in several draws.
+
+Kakogeorgiou et al. 2022 (AttMask): v images of each class, in the order of the files from an offset;
+weighted k-NN with k = 1 for v = 1, else 20, T 0.07; all of val; mean of five offsets (0, 5, ..., 20
+for v = 1 and 5; steps of v above). Zhou et al. 2022 (iBOT): logistic regression on features of unit
+length for 1 % and 10 %. Never a single draw: the mean and the standard deviation are reported, unless
+a published list is given as a file.
+
+Fine-tuning and linear probes on 1 % and 10 % are those tasks with `subset: {fraction: 0.01}`.
+
+    python -m transfer.classification.lowshot checkpoint.pth --benchmark in-shot-5 --data imagenet
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mimbench.data import ImageList
+from mimbench.errors import UserError
+from mimbench.features import Choice, FeatureBank, open_bank
+from mimbench.files import write_json
+from mimbench.metrics import (
+    Neighbours,
+    rank_classes,
+    top_percent,
+    weighted_votes,
+    write_outcomes,
+)
+from mimbench.protocol import FrozenConfig, from_main
+from mimbench.runtime import Ranks, pick_device, process_group
+from mimbench.subsets import draw_fraction, draw_per_class, first_per_class, read_list
+from mimbench.weights import VitWeights
+from transfer.classification.logreg import Grid, choose_and_fit, scale, solve
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+MAIN_METRIC = "top1"
+
+Method = Literal["knn", "logreg"]
+QUERIES = 512
+ENOUGH = 5
+"""Images of a class from which one can be held out to choose C."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(FrozenConfig):
+    """Everything that may move the number, beside how features are made."""
+
+    choice: Choice = "cls"
+    methods: tuple[Method, ...] = ("knn", "logreg")
+    """Each is reported; the first is the main one."""
+    per_class: int | None = None
+    fraction: float | None = None
+    files: tuple[Path, ...] = ()
+    """Published lists, one draw each."""
+    draws: int = 5
+    order: Literal["files", "random"] = "files"
+    """With per_class: consecutive files from several offsets (AttMask), or random ones."""
+    k: int = 20
+    """Neighbours; 1 with one image a class."""
+    temperature: float = 0.07
+    grid: Grid = field(
+        default_factory=lambda: Grid(lowest=1e-2, highest=1e4, steps=13, holdout=0.2)
+    )
+    c_without_choice: float = 10.0
+    """C where classes have too few images to hold one out."""
+
+    def __post_init__(self) -> None:
+        named = [self.per_class is not None, self.fraction is not None, bool(self.files)]
+        if sum(named) != 1:
+            raise ValueError("name exactly one of per_class, fraction and files")
+        if self.draws < 2 and not self.files:
+            raise ValueError(f"draws is {self.draws}; a spread takes at least 2")
+        if not self.methods:
+            raise ValueError("methods needs at least one of knn, logreg")
+        super().__post_init__()
+
+    def draw(self, train: ImageList) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Yield each draw's name and its images."""
+        for path in self.files:
+            yield path.stem, read_list(path, train)
+        for i in range(0 if self.files else self.draws):
+            if self.fraction is not None:
+                yield f"draw {i}", draw_fraction(train.labels, self.fraction, draw=i)
+            elif self.per_class is not None and self.order == "random":
+                yield f"draw {i}", draw_per_class(train.labels, self.per_class, draw=i)
+            elif self.per_class is not None:
+                offset = i * max(self.per_class, 5)
+                yield (
+                    f"offset {offset}",
+                    first_per_class(train.labels, self.per_class, offset=offset),
+                )
+
+
+def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
+    """Return the mean top-1 and top-5 over draws, and their standard deviation."""
+    train, val = config.images()
+    draws = list(config.draw(train))
+    with process_group() as ranks:
+        bank, rows = _bank_of(weights, train, [d for _, d in draws], config, ranks)
+        queries = config.features(weights, val, ranks)
+        device = pick_device(config.machine.device, ranks.local)
+        metrics = None
+        if ranks.main:
+            features = bank.load(config.choice)
+            sets = [
+                (name, features[r], bank.images.labels[r])
+                for (name, _), r in zip(draws, rows, strict=True)
+            ]
+            metrics = _evaluate(sets, queries, config, out, device)
+        return from_main(metrics, ranks)
+
+
+def _bank_of(
+    weights: VitWeights,
+    train: ImageList,
+    draws: list[NDArray[np.int64]],
+    config: Config,
+    ranks: Ranks,
+) -> tuple[FeatureBank, list[NDArray[np.int64]]]:
+    """Return a bank that holds all draws and their rows in it: the whole one if it is there."""
+    whole = open_bank(weights, train, config.bank())
+    box = from_main(bool(whole.missing()) if ranks.main else None, ranks)
+    if not box:
+        return whole, draws
+    every = np.unique(np.concatenate(draws))
+    bank = config.features(weights, train.subset(every), ranks)
+    return bank, [np.searchsorted(every, draw) for draw in draws]
+
+
+def _evaluate(
+    sets: list[tuple[str, Tensor, NDArray[np.int64]]],
+    val: FeatureBank,
+    config: Config,
+    out: Path,
+    device: torch.device,
+) -> dict[str, float]:
+    queries = scale(val.load(config.choice), normalise=True).to(device)
+    truth = torch.from_numpy(val.images.labels)
+    classes = len(val.images.classes)
+    metrics: dict[str, float] = {}
+    extra: dict[str, Any] = {"images": len(truth), "draws": [name for name, _, _ in sets]}
+    for method in config.methods:
+        tops: list[tuple[float, float]] = []
+        for i, (name, features, labels) in enumerate(sets):
+            shots = scale(features, normalise=True).to(device)
+            if method == "knn":
+                ranked, note = vote(shots, labels, queries, classes, config), {}
+            else:
+                ranked, note = regress(shots, labels, queries, classes, config)
+            tops.append((top_percent(ranked, truth, 1), top_percent(ranked, truth, 5)))
+            logger.info("%s, %s: top-1 %.2f", method, name, tops[-1][0])
+            extra[f"{method}, {name}"] = {"train_images": len(labels), "top1": tops[-1][0], **note}
+            if i == 0 and method == config.methods[0]:
+                write_outcomes(out, val.images, ranked.numpy())
+        metrics |= spread(method, tops)
+    metrics |= {n: metrics[f"{config.methods[0]}_{n}"] for n in ("top1", "top1_sd", "top5")}
+    write_json(out / "extra.json", extra)
+    return metrics
+
+
+def spread(method: str, tops: list[tuple[float, float]]) -> dict[str, float]:
+    """Return mean top-1 and top-5 and the standard deviation of top-1 over draws (0 for one list)."""
+    top1 = np.array([one for one, _ in tops])
+    deviation = float(top1.std(ddof=1)) if len(top1) > 1 else 0.0
+    return {
+        f"{method}_top1": float(top1.mean()),
+        f"{method}_top1_sd": deviation,
+        f"{method}_top5": float(np.mean([five for _, five in tops])),
+    }
+
+
+def vote(
+    shots: Tensor, labels: NDArray[np.int64], queries: Tensor, classes: int, config: Config
+) -> Tensor:
+    """Return the five best classes (n, 5) by weighted k-NN; ties go to the first image."""
+    k = 1 if config.per_class == 1 else config.k
+    if k > len(shots):
+        raise UserError(f"k = {k} neighbours among {len(shots)} images; lower k")
+    similarity, ids = [], []
+    for start in range(0, len(queries), QUERIES):
+        scores = queries[start : start + QUERIES] @ shots.T
+        best = rank_classes(scores, k)
+        similarity.append(scores.gather(1, best).cpu())
+        ids.append(best.cpu())
+    found = Neighbours(
+        similarity=torch.cat(similarity), labels=torch.from_numpy(labels)[torch.cat(ids)]
+    )
+    return weighted_votes(found, ks=[k], temperature=config.temperature, classes=classes)[k]
+
+
+def regress(
+    shots: Tensor, labels: NDArray[np.int64], queries: Tensor, classes: int, config: Config
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the five best classes (n, 5) by logistic regression, and how C was chosen."""
+    fewest = int(np.bincount(labels, minlength=classes).min())
+    if fewest >= ENOUGH:
+        fitted = choose_and_fit(shots, labels, classes, config.grid, seed=config.seed)
+        solution, note = fitted.solution, {"C": fitted.c, "chosen_on": "held-out images"}
+    else:
+        c = config.c_without_choice
+        solution = solve(shots, labels, classes, [c], config.grid)
+        note = {"C": c, "chosen_on": f"nothing: a class has {fewest} images"}
+    return rank_classes(solution.logits(0, queries)).cpu(), note
+
+
+if __name__ == "__main__":
+    from mimbench.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.lowshot"))

@@ -1,0 +1,104 @@
+"""Published fine-tuning recipes by model size: what differs between S, B, L and H.
+
+Sources: facebookresearch/mae FINETUNE.md, Haochen-Wang409/HPM finetune scripts, bytedance/ibot (the
+BEiT style; its learning rate is absolute and swept over 8e-4, 9e-4, 1e-3, 2e-3). Where a family
+published no recipe for a size, the nearest size's is taken, and the result says so.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Name = Literal["mae", "hpm", "beit"]
+Size = Literal["S", "B", "L", "H"]
+
+WIDTHS: dict[int, Size] = {384: "S", 768: "B", 1024: "L", 1280: "H"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a family does at one size."""
+
+    epochs: int
+    warmup: int
+    batch: int
+    lr: float
+    """Of 256 images where `scaled`, else of the batch."""
+    scaled: bool
+    layer_decay: float
+    drop_path: float
+    pool: Literal["avg", "cls"]
+    note: str = ""
+
+
+def _mae(epochs: int, lr: float, decay: float, drop: float, note: str = "") -> Recipe:
+    return Recipe(
+        epochs=epochs,
+        warmup=5,
+        batch=1024,
+        lr=lr,
+        scaled=True,
+        layer_decay=decay,
+        drop_path=drop,
+        pool="avg",
+        note=note,
+    )
+
+
+def _hpm(epochs: int, batch: int, note: str = "") -> Recipe:
+    return Recipe(
+        epochs=epochs,
+        warmup=5,
+        batch=batch,
+        lr=5e-4,
+        scaled=True,
+        layer_decay=0.8,
+        drop_path=0.1,
+        pool="avg",
+        note=note,
+    )
+
+
+def _beit(epochs: int, warmup: int, decay: float, drop: float, note: str = "") -> Recipe:
+    return Recipe(
+        epochs=epochs,
+        warmup=warmup,
+        batch=1024,
+        lr=1e-3,
+        scaled=False,
+        layer_decay=decay,
+        drop_path=drop,
+        pool="cls",
+        note=note,
+    )
+
+
+RECIPES: dict[Name, dict[Size, Recipe]] = {
+    "mae": {
+        "S": _mae(100, 5e-4, 0.65, 0.1, "MAE published no recipe for S: that of B"),
+        "B": _mae(100, 5e-4, 0.65, 0.1),
+        "L": _mae(50, 1e-3, 0.75, 0.2),
+        "H": _mae(50, 1e-3, 0.75, 0.3),
+    },
+    "hpm": {
+        "S": _hpm(100, 384, "HPM published no recipe for S: that of B"),
+        "B": _hpm(100, 384),
+        "L": _hpm(50, 512),
+        "H": _hpm(50, 512, "HPM published no recipe for H: that of L"),
+    },
+    "beit": {
+        "S": _beit(200, 20, 0.75, 0.1),
+        "B": _beit(100, 20, 0.65, 0.2),
+        "L": _beit(50, 5, 0.75, 0.4),
+        "H": _beit(50, 5, 0.75, 0.4, "no BEiT-style recipe for H was published: that of L"),
+    },
+}
+
+
+def recipe_for(name: Name, width: int) -> Recipe:
+    """Return the recipe for a model's width; for another width, that of the nearest size."""
+    nearest = min(WIDTHS, key=lambda known: (abs(known - width), known))
+    recipe = RECIPES[name][WIDTHS[nearest]]
+    if nearest == width:
+        return recipe
+    note = f"width {width} is none of S, B, L, H: the recipe of {WIDTHS[nearest]}"
+    return Recipe(**{**recipe.__dict__, "note": f"{note}. {recipe.note}".strip()})

@@ -1,0 +1,1 @@
+"""Transfer to detection: ViTDet Mask R-CNN of detectron2, scored by COCO AP."""

@@ -1,0 +1,91 @@
+"""The order of training pictures as a function of the seed: what makes resuming exact.
+
+The run draws pictures from one endless sequence of positions. Position p shows a certain picture
+under a certain augmentation and, in the model, certain random regions, whatever the number of
+processes, loader workers or micro-steps, and wherever the run was interrupted.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import SizeMismatchError
+from torch.utils.data import Dataset, Sampler
+
+from mimbench.errors import UserError
+
+POSITION = "position"
+
+
+class Order(Sampler[tuple[int, int]]):
+    """An endless sampler of (position, index): a new shuffle for each pass over the data."""
+
+    def __init__(self, size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.size, self.seed, self.rank, self.world = size, seed, rank, world
+        self.start = 0
+        """The first position, over all processes; set it before iterating."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield every `world`-th position from `start` on."""
+        position = self.start + self.rank
+        epoch, shuffle = -1, np.empty(0, dtype=np.int64)
+        while True:
+            if position // self.size != epoch:
+                epoch = position // self.size
+                shuffle = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+            yield position, int(shuffle[position % self.size])
+            position += self.world
+
+
+class Reader:
+    """A mapper whose failures name the picture and what to do."""
+
+    def __init__(self, mapper: DatasetMapper) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the picture as the model takes it."""
+        try:
+            return self.mapper(dict(record))
+        except (OSError, ValueError, SizeMismatchError) as error:
+            raise UserError(
+                f"cannot use the picture {record['file_name']}: {error}; "
+                "replace the file or take its entry out of the annotations"
+            ) from error
+
+
+class Positioned(Dataset[dict[str, Any]]):
+    """Mapped pictures whose augmentation is drawn from their position."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], reader: Reader, *, seed: int) -> None:
+        self.records, self.reader, self.seed = records, reader, seed
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Return the picture at (position, index) as the model takes it."""
+        position, index = key
+        state = np.random.get_state()  # noqa: NPY002
+        # detectron2's augmentations draw from NumPy's global generator
+        np.random.seed(mixed(self.seed, position) % 2**32)  # noqa: NPY002
+        try:
+            item = self.reader(self.records[index])
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
+        item[POSITION] = position
+        return item
+
+
+def mixed(seed: int, position: int) -> int:
+    """Return a seed for one position that shares nothing with its neighbours'."""
+    return int(np.random.SeedSequence([seed, position]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_model(seed: int, batch: Sequence[Mapping[str, Any]]) -> None:
+    """Seed what detectron2 draws inside the model (sampled regions, dropped paths) for a batch."""
+    # detectron2 draws from torch's global generator only
+    torch.manual_seed(mixed(seed, batch[0][POSITION]))

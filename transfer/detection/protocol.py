@@ -1,0 +1,197 @@
+"""The recipe in plain values: its configuration, what depends on the model's size, and the arithmetic."""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from mimbench.errors import UserError
+from mimbench.runtime import Precision
+from mimbench.task import Machine
+from mimbench.weights import VitSpec
+
+STEPS = 184_375
+"""100 epochs x 118,000 images / batch 64; the published schedule is drawn on this length."""
+DROPS = (163_889, 177_546)
+"""Steps of `STEPS` at which the learning rate falls to a tenth: 88.9 % and 96.3 %."""
+WARMUP = 250
+"""Steps of `STEPS` of linear warm-up: a fraction, so that a shorter run warms up shorter."""
+BATCH = 64
+
+FINEST_STRIDE = 4
+"""Pyramid levels finer than this are left out; with patches of 16 the published four remain."""
+SCALES = (4.0, 2.0, 1.0, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A column of the recipe table: what the official configs change with the model's size."""
+
+    name: str
+    layer_decay: float
+    drop_path: float
+    share: Fraction = Fraction(1)
+    """Length of the schedule as a share of `STEPS`."""
+    decay_all: bool = False
+    """Weight decay for norms and positions too (the official ViT-H config empties the exceptions)."""
+
+
+SIZES = {
+    384: Size(name="S", layer_decay=0.7, drop_path=0.1),
+    768: Size(name="B", layer_decay=0.7, drop_path=0.1),
+    1024: Size(name="L", layer_decay=0.8, drop_path=0.4),
+    1280: Size(name="H", layer_decay=0.9, drop_path=0.5, share=Fraction(3, 4), decay_all=True),
+}
+"""By width. S has no official config: it takes B's values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """ViTDet Mask R-CNN on any data in COCO's format; the defaults are `coco-vitdet-100`."""
+
+    data: Path
+    """Folder of the pictures and annotations."""
+    seed: int = 0
+    machine: Machine = field(default_factory=Machine)
+
+    train_images: str = "train2017"
+    train_json: str = "annotations/instances_train2017.json"
+    val_images: str = "val2017"
+    val_json: str = "annotations/instances_val2017.json"
+
+    image_size: int = 1024
+    """Side of the square that the model sees; smaller pictures are padded with the mean colour."""
+    resize: tuple[float, float] = (0.1, 2.0)
+    """Large-scale jitter: the factor by which a training picture's fit into the square varies."""
+    flip: float = 0.5
+    patch_size: int | None = 16
+    """None for the checkpoint's own."""
+    window: int = 14
+    global_blocks: int = 4
+    """Blocks with global attention, evenly spread and the last one among them."""
+    relative_positions: bool = True
+
+    batch: int = BATCH
+    """Effective, whatever the number of processes."""
+    images: int | None = None
+    """Training pictures drawn in all; None for the published number of the model's size."""
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.1
+    warmup: float = WARMUP / STEPS
+    drops: tuple[float, float] = (DROPS[0] / STEPS, DROPS[1] / STEPS)
+    layer_decay: float | None = None
+    drop_path: float | None = None
+    decay_all: bool | None = None
+    """None for the value of the model's size, these three."""
+    precision: Precision = "fp16"
+
+    pyramid_channels: int = 256
+    anchor_scale: float = 8.0
+    """Side of an anchor in strides of its level: 8 gives 32..512 pixels."""
+    box_convs: int = 4
+    box_width: int = 1024
+    mask_convs: int = 4
+    proposals: int = 256
+    """Anchors sampled in each picture for the region proposal loss."""
+    regions: int = 512
+    """Regions sampled in each picture for the box loss."""
+
+    eval_every: int = 5000
+    """Steps between scores on the way; 0 for the end only."""
+    attention: Literal["stock", "fused"] = "stock"
+    """`fused`: the same numbers within 1e-5 through torch's fused attention."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        for name in ("image_size", "window", "batch", "pyramid_channels", "box_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 < self.resize[0] <= self.resize[1]:
+            raise ValueError(f"resize is {self.resize}, expected two rising positive factors")
+        if not 0 <= self.warmup < self.drops[0] < self.drops[1] <= 1:
+            raise ValueError(
+                f"warmup {self.warmup} and drops {self.drops} should rise within 0..1: "
+                "they are fractions of the run"
+            )
+        if self.images is not None and self.images < self.batch:
+            raise ValueError(f"images is {self.images}, less than one batch of {self.batch}")
+
+
+def size_of(spec: VitSpec) -> Size:
+    """Return the column of the recipe table for a model: the nearest width that is not narrower."""
+    return next((SIZES[width] for width in SIZES if spec.embed_dim <= width), SIZES[1280])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A recipe with nothing left open, for one model."""
+
+    steps: int
+    schedule: tuple[int, int, int]
+    """First drop, second drop and length, in steps of the schedule as it was published."""
+    warmup: float
+    layer_decay: float
+    drop_path: float
+    decay_all: bool
+    global_blocks: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def plan(config: Config, spec: VitSpec) -> Plan:
+    """Return what the recipe means for a model of this size."""
+    size = size_of(spec)
+    length = int(STEPS * size.share) if config.images is None else config.images // config.batch
+    notes = []
+    if config.images is None:
+        length = length * BATCH // config.batch
+        if spec.embed_dim not in SIZES:
+            notes.append(
+                f"width {spec.embed_dim} has no official config: it takes {size.name}'s values"
+            )
+        if size.name == "S":
+            notes.append("ViT-S has no official config: it takes B's values")
+    share = size.share if config.images is None else Fraction(1)
+    first, second = (int(round(drop * STEPS) * share) for drop in config.drops)
+    return Plan(
+        steps=length,
+        schedule=(first, second, int(STEPS * share)),
+        warmup=config.warmup,
+        layer_decay=size.layer_decay if config.layer_decay is None else config.layer_decay,
+        drop_path=size.drop_path if config.drop_path is None else config.drop_path,
+        decay_all=size.decay_all if config.decay_all is None else config.decay_all,
+        global_blocks=spread(config.global_blocks, spec.depth),
+        notes=tuple(notes),
+    )
+
+
+def spread(count: int, depth: int) -> tuple[int, ...]:
+    """Return `count` block indexes that end `count` equal parts of the depth."""
+    if not 0 < count <= depth:
+        raise UserError(f"global_blocks is {count}, expected 1 to {depth} for {depth} blocks")
+    return tuple(sorted({round((i + 1) * depth / count) - 1 for i in range(count)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """The feature pyramid's levels over patches of one size."""
+
+    scales: tuple[float, ...]
+    strides: tuple[int, ...]
+    """Of the levels, then of the extra level on top."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return detectron2's names: p and the binary logarithm of the stride."""
+        return tuple(f"p{stride.bit_length() - 1}" for stride in self.strides)
+
+
+def levels(patch_size: int, image_size: int) -> Levels:
+    """Return the pyramid for a patch size: levels are named by stride, so the names must follow."""
+    scales = tuple(s for s in SCALES if patch_size / s >= FINEST_STRIDE)
+    strides = [int(patch_size / s) for s in scales]
+    if image_size % strides[-1]:
+        raise UserError(
+            f"image_size {image_size} is no multiple of {strides[-1]}, the stride of the pyramid's "
+            f"coarsest level over patches of {patch_size}"
+        )
+    return Levels(scales=scales, strides=(*strides, 2 * strides[-1]))

@@ -1,0 +1,221 @@
+"""The recipe as detectron2's own lazy configuration: the objects that a run will build, by name."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import LazyCall
+from detectron2.config import instantiate as detectron2_instantiate
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.vit import ViT, get_vit_lr_decay_rate
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from omegaconf import DictConfig, OmegaConf
+from timm.layers.activations import QuickGELU
+from torch import nn
+
+from mimbench.errors import UserError
+from mimbench.weights import VitSpec
+from transfer.detection import attention
+from transfer.detection.convert import Converted
+from transfer.detection.crop import LimitedCrop
+from transfer.detection.protocol import Config, Levels, Plan, levels
+
+
+class TopPool(LastLevelMaxPool):
+    """detectron2's extra level over whichever level is the coarsest; its own is tied to p5."""
+
+    def __init__(self, in_feature: str) -> None:
+        super().__init__()
+        self.in_feature = in_feature
+
+
+def official(path: str, name: str) -> Any:
+    """Return a fresh copy of an object in one of detectron2's own configuration files."""
+    config: Any = model_zoo.get_config(path)
+    return config[name]
+
+
+def instantiate(lazy: Any) -> Any:
+    """Return the object that a lazy configuration describes, as detectron2 builds it."""
+    return detectron2_instantiate(lazy)
+
+
+def build_model_config(
+    config: Config, plan: Plan, spec: VitSpec, converted: Converted, *, classes: int
+) -> DictConfig:
+    """Return detectron2's ViTDet Mask R-CNN, edited to the checkpoint and the recipe."""
+    model = official("common/models/mask_rcnn_vitdet.py", "model")
+    pyramid = levels(converted.patch_size, config.image_size)
+    _edit_backbone(model.backbone, config, pyramid)
+    _edit_vit(model.backbone.net, config, plan, spec, converted)
+    _edit_proposals(model.proposal_generator, config, pyramid)
+    _edit_heads(model.roi_heads, config, pyramid, classes)
+    model.pixel_mean = [round(255 * value, 6) for value in spec.mean]
+    model.pixel_std = [round(255 * value, 6) for value in spec.std]
+    model.input_format = "RGB"
+    return model
+
+
+def _edit_vit(
+    net: DictConfig, config: Config, plan: Plan, spec: VitSpec, converted: Converted
+) -> None:
+    net.img_size, net.patch_size = config.image_size, converted.patch_size
+    net.embed_dim, net.depth, net.num_heads = spec.embed_dim, spec.depth, spec.num_heads
+    # detectron2 floors width x ratio: half a unit more keeps an uneven ratio from losing one
+    whole = spec.mlp_dim % spec.embed_dim == 0
+    net.mlp_ratio = (
+        spec.mlp_dim // spec.embed_dim if whole else (spec.mlp_dim + 0.5) / spec.embed_dim
+    )
+    net.qkv_bias = spec.qkv_bias
+    net.norm_layer = partial(nn.LayerNorm, eps=spec.norm_eps)
+    net.act_layer = QuickGELU if spec.activation == "quick_gelu" else nn.GELU
+    net.drop_path_rate = plan.drop_path
+    net.window_size = config.window
+    net.window_block_indexes = [i for i in range(spec.depth) if i not in plan.global_blocks]
+    net.use_rel_pos = config.relative_positions
+    net.pretrain_img_size = converted.table_side * converted.patch_size
+    net.pretrain_use_cls_token = converted.class_row
+
+
+def _edit_backbone(backbone: DictConfig, config: Config, pyramid: Levels) -> None:
+    backbone.out_channels = config.pyramid_channels
+    backbone.scale_factors = list(pyramid.scales)
+    backbone.top_block = LazyCall(TopPool)(in_feature=pyramid.names[-2])
+    backbone.square_pad = config.image_size
+
+
+def _edit_proposals(proposals: DictConfig, config: Config, pyramid: Levels) -> None:
+    proposals.in_features = list(pyramid.names)
+    proposals.head.in_channels = config.pyramid_channels
+    anchors = proposals.anchor_generator
+    anchors.strides = list(pyramid.strides)
+    anchors.sizes = [[stride * config.anchor_scale] for stride in pyramid.strides]
+    proposals.batch_size_per_image = config.proposals
+
+
+def _edit_heads(heads: DictConfig, config: Config, pyramid: Levels, classes: int) -> None:
+    heads.num_classes = classes
+    heads.batch_size_per_image = config.regions
+    channels, names = config.pyramid_channels, list(pyramid.names[:-1])
+    for kind in ("box", "mask"):
+        heads[f"{kind}_in_features"] = names
+        heads[f"{kind}_pooler"].scales = [1.0 / stride for stride in pyramid.strides[:-1]]
+        heads[f"{kind}_head"].input_shape.channels = channels
+    heads.box_head.conv_dims = [channels] * config.box_convs
+    heads.box_head.fc_dims = [config.box_width]
+    heads.box_predictor.input_shape.channels = config.box_width
+    # the last one is the deconvolution
+    heads.mask_head.conv_dims = [channels] * (config.mask_convs + 1)
+
+
+def build_optimizer_config(config: Config, plan: Plan, spec: VitSpec) -> DictConfig:
+    """Return AdamW with detectron2's layer decay and the official exceptions from weight decay."""
+    optimizer = official("common/optim.py", "AdamW")
+    optimizer.lr, optimizer.weight_decay = config.learning_rate, config.weight_decay
+    optimizer.params.lr_factor_func = partial(
+        get_vit_lr_decay_rate, num_layers=spec.depth, lr_decay_rate=plan.layer_decay
+    )
+    optimizer.params.weight_decay_norm = None if plan.decay_all else 0.0
+    optimizer.params.overrides = {} if plan.decay_all else {"pos_embed": {"weight_decay": 0.0}}
+    return optimizer
+
+
+def build_schedule_config(plan: Plan) -> DictConfig:
+    """Return the multiplier of the learning rate over the run: warm-up, then two drops to a tenth."""
+    first, second, length = plan.schedule
+    return LazyCall(WarmupParamScheduler)(
+        scheduler=LazyCall(MultiStepParamScheduler)(
+            values=[1.0, 0.1, 0.01], milestones=[first, second], num_updates=length
+        ),
+        warmup_length=plan.warmup,
+        warmup_method="linear",
+        warmup_factor=0.001,
+    )
+
+
+def build_data_config(config: Config, names: Mapping[str, str], *, bitmask: bool) -> DictConfig:
+    """Return the two data sets with their mappers: large-scale jitter in training, plain in scoring.
+
+    Args:
+        config: The recipe.
+        names: The registered data sets, `train` and `val`.
+        bitmask: Masks are run-length codes rather than polygons.
+    """
+    side = config.image_size
+    jitter = LazyCall(T.ResizeScale)(
+        min_scale=config.resize[0],
+        max_scale=config.resize[1],
+        target_height=side,
+        target_width=side,
+    )
+    train = LazyCall(DatasetMapper)(
+        is_train=True,
+        augmentations=[
+            LazyCall(T.RandomFlip)(prob=config.flip, horizontal=True),
+            jitter,
+            LazyCall(LimitedCrop)(crop_size=(side, side), pad=False),
+        ],
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="bitmask" if bitmask else "polygon",
+        recompute_boxes=True,
+    )
+    plain = LazyCall(T.ResizeShortestEdge)(short_edge_length=side, max_size=side)
+    val = LazyCall(DatasetMapper)(is_train=False, augmentations=[plain], image_format="RGB")
+    datasets = LazyCall(get_detection_dataset_dicts)
+    return OmegaConf.create(
+        {
+            "train": {"dataset": datasets(names=names["train"]), "mapper": train},
+            "val": {"dataset": datasets(names=names["val"], filter_empty=False), "mapper": val},
+        },
+        flags={"allow_objects": True},
+    )
+
+
+def build_model(model_config: DictConfig, config: Config, *, seed: int) -> nn.Module:
+    """Return the detector with fresh weights drawn from the seed, and the options in place."""
+    with torch.random.fork_rng():
+        # detectron2's initialisers draw from the global generator only
+        torch.manual_seed(seed)
+        model = instantiate(model_config)
+    if config.attention == "fused":
+        attention.fuse(vit_of(model))
+    if config.machine.recompute:
+        attention.recompute(vit_of(model))
+    return model
+
+
+def vit_of(model: nn.Module) -> ViT:
+    """Return the ViT inside a detector."""
+    return model.get_submodule("backbone.net")  # pyright: ignore[reportReturnType]
+
+
+def fill(model: nn.Module, converted: Converted) -> None:
+    """Copy the converted weights into the detector; only relative positions may stay as they are."""
+    vit = vit_of(model)
+    own = vit.state_dict()
+    faults = [f"ViTDet has no {name}" for name in converted.tensors if name not in own]
+    faults += [
+        f"{name} has shape {tuple(tensor.shape)}, ViTDet's {tuple(own[name].shape)}"
+        for name, tensor in converted.tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    faults += [
+        f"nothing fills {name}"
+        for name in own
+        if name not in converted.tensors and "rel_pos" not in name
+    ]
+    if faults:
+        raise UserError(f"the backbone does not fit ViTDet: {'; '.join(faults[:5])}")
+    vit.load_state_dict({**own, **converted.tensors})
+
+
+def side_of(config: Config, patch_size: int) -> int:
+    """Return the patches per side of the square that the detector sees."""
+    return math.ceil(config.image_size / patch_size)

@@ -1,0 +1,104 @@
+"""How pictures reach the loop: the same pictures, crops and order after any interruption."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import InfiniteSampler
+from mmengine.registry import DATA_SAMPLERS
+
+from mimbench.errors import UserError
+from transfer.segmentation.data import IGNORED
+from transfer.segmentation.framework import DATASETS, TRANSFORMS
+
+
+class Draw(NamedTuple):
+    """One picture to load: which, and its place in the endless sequence of all processes."""
+
+    picture: int
+    position: int
+
+
+@DATA_SAMPLERS.register_module()
+class PositionSampler(InfiniteSampler):
+    """mmengine's endless shuffle that also says each draw's position, from which crops are seeded.
+
+    The sequence depends on the seed alone, whatever the number of processes.
+    """
+
+    def _indices_of_rank(self) -> Iterator[Draw]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for position, index in enumerate(self._infinite_indices()):
+            if position % self.world_size == self.rank:
+                yield Draw(index, position)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed what mmcv's transforms draw from (Python's and NumPy's global state), and put it back."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    words = np.random.SeedSequence(key).generate_state(2)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@DATASETS.register_module()
+class SeededDataset:
+    """A dataset whose augmentation depends on the seed and the draw's position, on nothing else.
+
+    Args:
+        dataset: The dataset's entry.
+        seed: The run's seed.
+    """
+
+    def __init__(self, dataset: dict[str, Any], seed: int):
+        self.dataset, self.seed = DATASETS.build(dataset), seed
+        self.metainfo = self.dataset.metainfo
+
+    def full_init(self) -> None:
+        """Read the list of files."""
+        self.dataset.full_init()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        with seeded(self.seed, draw.position):
+            return self.dataset[draw.picture]
+
+
+@TRANSFORMS.register_module()
+class SettleLabels(BaseTransform):
+    """Make the files' own 'not labelled' value mmseg's, and refuse any label that is no class.
+
+    Args:
+        classes: Number of classes.
+        ignore_index: The value in the files.
+        reduce_zero_label: Labels were lowered by one while loading.
+    """
+
+    def __init__(self, classes: int, ignore_index: int, *, reduce_zero_label: bool):
+        self.classes = classes
+        lowered = reduce_zero_label and ignore_index not in (0, IGNORED)
+        self.ignored = ignore_index - 1 if lowered else ignore_index
+        self.whole = reduce_zero_label and ignore_index == 0
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Return the sample with settled labels."""
+        labels = results["gt_seg_map"]
+        if not self.whole:
+            labels[labels == self.ignored] = IGNORED
+        stray = labels[(labels >= self.classes) & (labels != IGNORED)]
+        if stray.size:
+            raise UserError(
+                f"{results['seg_map_path']} holds a label that is none of the {self.classes} "
+                f"classes: {int(stray[0])} after loading; check reduce_zero_label and ignore_index"
+            )
+        return results

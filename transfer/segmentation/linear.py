@@ -1,0 +1,91 @@
+"""Linear head on frozen features: the cheap segmentation task, in a column of its own.
+
+Protocols: `ade-linear-40`: the last layer's normed patches, batch norm, dropout, one 1x1
+convolution, 40 000 iterations (as DINOv2 and DINOv3 report). `ade-linear-160`: four levels
+concatenated, one 1x1 convolution, 160 000 iterations (iBOT).
+Command: `python -m transfer.segmentation ckpt.pth --benchmark ade-linear-40 --data ...`.
+Published: iBOT ViT-B 38.3, DINO ViT-B 34.5 (ade-linear-160); DINOv2 ViT-B 47.3 (similar to
+ade-linear-40; its own recipe was not released).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mimbench.errors import UserError
+from mimbench.weights import VitSpec, VitWeights
+from transfer.segmentation import heads  # noqa: F401
+from transfer.segmentation.convert import Kind, obstacles
+from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
+from transfer.segmentation.settings import SegmentationConfig, tap_blocks
+from transfer.segmentation.train import run_task
+
+VERSION = 1
+MAIN_METRIC = "miou"
+TASK = "transfer.segmentation.linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SegmentationConfig):
+    """The shared fields, and what the linear head adds."""
+
+    iterations: int = 40_000
+    weight_decay: float = 1e-3
+    levels: Literal["last", "four"] = "last"
+    lr: float = 1e-3
+    head_norm: bool = True
+    """Batch norm before the linear layer."""
+    dropout: float = 0.1
+    tap_norm: bool = True
+    """The backbone's final norm on every level that is used."""
+
+
+def blueprint(spec: VitSpec, config: Config) -> Blueprint:
+    """Return the frozen model, its head and optimiser for a checkpoint's architecture."""
+    taps = tap_blocks(spec.depth) if config.levels == "four" else (spec.depth - 1,)
+    kind: Kind = "BEiT" if spec.position == "relative" else "TimmMAE"
+    refusals = obstacles(spec, kind, config.crop)
+    if refusals:
+        raise UserError(f"no frozen backbone holds this checkpoint: {'; '.join(refusals)}")
+    backbone = backbone_config(spec, kind, config.crop, taps, drop_path=0.0)
+    normed = config.tap_norm and spec.final_norm == "norm"
+    backbone |= {"tap_norm": normed}
+    if kind == "BEiT":
+        backbone["type"] = "TapBEiT"
+    else:
+        backbone["frozen"] = True
+    notes = []
+    if config.tap_norm and not normed:
+        notes.append(f"no norm on the patches: this checkpoint's is '{spec.final_norm}'")
+    return Blueprint(
+        kind=kind,
+        backbone=backbone,
+        neck=None,
+        decode_head=_head(spec, config, len(taps)),
+        auxiliary_head=None,
+        lr=config.lr,
+        layer_decay=None,
+        published_decay=True,
+        depth=spec.depth,
+        tap_norm=normed,
+        notes=tuple(notes),
+    )
+
+
+def _head(spec: VitSpec, config: Config, levels: int) -> dict[str, Any]:
+    return {
+        "type": "LinearHead",
+        "in_channels": [spec.embed_dim] * levels,
+        "in_index": list(range(levels)),
+        "input_transform": "resize_concat",
+        "channels": spec.embed_dim * levels,
+        "dropout_ratio": config.dropout,
+        "norm_cfg": SYNC_BN if config.head_norm else None,
+        "align_corners": False,
+        "loss_decode": cross_entropy(1.0),
+    }
+
+
+def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
+    """Train the head on frozen features and score; `out` receives curve, counts and extra.json."""
+    return run_task(TASK, VERSION, weights, config, blueprint(weights.spec, config), out)

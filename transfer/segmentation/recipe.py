@@ -1,0 +1,267 @@
+"""The recipe in Python: a specification and a configuration in, one mmengine Config out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config
+
+from mimbench.errors import UserError
+from mimbench.optim import BatchPlan
+from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec
+from transfer.segmentation.convert import Kind
+from transfer.segmentation.data import DataSource
+from transfer.segmentation.framework import SCOPE
+from transfer.segmentation.settings import SegmentationConfig
+
+SYNC_BN = {"type": "SyncBN", "requires_grad": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """What a task decides about its model and its optimiser; the rest of the recipe is shared."""
+
+    kind: Kind
+    backbone: dict[str, Any]
+    neck: dict[str, Any] | None
+    decode_head: dict[str, Any]
+    auxiliary_head: dict[str, Any] | None
+    lr: float
+    layer_decay: float | None
+    published_decay: bool
+    depth: int
+    tap_norm: bool
+    notes: tuple[str, ...] = ()
+
+
+def backbone_config(
+    spec: VitSpec, kind: Kind, crop: tuple[int, int], taps: tuple[int, ...], drop_path: float
+) -> dict[str, Any]:
+    """Return the entry of a backbone; whether it norms its taps or is frozen is the task's."""
+    if kind == "TimmMAE":
+        return {
+            "type": kind,
+            "spec": spec.to_json(),
+            "img_size": list(crop),
+            "out_indices": list(taps),
+            "drop_path_rate": drop_path,
+        }
+    return {
+        "type": kind,
+        "img_size": tuple(crop),
+        "patch_size": spec.patch_size,
+        "embed_dims": spec.embed_dim,
+        "num_layers": spec.depth,
+        "num_heads": spec.num_heads,
+        "mlp_ratio": spec.mlp_dim // spec.embed_dim,
+        "init_values": 1.0,
+        "drop_path_rate": drop_path,
+        "out_indices": list(taps),
+        "norm_cfg": {"type": "LN", "eps": spec.norm_eps},
+        "act_cfg": {"type": "GELU"},
+    }
+
+
+def cross_entropy(weight: float) -> dict[str, Any]:
+    """Return the loss entry of a head."""
+    return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight}
+
+
+def statistics(spec: VitSpec) -> tuple[list[float], list[float]]:
+    """Return mean and deviation on 0-255: the backbone's own, ImageNet's for BEiT as published."""
+    relative = spec.position == "relative"
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if relative else (spec.mean, spec.std)
+    return [round(255 * m, 6) for m in mean], [round(255 * s, 6) for s in std]
+
+
+def full_config(
+    spec: VitSpec,
+    config: SegmentationConfig,
+    blueprint: Blueprint,
+    source: DataSource,
+    plan: BatchPlan,
+) -> Config:
+    """Return everything mmengine needs, in one piece: print it and nothing is hidden.
+
+    Args:
+        spec: The checkpoint's architecture.
+        config: The task's configuration.
+        blueprint: The task's model and optimiser.
+        source: The data, with its classes.
+        plan: The effective batch as micro-batches of this machine.
+    """
+    workers = config.machine.workers
+    loader = {"num_workers": workers, "persistent_workers": workers > 0}
+    test_loader = {
+        **loader,
+        "batch_size": 1,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+    }
+    pipeline = train_pipeline(config)
+    train_loader = {
+        **loader,
+        "batch_size": plan.per_process * plan.micro_steps,
+        "sampler": {"type": "PositionSampler", "seed": config.seed},
+        "dataset": {
+            "type": "SeededDataset",
+            "seed": config.seed,
+            "dataset": source.dataset("train", pipeline),
+        },
+    }
+    val = {**test_loader, "dataset": source.dataset("val", test_pipeline(config))}
+    return Config(
+        {
+            "default_scope": SCOPE,
+            "model": model_config(spec, config, blueprint, source),
+            "train_dataloader": train_loader,
+            "val_dataloader": val,
+            "optim_wrapper": optim_config(config, blueprint, plan),
+            "param_scheduler": schedule_config(config),
+            "train_cfg": {
+                "type": "EffectiveBatchLoop",
+                "max_iters": config.iterations,
+                "val_interval": config.evaluate_every,
+                "micro_steps": plan.micro_steps,
+            },
+            "val_evaluator": {"type": "ConfusionMetric", "ignore_index": 255},
+            "tta_pipeline": multiscale_pipeline(config),
+            "randomness": {"seed": config.seed, "deterministic": False},
+            "env_cfg": {
+                "cudnn_benchmark": False,
+                "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
+            },
+        }
+    )
+
+
+def model_config(
+    spec: VitSpec, config: SegmentationConfig, blueprint: Blueprint, source: DataSource
+) -> dict[str, Any]:
+    """Return mmseg's EncoderDecoder for this checkpoint, recipe and number of classes."""
+    mean, std = statistics(spec)
+    classes = len(source.names)
+    heads = {"decode_head": {**blueprint.decode_head, "num_classes": classes}}
+    if blueprint.neck:
+        heads["neck"] = blueprint.neck
+    if blueprint.auxiliary_head:
+        heads["auxiliary_head"] = {**blueprint.auxiliary_head, "num_classes": classes}
+    return {
+        "type": "EncoderDecoder",
+        "data_preprocessor": {
+            "type": "SegDataPreProcessor",
+            "mean": mean,
+            "std": std,
+            "bgr_to_rgb": True,
+            "pad_val": 0,
+            "seg_pad_val": 255,
+            "size": tuple(config.crop),
+            # a picture narrower than the window is padded, because the position grid is fixed
+            "test_cfg": {"size": tuple(config.crop)},
+        },
+        "backbone": blueprint.backbone,
+        **heads,
+        "train_cfg": {},
+        "test_cfg": {
+            "mode": "slide",
+            "crop_size": tuple(config.crop),
+            "stride": tuple(config.stride),
+        },
+    }
+
+
+def train_pipeline(config: SegmentationConfig) -> list[dict[str, Any]]:
+    """Return the training transforms in their published order."""
+    crop = {"type": "RandomCrop", "crop_size": tuple(config.crop)}
+    resize = {"type": "RandomResize", "scale": tuple(config.scale), "keep_ratio": True}
+    return [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations"},
+        {**resize, "ratio_range": tuple(config.resize)},
+        {**crop, "cat_max_ratio": config.max_class_share},
+        {"type": "RandomFlip", "prob": 0.5},
+        *([{"type": "PhotoMetricDistortion"}] if config.distortion else []),
+        {"type": "PackSegInputs"},
+    ]
+
+
+def test_pipeline(config: SegmentationConfig) -> list[dict[str, Any]]:
+    """Return the test transforms; labels are loaded after resizing, so they keep their size."""
+    return [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": tuple(config.scale), "keep_ratio": True},
+        {"type": "LoadAnnotations"},
+        {"type": "PackSegInputs"},
+    ]
+
+
+def multiscale_pipeline(config: SegmentationConfig) -> list[dict[str, Any]]:
+    """Return the multi-scale and flip transforms; no scale makes the short side less than 1 x."""
+    scales = [
+        tuple(round(side * max(1.0, ratio)) for side in config.scale) for ratio in config.multiscale
+    ]
+    flips = [{"type": "RandomFlip", "prob": p, "direction": "horizontal"} for p in (0.0, 1.0)]
+    transforms = [
+        [{"type": "Resize", "scale": scale, "keep_ratio": True} for scale in scales],
+        flips,
+        [{"type": "LoadAnnotations"}],
+        [{"type": "PackSegInputs"}],
+    ]
+    return [{"type": "LoadImageFromFile"}, {"type": "TestTimeAug", "transforms": transforms}]
+
+
+def optim_config(
+    config: SegmentationConfig, blueprint: Blueprint, plan: BatchPlan
+) -> dict[str, Any]:
+    """Return the optimiser entry; mixed precision is on exactly where the recipe says so."""
+    out: dict[str, Any] = {
+        "type": "OptimWrapper",
+        "optimizer": {
+            "type": "AdamW",
+            "lr": blueprint.lr,
+            "betas": (0.9, 0.999),
+            "weight_decay": config.weight_decay,
+        },
+        "accumulative_counts": plan.micro_steps,
+    }
+    if config.precision != "fp32":
+        half = config.precision == "fp16"
+        out["type"] = "AmpOptimWrapper"
+        out["dtype"] = "float16" if half else "bfloat16"
+        # bfloat16 has float32's range: nothing to scale
+        out["loss_scale"] = "dynamic" if half else {"enabled": False}
+    if blueprint.layer_decay is not None:
+        out["constructor"] = (
+            "LearningRateDecayOptimizerConstructor"
+            if blueprint.published_decay
+            else "EmbeddingAwareLayerDecay"
+        )
+        out["paramwise_cfg"] = {
+            "num_layers": blueprint.depth,
+            "decay_rate": blueprint.layer_decay,
+            "decay_type": "layer_wise",
+        }
+    return out
+
+
+def schedule_config(config: SegmentationConfig) -> list[dict[str, Any]]:
+    """Return linear warm-up followed by polynomial decay to 0, both by optimiser step."""
+    poly = {
+        "type": "PolyLR",
+        "eta_min": 0.0,
+        "power": config.power,
+        "begin": config.warmup,
+        "end": config.iterations,
+        "by_epoch": False,
+    }
+    if not config.warmup:
+        return [poly]
+    warmup = {"type": "LinearLR", "start_factor": config.warmup_from, "by_epoch": False}
+    return [{**warmup, "begin": 0, "end": config.warmup}, poly]
+
+
+def check_batch(plan: BatchPlan, *, synchronised: bool) -> None:
+    """Refuse micro-batches of one image, on which batch norm after global pooling cannot train."""
+    if plan.per_process < 2 and not synchronised:
+        raise UserError(
+            "one image per process and step: batch norm after global pooling needs two or more; "
+            "raise machine.max_batch, or use several GPUs, where batch norm is synchronised"
+        )

@@ -1,0 +1,239 @@
+"""One run: check the data, build the model, train it, score it; what both tasks have in common."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from mmengine.config import Config
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mimbench.config import to_mapping
+from mimbench.errors import UserError
+from mimbench.files import atomic_path, write_json, write_text
+from mimbench.optim import BatchPlan, plan_batch
+from mimbench.runtime import Ranks, pick_device, process_group, seed_everything
+from mimbench.weights import VitSpec, VitWeights
+from transfer.segmentation import decay, feed  # noqa: F401
+from transfer.segmentation.backbone import load
+from transfer.segmentation.console import advice, quiet
+from transfer.segmentation.convert import Converted
+from transfer.segmentation.data import DataSource, open_source
+from transfer.segmentation.evaluate import evaluate
+from transfer.segmentation.framework import MODELS
+from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
+from transfer.segmentation.identity import RUN_FILE, refuse_other_run, run_identity
+from transfer.segmentation.labels import LabelReport, check_labels
+from transfer.segmentation.loop import PlainRunner, runner_options
+from transfer.segmentation.recipe import Blueprint, check_batch, full_config
+from transfer.segmentation.score import Score, sample_parts
+from transfer.segmentation.settings import SegmentationConfig
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE, CURVE_FILE = "model.safetensors", "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that is decided before the first step."""
+
+    config: SegmentationConfig
+    blueprint: Blueprint
+    spec: VitSpec
+    source: DataSource
+    plan: BatchPlan
+    cfg: Config
+    device: torch.device
+    ranks: Ranks
+
+    @property
+    def synchronised(self) -> bool:
+        """Batch norm sees the images of all processes."""
+        return self.ranks.world > 1 and self.device.type == "cuda"
+
+    @property
+    def batch_norm(self) -> str:
+        """Say over which images batch norm takes its statistics, and what that means."""
+        images = self.plan.per_process * (self.ranks.world if self.synchronised else 1)
+        kind = f"synchronised over {self.ranks.world} processes" if self.synchronised else "local"
+        if images == self.config.batch:
+            return f"{kind}: {images} images, the whole effective batch"
+        return (
+            f"{kind}: {images} of the effective batch's {self.config.batch} images; the published "
+            "runs normalise over all of them, so a small loss is possible"
+        )
+
+
+def set_up(spec: VitSpec, config: SegmentationConfig, blueprint: Blueprint, ranks: Ranks) -> Setup:
+    """Return the setup of a run on this machine.
+
+    Args:
+        spec: The checkpoint's architecture.
+        config: The task's configuration.
+        blueprint: The task's model and optimiser.
+        ranks: This process among its peers.
+    """
+    device = pick_device(config.machine.device, ranks.local)
+    if config.precision != "fp32" and device.type != "cuda":
+        raise UserError(
+            f"precision={config.precision} is mixed precision, which mmengine trains on GPUs only; "
+            "set precision=fp32 on a CPU (its rows then have a protocol of their own)"
+        )
+    source = open_source(config)
+    plan = plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch)
+    cfg = full_config(spec, config, blueprint, source, plan)
+    parts = {"config": config, "blueprint": blueprint, "spec": spec, "source": source}
+    return Setup(**parts, plan=plan, cfg=cfg, device=device, ranks=ranks)
+
+
+def build_model(setup: Setup) -> nn.Module:
+    """Return the initialised segmentor; its backbone is still to be filled."""
+    seed_everything(setup.config.seed)
+    model = MODELS.build(setup.cfg.model)
+    model.init_weights()
+    return model
+
+
+def run_task(
+    task: str,
+    version: int,
+    weights: VitWeights,
+    config: SegmentationConfig,
+    blueprint: Blueprint,
+    out: Path,
+) -> dict[str, float]:
+    """Train and score; call again to continue an interrupted run.
+
+    Args:
+        task: The task's dotted name.
+        version: The task's version.
+        weights: The checkpoint.
+        config: The task's configuration.
+        blueprint: The task's model and optimiser.
+        out: Folder for everything that is written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    identity = run_identity(task, version, weights, config)
+    with process_group() as ranks, quiet(out, ranks), advice(config):
+        refuse_other_run(out, identity["digest"])
+        setup = set_up(weights.spec, config, blueprint, ranks)
+        check_batch(setup.plan, synchronised=setup.synchronised)
+        labels = [check_labels(setup.source, split) for split in ("train", "val")]
+        if ranks.main:
+            write_json(out / RUN_FILE, identity)
+            write_text(out / "mmengine_config.py", setup.cfg.pretty_text)
+        model = build_model(setup)
+        kind, crop = blueprint.kind, config.crop
+        used = load(
+            cast(nn.Module, model.backbone), weights, kind, crop, tap_norm=blueprint.tap_norm
+        )
+        logger.info("backbone %s: %s tensors used", blueprint.backbone["type"], used.summary)
+        _obtain(model, setup, out, identity["digest"])
+        scores = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
+        if ranks.main:
+            write_json(out / "extra.json", extras(setup, used, labels, scores))
+        return figures(scores, setup.source.names)
+
+
+def figures(scores: dict[str, Score], names: tuple[str, ...]) -> dict[str, float]:
+    """Return the metrics of single-scale and, where asked for, multi-scale tests."""
+    out: dict[str, float] = {}
+    for suffix, result in scores.items():
+        out |= result.metrics(suffix)
+    return out | sample_parts(scores[""], names)
+
+
+def _obtain(model: nn.Module, setup: Setup, out: Path, digest: str) -> None:
+    """Train the model, or read it where training is already done."""
+    file = out / MODEL_FILE
+    if file.is_file():
+        model.load_state_dict(load_file(file))
+        logger.info("training is already done: %s", file)
+        return
+    trained = fit(model, setup, out, digest)
+    if setup.ranks.main:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in trained.state_dict().items()}
+        with atomic_path(file) as part:
+            save_file(tensors, part)
+        (out / STATE_FILE).unlink(missing_ok=True)
+
+
+def fit(
+    model: nn.Module, setup: Setup, out: Path, digest: str, *, save_every: int = 0
+) -> nn.Module:
+    """Train through mmengine's Runner, from the saved state if there is one; return the model.
+
+    Args:
+        model: The segmentor, filled.
+        setup: The run's setup.
+        out: Folder of the state and the curve.
+        digest: The run's identity.
+        save_every: Also save the state every so many steps.
+    """
+    state = read_state(out / STATE_FILE, digest)
+    start = state["step"] if state else 0
+    if start:
+        logger.info("continuing after step %d", start)
+    cfg, config = setup.cfg, setup.config
+    inner = config.evaluate_every < config.iterations
+    validation: dict[str, Any] = {}
+    if inner:
+        validation = {
+            "val_dataloader": cfg.val_dataloader,
+            "val_cfg": {"type": "ValLoop"},
+            "val_evaluator": cfg.val_evaluator,
+        }
+    runner = PlainRunner(
+        chosen=setup.device,
+        state=state,
+        cfg=cfg,
+        model=model,
+        train_dataloader=cfg.train_dataloader,
+        optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler,
+        train_cfg=_loop_config(setup),
+        **validation,
+        custom_hooks=[
+            StepSeedHook(config.seed),
+            CurveHook(out / CURVE_FILE, config.iterations, start),
+            StateHook(out / STATE_FILE, digest, save_every),
+        ],
+        **runner_options(cfg, setup.ranks, out, "train"),
+    )
+    runner.train()
+    return model
+
+
+def _loop_config(setup: Setup) -> dict[str, Any]:
+    loop = dict(setup.cfg.train_cfg)
+    # the last step's score is the run's own test
+    loop["val_interval"] = min(loop["val_interval"], setup.config.iterations)
+    return loop
+
+
+def extras(
+    setup: Setup, used: Converted, labels: list[LabelReport], scores: dict[str, Score]
+) -> dict[str, Any]:
+    """Return what a reader of the numbers should know beside them."""
+    peak = torch.cuda.max_memory_allocated(setup.device) if setup.device.type == "cuda" else 0
+    return {
+        "backbone": setup.blueprint.backbone["type"],
+        "tensors_used": used.summary,
+        "tensors_unused": dict(used.unused),
+        "notes": list(setup.blueprint.notes),
+        "position_rule": setup.spec.position_rule,
+        "micro_batch": setup.plan.per_process,
+        "micro_steps": setup.plan.micro_steps,
+        "processes": setup.ranks.world,
+        "batch_norm": setup.batch_norm,
+        "mixed_precision": setup.config.precision,
+        "peak_gpu_mb": peak / 2**20,
+        "selection": "last iteration",
+        "classes_averaged": scores[""].averaged,
+        "labels": [to_mapping(report) for report in labels],
+        "iou": {suffix or "single": dict(result.iou) for suffix, result in scores.items()},
+        "acc": {suffix or "single": dict(result.acc) for suffix, result in scores.items()},
+    }

@@ -1,0 +1,115 @@
+"""UperNet: the backbone fine-tuned in mmseg's UperNet, scored by mIoU.
+
+Protocol: ADE20K, 512x512 crops, 160 000 iterations of batch 16, layer-wise learning-rate decay,
+sliding-window test (512, stride 341), last iteration (MAE, BEiT, iBOT, HPM).
+Command: `python -m transfer.segmentation ckpt.pth --data ADEChallengeData2016`.
+Published, single scale: MAE-1600 ViT-B 48.1, ViT-L 53.6; HPM-800 ViT-B 48.5, ViT-L 54.6.
+Cost: about 10 GB on each of 8 GPUs at two images each (ViT-B).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimbench.weights import VitSpec, VitWeights
+from transfer.segmentation.convert import choose
+from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
+from transfer.segmentation.settings import (
+    Family,
+    SegmentationConfig,
+    published,
+    tap_blocks,
+)
+from transfer.segmentation.train import run_task
+
+VERSION = 1
+MAIN_METRIC = "miou"
+TASK = "transfer.segmentation.upernet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SegmentationConfig):
+    """The shared fields, and what UperNet adds; None and () take the published values."""
+
+    family: Family = "mae"
+    """Whose published learning rate, layer decay and drop path; one family for every row of a table."""
+    lr: float | None = None
+    layer_decay: float | None = None
+    drop_path: float | None = None
+    taps: tuple[int, ...] = ()
+    channels: int | None = None
+    """Width of UperNet; None for the backbone's own."""
+    aux_channels: int = 256
+    relative_bias: bool | None = None
+    """Relative position bias from zero in every block; None: as the family, mae yes, ibot no."""
+    tap_norm: bool | None = None
+    """The final norm on every tap; None: as the family, mae no, ibot yes."""
+    published_decay: bool = True
+    """Weight decay also on position tables, class token and relative bias, as published runs do."""
+
+
+def blueprint(spec: VitSpec, config: Config) -> Blueprint:
+    """Return the model and optimiser for a checkpoint's architecture."""
+    optimum, remark = published(config.family, spec)
+    taps = config.taps or tap_blocks(spec.depth)
+    ibot = config.family == "ibot"
+    relative = not ibot if config.relative_bias is None else config.relative_bias
+    norm = ibot if config.tap_norm is None else config.tap_norm
+    kind, reasons = choose(spec, config.crop, relative_bias=relative, tap_norm=norm)
+    drop_path = optimum.drop_path if config.drop_path is None else config.drop_path
+    backbone = backbone_config(spec, kind, config.crop, taps, drop_path)
+    norm = norm and kind == "TimmMAE"
+    if kind == "TimmMAE":
+        backbone["tap_norm"] = norm
+    notes = [remark] if remark and None in (config.lr, config.layer_decay, config.drop_path) else []
+    if reasons:
+        notes.append(f"timm's ViT instead of mmseg's: {'; '.join(reasons)}")
+    if kind == "TimmMAE" and relative:
+        notes.append("without relative position bias, which only mmseg's backbones have")
+    return Blueprint(
+        kind=kind,
+        backbone=backbone,
+        neck={"type": "Feature2Pyramid", "embed_dim": spec.embed_dim, "rescales": [4, 2, 1, 0.5]},
+        decode_head=_upernet(spec, config, len(taps)),
+        auxiliary_head=_auxiliary(spec, config),
+        lr=optimum.lr if config.lr is None else config.lr,
+        layer_decay=optimum.layer_decay if config.layer_decay is None else config.layer_decay,
+        published_decay=config.published_decay,
+        depth=spec.depth,
+        tap_norm=norm,
+        notes=tuple(notes),
+    )
+
+
+def _upernet(spec: VitSpec, config: Config, levels: int) -> dict[str, Any]:
+    return {
+        "type": "UPerHead",
+        "in_channels": [spec.embed_dim] * levels,
+        "in_index": list(range(levels)),
+        "pool_scales": (1, 2, 3, 6),
+        "channels": config.channels or spec.embed_dim,
+        "dropout_ratio": 0.1,
+        "norm_cfg": SYNC_BN,
+        "align_corners": False,
+        "loss_decode": cross_entropy(1.0),
+    }
+
+
+def _auxiliary(spec: VitSpec, config: Config) -> dict[str, Any]:
+    return {
+        "type": "FCNHead",
+        "in_channels": spec.embed_dim,
+        "in_index": 2,
+        "channels": config.aux_channels,
+        "num_convs": 1,
+        "concat_input": False,
+        "dropout_ratio": 0.1,
+        "norm_cfg": SYNC_BN,
+        "align_corners": False,
+        "loss_decode": cross_entropy(0.4),
+    }
+
+
+def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
+    """Fine-tune and score; `out` receives the curve, the counts, the model and extra.json."""
+    return run_task(TASK, VERSION, weights, config, blueprint(weights.spec, config), out)
