@@ -102,7 +102,9 @@ def _final_norm(tensors: Mapping[str, Tensor]) -> Literal["norm", "fc_norm", "no
 
 def _mlp(tensors: Mapping[str, Tensor], hidden: int) -> Literal["mlp", "swiglu"]:
     """Return 'swiglu' where the first layer makes gate and value at once."""
-    return "swiglu" if _need(tensors, "blocks.0.mlp.fc1.weight", 2).shape[0] == 2 * hidden else "mlp"
+    return (
+        "swiglu" if _need(tensors, "blocks.0.mlp.fc1.weight", 2).shape[0] == 2 * hidden else "mlp"
+    )
 
 
 def _heads(dim: int, family: Family, asked: int | None) -> tuple[int, bool]:
