@@ -112,7 +112,7 @@ class Source:
     """Where the images are: an ImageFolder, or any of timm's data sets that can be indexed."""
 
     name: str = "folder"
-    """`folder`, or a name that timm.data.create_dataset takes: torch/cifar10, hfds/..., tar."""
+    """`folder`; `tar` for train.tar and val.tar; or a name for timm.data.create_dataset."""
     train: str = "train"
     val: str = "val"
 
@@ -205,9 +205,9 @@ def read_timm(name: str, data: Path, split: str) -> ImageList:
             f"source '{name}' is streamed, and a stream has no fixed order to score every image "
             "once; use an indexed form of it (hfds/..., torch/..., a tar file or a folder)"
         )
-    kind = "" if name == "tar" else name
+    kind, root = ("", data / f"{split}.tar") if name == "tar" else (name, data)
     try:
-        dataset: Any = create_dataset(kind, root=str(data), split=split)
+        dataset: Any = create_dataset(kind, root=str(root), split=split)
     except (AssertionError, RuntimeError, ValueError, OSError, ImportError) as error:
         raise UserError(
             f"timm cannot open source '{name}' split '{split}' in {data}: {error}"

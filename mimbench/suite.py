@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from mimbench.runtime import usable_cores
 from mimbench.table import Table, make_table, read_results
 from mimbench.table_formats import FORMATS, SUFFIXES
 from mimbench.task import Machine
+from mimbench.watchman import watch
 from mimbench.weights import random_weights
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Running:
 
 
 def run_suite(
-    manifest: Manifest, checkpoints: Sequence[Path], options: Options, running: Running
+    manifest: Manifest, checkpoints: Sequence[tuple[str, Path]], options: Options, running: Running
 ) -> int:
     """Evaluate the checkpoints; return 0 only if every requested cell has a number."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -87,6 +88,8 @@ def run_suite(
     with folder_lock(options.out, f"another run is using {options.out}"):
         contestants = read_contestants(checkpoints, options, twin=running.twin)
         cells = make_cells(manifest, contestants, options.request(manifest))
+        if running.canary:
+            watch(cells, options.device)
         try:
             ended = run_cells(cells, _slots(running), fresh=running.fresh)
         finally:
@@ -96,12 +99,14 @@ def run_suite(
 
 
 def read_contestants(
-    checkpoints: Sequence[Path], options: Options, *, twin: bool = False
+    checkpoints: Sequence[tuple[str, Path]], options: Options, *, twin: bool = False
 ) -> list[Contestant]:
     """Read the checkpoints, and make a random-weight twin for each where asked."""
     contestants = []
-    for path in checkpoints:
-        contestants.append(read_contestant(path, which=options.which, num_heads=options.num_heads))
+    for name, path in checkpoints:
+        contestants.append(
+            read_contestant(path, which=options.which, num_heads=options.num_heads, name=name)
+        )
     if twin:
         twins = [_twin(who, options.out / "twins") for who in contestants]
         contestants += list({who.weights["digest"]: who for who in twins}.values())
@@ -112,7 +117,7 @@ def _twin(who: Contestant, folder: Path) -> Contestant:
     weights = read_weights(who.path, which=who.which, num_heads=who.num_heads)
     path = folder / f"random-{safe_name(who.weights['model'])}.safetensors"
     write_weights(path, random_weights(weights.spec, seed=0))
-    return read_contestant(path)
+    return replace(read_contestant(path), twin=True)
 
 
 def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Table:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimbench.archive import read_raw
 from mimbench.checkpoints import read_weights
 from mimbench.errors import UserError
+from mimbench.reading import read_raw
 from mimbench.weights import VitSpec
 from pretrain.layouts import from_official
 from pretrain.model import DecoderConfig, MaskedAutoencoder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mimbench.commands.table import parse_choices
 from mimbench.config import parse_overrides
-from mimbench.demo import demo_checkpoint
+from mimbench.demo import NAME, demo_checkpoint
 from mimbench.errors import UserError
 from mimbench.manifest import DEFAULT_FILE, PROFILES, load_manifest
 from mimbench.suite import Options, Running, run_suite
@@ -13,7 +13,7 @@ from mimbench.suite import Options, Running, run_suite
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument("checkpoints", type=Path, nargs="*", metavar="CKPT")
+    parser.add_argument("checkpoints", nargs="*", metavar="[NAME=]CKPT")
     parser.add_argument(
         "--demo", action="store_true", help="sample data, tiny pretraining, all tasks"
     )
@@ -97,13 +97,21 @@ def options_of(args: argparse.Namespace) -> Options:
     )
 
 
+def parse_checkpoint(text: str) -> tuple[str, Path]:
+    """Return (row name or '', path) from `NAME=PATH` or a plain path."""
+    name, equals, path = text.partition("=")
+    if equals and name and "/" not in name and not Path(text).exists():
+        return name, Path(path)
+    return "", Path(text)
+
+
 def main(args: argparse.Namespace) -> int:
     """Run the suite."""
     options = options_of(args)
     manifest = load_manifest(args.benchmarks)
-    checkpoints = list(args.checkpoints)
+    checkpoints = [parse_checkpoint(text) for text in args.checkpoints]
     if args.demo:
-        checkpoints.insert(0, demo_checkpoint(options.out))
+        checkpoints.insert(0, (NAME, demo_checkpoint(options.out)))
     if not checkpoints:
         raise UserError("name at least one checkpoint, or --demo: ./run_all.sh ckpt.pth")
     return run_suite(
