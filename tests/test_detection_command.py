@@ -96,8 +96,7 @@ def test_mistakes_on_the_command_line_are_explained(
 @pytest.mark.slow
 def test_detectron2s_launcher_starts_the_processes(place: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "transfer.detection"]
-        + arguments(place, "--seed=1", "--num-gpus=2"),
+        [sys.executable, "-m", "transfer.detection", *arguments(place, "--seed=1", "--num-gpus=2")],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "MIMBENCH_CACHE": str(place), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

@@ -20,12 +20,15 @@ pytest.importorskip("detectron2")
 from detectron2.engine import HookBase
 
 from mimbench.errors import UserError
+from mimbench.runtime import Ranks
 from mimbench.sample import generate
 from mimbench.task import Machine, load_task
+from mimbench.watch import PREEMPTED
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from transfer.detection import order, vitdet
-from transfer.detection.train import Accumulator, Curve, Preemption, advice, save_period
+from transfer.detection.train import Accumulator, advice, save_period
 from transfer.detection.vitdet import Config, evaluate_run, run
+from transfer.detection.watch import Curve
 
 SPEC = VitSpec(embed_dim=24, depth=2, num_heads=3, mlp_dim=48, patch_size=8, grid=(4, 4))
 
@@ -149,16 +152,16 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(trainer: Any, course: Any, out: Path) -> None:
+    def interrupted(trainer: Any, course: Any, out: Path, ranks: Ranks) -> None:
         trainer.register_hooks([Stop(after)])
-        original(trainer, course, out)
+        original(trainer, course, out, ranks)
 
     original = vitdet.fit
     with monkeypatch.context() as patched:
         patched.setattr(vitdet, "fit", interrupted)
         with pytest.raises(SystemExit) as stopped:
             run(weights, small(coco), tmp_path)
-    assert stopped.value.code == 128 + signal.SIGTERM
+    assert stopped.value.code == PREEMPTED
     assert not (tmp_path / "checkpoints/model_final.pth").exists()
     run(weights, small(coco), tmp_path)
     assert same(final(tmp_path), final(whole))
@@ -230,7 +233,9 @@ def test_micro_batches_of_one_are_the_same_for_any_machine(
     config = small(coco, machine=machine, images=12)
     run(weights, config, tmp_path / "one")
     script = tmp_path / "part.py"
-    script.write_text(PART.format(paths=[str(Path(__file__).parents[1]), str(Path(__file__).parent)]))
+    script.write_text(
+        PART.format(paths=[str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -357,4 +362,3 @@ def test_states_are_saved_as_officially_and_more_often_in_short_runs() -> None:
 def test_seeds_of_positions_are_far_apart() -> None:
     seeds = {order.mixed(seed, position) for seed in range(3) for position in range(200)}
     assert len(seeds) == 600
-    assert signal.SIGTERM in Preemption.SIGNALS
