@@ -15,8 +15,9 @@ from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.runtime import process_group
 from mimbench.task_main import task_main
+from transfer.detection.job import RECORD, read_record
 from transfer.detection.show import show
-from transfer.detection.vitdet import DETECTIONS, RECORD, Config, evaluate_run, read_record
+from transfer.detection.vitdet import DETECTIONS, Config, evaluate_run
 
 TASK = "transfer.detection.vitdet"
 
