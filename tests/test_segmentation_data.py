@@ -88,9 +88,9 @@ def test_folder_pairs_with_a_class_list(tmp_path):
 
 def test_labels_one_too_high_are_refused_with_the_cost(ade):
     rewrite(ade / "annotations", lambda x: np.where(x > 0, x + 1, 0).astype(np.uint8))
+    source = open_source(SegmentationConfig(data=ade))
     with pytest.raises(UserError) as caught:
-        for split in ("train", "val"):
-            check_labels(open_source(SegmentationConfig(data=ade)), split)
+        check_labels(source, "train")
     assert "holds label 151" in str(caught.value)
     assert "shifted by one" in str(caught.value)
     assert "mIoU of 0" in str(caught.value)
