@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mimbench.errors import UserError
@@ -207,10 +208,10 @@ def test_crops_depend_on_seed_and_position_alone(sample):
     first = dataset[Draw(2, 5)]["inputs"]
     np.random.seed(99)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    assert (dataset[Draw(2, 5)]["inputs"] == first).all()
+    assert torch.equal(dataset[Draw(2, 5)]["inputs"], first)
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-    assert not (dataset[Draw(2, 6)]["inputs"] == first).all()
-    assert not (SeededDataset(entry, seed=2)[Draw(2, 5)]["inputs"] == first).all()
+    assert not torch.equal(dataset[Draw(2, 6)]["inputs"], first)
+    assert not torch.equal(SeededDataset(entry, seed=2)[Draw(2, 5)]["inputs"], first)
     with seeded(1, 2), seeded(3):
         assert np.random.rand() != 0  # noqa: NPY002
 
