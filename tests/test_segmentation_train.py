@@ -8,10 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import Runner
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,6 +26,7 @@ from transfer.segmentation.__main__ import main
 from transfer.segmentation.again import again
 from transfer.segmentation.score import Confusion, score
 
+Finished = tuple[Path, dict[str, float]]
 ROOT = Path(__file__).parents[1]
 SPEC = VitSpec(embed_dim=24, depth=4, num_heads=3, mlp_dim=48, patch_size=16, grid=(2, 2))
 WEIGHTS = random_weights(SPEC, seed=0)
@@ -63,13 +66,13 @@ def curve(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_both_tasks_meet_the_contract():
+def test_both_tasks_meet_the_contract() -> None:
     for name in ("upernet", "linear"):
         task = load_task(f"transfer.segmentation.{name}")
         assert (task.VERSION, task.MAIN_METRIC) == (1, "miou")
 
 
-def test_a_run_leaves_everything_behind(finished, ade):
+def test_a_run_leaves_everything_behind(finished: Finished, ade: Path) -> None:
     out, metrics = finished
     assert {"miou", "aacc", "macc", "classes_averaged", "miou_ms"} <= set(metrics)
     assert {"miou_stuff", "miou_things"} <= set(metrics)
@@ -94,7 +97,9 @@ def test_a_run_leaves_everything_behind(finished, ade):
     assert "UPerHead" in (out / "mmengine_config.py").read_text()
 
 
-def test_chatter_stays_off_the_standard_output(finished, ade, tmp_path, capfd):
+def test_chatter_stays_off_the_standard_output(
+    finished: Finished, ade: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     linear.run(WEIGHTS, linear_config(ade, iterations=3), tmp_path)
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -106,7 +111,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send the signal of a preempted job while this step runs."""
     original = hooks.StateHook.after_train_iter
 
-    def after(self, runner, batch_idx, **rest):
+    def after(self: hooks.StateHook, runner: Runner, batch_idx: int, **rest: Any) -> None:
         if batch_idx + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
         original(self, runner, batch_idx, **rest)
@@ -114,7 +119,9 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks.StateHook, "after_train_iter", after)
 
 
-def test_resume_gives_the_same_weights(finished, ade, tmp_path, monkeypatch):
+def test_resume_gives_the_same_weights(
+    finished: Finished, ade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, expected = finished
     config = upernet_config(ade, multiscale=(0.5, 1.25))
     with monkeypatch.context() as patch:
@@ -131,7 +138,7 @@ def test_resume_gives_the_same_weights(finished, ade, tmp_path, monkeypatch):
     assert curve(tmp_path) == curve(whole)
 
 
-def test_another_run_in_the_same_folder_is_refused(finished, ade):
+def test_another_run_in_the_same_folder_is_refused(finished: Finished, ade: Path) -> None:
     out, _ = finished
     with pytest.raises(UserError, match="holds a run of another configuration or checkpoint"):
         upernet.run(WEIGHTS, upernet_config(ade, lr=1e-3), out)
@@ -139,7 +146,9 @@ def test_another_run_in_the_same_folder_is_refused(finished, ade):
         upernet.run(random_weights(SPEC, seed=1), upernet_config(ade), out)
 
 
-def test_a_finished_run_is_scored_and_drawn_again(finished, ade, capsys):
+def test_a_finished_run_is_scored_and_drawn_again(
+    finished: Finished, ade: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, expected = finished
     assert main(["--eval-only", str(out), "--show", "2", "--device", "cpu"]) == 0
     printed = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
@@ -155,7 +164,7 @@ def test_a_finished_run_is_scored_and_drawn_again(finished, ade, capsys):
         again(out.parent)
 
 
-def test_show_alone_is_refused(capsys):
+def test_show_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--show", "2"]) == 2
     assert "--show needs --eval-only" in capsys.readouterr().err
 
@@ -175,7 +184,7 @@ def assert_close(a: Path, b: Path) -> None:
         torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)
 
 
-def test_micro_batches_leave_the_result_alone(single, ade, tmp_path):
+def test_micro_batches_leave_the_result_alone(single: Finished, ade: Path, tmp_path: Path) -> None:
     whole, expected = single
     found = linear.run(WEIGHTS, linear_config(ade), tmp_path)
     assert json.loads((tmp_path / "extra.json").read_text())["micro_steps"] == 2
@@ -183,7 +192,7 @@ def test_micro_batches_leave_the_result_alone(single, ade, tmp_path):
     assert found["miou"] == pytest.approx(expected["miou"], abs=0.05)
 
 
-def test_frozen_backbone_stays_as_it_was(single):
+def test_frozen_backbone_stays_as_it_was(single: Finished) -> None:
     out, metrics = single
     tensors = load_file(out / "model.safetensors")
     for name, value in WEIGHTS.tensors.items():
@@ -210,7 +219,7 @@ print(json.dumps(metrics))
 """
 
 
-def test_two_processes_give_what_one_gives(single, ade, tmp_path):
+def test_two_processes_give_what_one_gives(single: Finished, ade: Path, tmp_path: Path) -> None:
     whole, expected = single
     loader = tmp_path / "tests_segmentation_two.py"
     loader.write_text(Path(__file__).read_text())
@@ -241,18 +250,18 @@ def test_two_processes_give_what_one_gives(single, ade, tmp_path):
     assert images[0] == images[1]
 
 
-def test_mixed_precision_is_never_pretended(ade, tmp_path):
+def test_mixed_precision_is_never_pretended(ade: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="precision=fp16 is mixed precision"):
         linear.run(WEIGHTS, linear_config(ade, precision="fp16"), tmp_path)
 
 
-def test_a_lost_loss_stops_the_run(ade, tmp_path):
+def test_a_lost_loss_stops_the_run(ade: Path, tmp_path: Path) -> None:
     weights = replace(WEIGHTS, tensors={n: v * float("nan") for n, v in WEIGHTS.tensors.items()})
     with pytest.raises(UserError, match="the loss is nan at step 1; try a lower learning rate"):
         linear.run(weights, linear_config(ade), tmp_path)
 
 
-def test_out_of_memory_becomes_advice(ade, monkeypatch):
+def test_out_of_memory_becomes_advice(ade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Card:
         total_memory = 24 * 2**30
 
