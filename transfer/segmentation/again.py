@@ -46,7 +46,7 @@ def again(
     out.mkdir(exist_ok=True)
     with process_group() as ranks, quiet(out, ranks), advice(config):
         setup = set_up(spec, config, task.blueprint(spec, config), ranks, open_source(config))
-        check_labels(setup.source, "val")
+        check_labels(setup.source, "val", show=ranks.main)
         model = build_model(setup)
         model.load_state_dict(load_file(run / MODEL_FILE))
         scores = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)

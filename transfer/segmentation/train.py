@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -130,7 +131,7 @@ def run_task(
         refuse_other_run(out, identity["digest"])
         setup = set_up(weights.spec, config, blueprint, ranks, open_source(config))
         check_batch(setup.plan, synchronised=setup.synchronised)
-        labels = [check_labels(setup.source, split) for split in ("train", "val")]
+        labels = [check_labels(setup.source, part, show=ranks.main) for part in ("train", "val")]
         if ranks.main:
             write_json(out / RUN_FILE, identity)
             write_text(out / "mmengine_config.py", setup.cfg.pretty_text)
@@ -213,6 +214,8 @@ def fit(
         **runner_options(cfg, setup.ranks, out, "train"),
     )
     runner.train()
+    for buffer in model.buffers():
+        broadcast(buffer)
     return model
 
 
