@@ -103,10 +103,12 @@ class PlainRunner(Runner):
             model = revert_sync_batchnorm(model)
         if not self.distributed or self.cfg.get("train_cfg") is None:
             return model
+        cuda = self.chosen.type == "cuda"
         return MMDistributedDataParallel(
             module=model,
-            device_ids=[self.chosen.index] if self.chosen.type == "cuda" else None,
-            broadcast_buffers=False,
+            device_ids=[self.chosen.index] if cuda else None,
+            # local batch norm: all processes follow rank 0's running statistics, the saved ones
+            broadcast_buffers=not cuda,
         )
 
     def _init_model_weights(self) -> None:
