@@ -99,8 +99,9 @@ def knn(
 
 @torch.inference_mode()
 def embed(
-    backbone: Backbone, images: Tensor, device: torch.device, batch: int
+    backbone: Backbone, images: Tensor, device: torch.device, batch: int = 64
 ) -> dict[str, Tensor]:
+    """Return the unit-length class token and mean of patches of uint8 images."""
     found: dict[str, list[Tensor]] = {"cls": [], "avg": []}
     for part in images.split(batch):
         features = backbone(part.to(device).float() / 255)

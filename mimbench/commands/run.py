@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from mimbench.cluster import Cluster
 from mimbench.commands.table import parse_choices
 from mimbench.config import parse_overrides
 from mimbench.demo import NAME, demo_checkpoint
@@ -37,6 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--per-task", type=int, metavar="N", help="GPUs for one task (default: all of --gpus)"
+    )
+    run.add_argument(
+        "--launcher",
+        choices=["local", "slurm", "submitit"],
+        default="local",
+        help="submitit: its local executor",
+    )
+    run.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="slurm: nodes for heavy tasks"
+    )
+    run.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="submitit's parameters: slurm_partition=gpu",
     )
     run.add_argument(
         "--reference",
@@ -97,6 +114,20 @@ def options_of(args: argparse.Namespace) -> Options:
     )
 
 
+def _cluster(args: argparse.Namespace) -> Cluster | None:
+    if args.launcher == "local":
+        return None
+    kind = "slurm" if args.launcher == "slurm" else "local"
+    gpus = args.gpus if args.gpus is not None else (1 if kind == "slurm" else 0)
+    return Cluster(
+        kind=kind,
+        gpus=gpus,
+        nodes=args.nodes,
+        parameters=parse_overrides(args.slurm),
+        poll=5.0 if kind == "slurm" else 0.5,
+    )
+
+
 def parse_checkpoint(text: str) -> tuple[str, Path]:
     """Return (row name or '', path) from `NAME=PATH` or a plain path."""
     name, equals, path = text.partition("=")
@@ -126,5 +157,6 @@ def main(args: argparse.Namespace) -> int:
             gpus=args.gpus,
             per_task=args.per_task,
             choice=parse_choices(args.reference),
+            cluster=_cluster(args),
         ),
     )

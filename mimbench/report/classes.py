@@ -20,12 +20,18 @@ def class_scores(folder: Path) -> dict[str, float]:
         for label in np.unique(labels):
             mine = labels == label
             name = str(names[np.argmax(mine)])
-            found[name.split("/")[0] if "/" in name else f"class {label}"] = 100 * float(hits[mine].mean())
+            found[name.split("/")[0] if "/" in name else f"class {label}"] = 100 * float(
+                hits[mine].mean()
+            )
         return found
     if (path := folder / SEGMENTATION).is_file():
         with np.load(path, allow_pickle=False) as file:
-            both, either, labelled = (file[k].sum(axis=0) for k in ("intersect", "union", "labelled"))
-        return {f"class {i + 1}": 100 * float(both[i] / either[i]) for i in np.flatnonzero(labelled)}
+            both, either, labelled = (
+                file[k].sum(axis=0) for k in ("intersect", "union", "labelled")
+            )
+        return {
+            f"class {i + 1}": 100 * float(both[i] / either[i]) for i in np.flatnonzero(labelled)
+        }
     return {}
 
 

@@ -43,7 +43,10 @@ def charts(curves: Mapping[int, Mapping[str, Line]]) -> list[str]:
     """
     names = list(dict.fromkeys(name for found in curves.values() for name in found))
     names.sort(key=lambda n: (not any(word in n for word in ("loss", "top1", "ap", "iou")), n))
-    return [chart(n, {row: found[n] for row, found in curves.items() if n in found}) for n in names[:MOST_FIGURES]]
+    return [
+        chart(n, {row: found[n] for row, found in curves.items() if n in found})
+        for n in names[:MOST_FIGURES]
+    ]
 
 
 def chart(name: str, lines: Mapping[int, Line]) -> str:

@@ -50,7 +50,9 @@ def _drawn(file: Path, items: list[Mapping[str, Any]], names: Mapping[int, str])
         x, y, w, h = (v * scale for v in item["bbox"])
         tint = TINTS[item["category_id"] % len(TINTS)]
         pen.rectangle((x, y, x + w, y + h), outline=tint, width=2)
-        pen.text((x + 3, y + 1), f"{names.get(item['category_id'], '?')} {item['score']:.2f}", fill=tint)
+        pen.text(
+            (x + 3, y + 1), f"{names.get(item['category_id'], '?')} {item['score']:.2f}", fill=tint
+        )
     return picture(image, f"{len(items)} detections above {LEAST_SCORE}")
 
 
@@ -58,15 +60,30 @@ def neighbours(weights: VitWeights, data: Path, device: torch.device) -> list[st
     """Return a few validation images, each followed by its nearest training images."""
     size = weights.spec.image_size[0]
     cards = read_cards(data, size, classes=QUERIES * 4, bank=20, queries=1)
-    picked = torch.linspace(0, len(cards.queries) - 1, min(QUERIES, len(cards.queries))).round().long()
+    picked = (
+        torch.linspace(0, len(cards.queries) - 1, min(QUERIES, len(cards.queries))).round().long()
+    )
     backbone = build_backbone(weights).to(device)
     bank = embed(backbone, cards.bank, device)["avg"]
-    found = (embed(backbone, cards.queries[picked], device)["avg"] @ bank.T).topk(NEIGHBOURS, dim=1).indices
+    found = (
+        (embed(backbone, cards.queries[picked], device)["avg"] @ bank.T)
+        .topk(NEIGHBOURS, dim=1)
+        .indices
+    )
     rows = []
     for query, near in zip(picked, found, strict=True):
         label = cards.query_labels[query]
         right = int((cards.bank_labels[near] == label).sum())
         strip = torch.cat([cards.queries[query], *(cards.bank[i] for i in near)], dim=2)
         image = Image.fromarray(strip.permute(1, 2, 0).numpy())
-        rows.append(picture(image.resize((image.width * max(1, 96 // size), image.height * max(1, 96 // size)), Image.Resampling.NEAREST), f"query, then its neighbours: {right} of {NEIGHBOURS} of its class", side=900))
+        rows.append(
+            picture(
+                image.resize(
+                    (image.width * max(1, 96 // size), image.height * max(1, 96 // size)),
+                    Image.Resampling.NEAREST,
+                ),
+                f"query, then its neighbours: {right} of {NEIGHBOURS} of its class",
+                side=900,
+            )
+        )
     return rows

@@ -52,5 +52,8 @@ def bar(label: str, value: float, largest: float, index: int) -> str:
 
 def legend(names: Iterable[str]) -> str:
     """Return the key of the rows' colours."""
-    keys = [f'<span class="key"><i style="background:{colour(i)}"></i>{text(n)}</span>' for i, n in enumerate(names)]
+    keys = [
+        f'<span class="key"><i style="background:{colour(i)}"></i>{text(n)}</span>'
+        for i, n in enumerate(names)
+    ]
     return f'<p class="soft">{"".join(keys)}</p>' if len(keys) > 1 else ""
