@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.checkpoint_layouts import BASE, LARGE, LAYOUTS, TINY, canonical, mocov3
 
 from mimbench.backbone import build_backbone
 from mimbench.checkpoints import convert_raw, read_weights, write_weights
@@ -13,6 +12,7 @@ from mimbench.errors import UserError
 from mimbench.formats import available
 from mimbench.layout import Options, Raw
 from mimbench.weights import mismatches
+from tests.checkpoint_layouts import BASE, LARGE, LAYOUTS, TINY, canonical, mocov3
 
 ROUNDED = {"dinov2-registers", "hf-dinov2-registers"}
 """Layouts that are read with one rounding: a position row moves into the class token."""
