@@ -1,10 +1,8 @@
 """Fine-tuning: golden logits, layer decay and schedule; recipes; kills; memory; chance."""
 
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +89,7 @@ def test_pooling_drops_exactly_the_norm_it_replaces(weights, pool):
     for name, tensor in weights.tensors.items():
         if name not in dropped:
             assert torch.equal(own[name], tensor), name
-    assert own["head.weight"].std() == pytest.approx(2e-5, rel=0.2)
+    assert own["head.weight"].std().item() == pytest.approx(2e-5, rel=0.2)
     assert own["head.bias"].abs().max() == 0
     again, _ = build_classifier(weights, 7, pool=pool, drop_path=0.0, seed=3)
     assert torch.equal(again.head.weight, model.head.weight)
@@ -246,48 +244,33 @@ def test_micro_batches_are_even_where_images_are_mixed():
     assert micro_batch(16, 1, 1, even=True) == 2
 
 
-SCRIPT = """
-import json, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from mimbench.config import from_mapping
-from mimbench.vit import build_vit
-from mimbench.weights import VitSpec, random_weights
-from transfer.classification import finetune
-settings, out, slow = json.loads(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-real = finetune.FineTune.loss
-def slowly(self, model, batch, at):
-    time.sleep(slow * (at.epoch >= 1))
-    return real(self, model, batch, at)
-finetune.FineTune.loss = slowly
-spec = VitSpec(embed_dim=32, depth=4, num_heads=2, mlp_dim=64, patch_size=8, grid=(4, 4))
-config = from_mapping(finetune.Config, settings)
-finetune.run(random_weights(spec, 0), config, out)
-"""
+def _train_slowly(weights: VitWeights, settings: Config, out: Path) -> None:
+    torch.set_num_threads(1)
+    real = FineTune.loss
+
+    def slowly(self, model, batch, at):
+        if at.epoch >= 1:
+            time.sleep(600)
+        return real(self, model, batch, at)
+
+    FineTune.loss = slowly
+    finetune.run(weights, settings, out)
 
 
 def test_killed_after_an_epoch_it_continues_exactly(painted_images, weights, tmp_path):
     data = painted_images(tmp_path / "data", train=8, val=4)
-    settings = {**SMALL, "data": str(data), "epochs": 3}
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    out = tmp_path / "killed"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "OMP_NUM_THREADS": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, str(script), json.dumps(settings), str(out), "20"],
-        env=environment, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    settings, out = config(data, epochs=3), tmp_path / "killed"
+    process = multiprocessing.get_context("fork").Process(
+        target=_train_slowly, args=(weights, settings, out)
+    )
+    process.start()
     saved, deadline = out / "checkpoints/last.pt", time.monotonic() + 200
     while not saved.exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read().decode()  # pyright: ignore[reportOptionalMemberAccess]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     first = torch.load(saved, weights_only=True)
     assert first["step"] == 2
     assert not (out / "outcomes.npz").exists()
@@ -300,9 +283,9 @@ def test_killed_after_an_epoch_it_continues_exactly(painted_images, weights, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FineTune, "loss", watch)
-        metrics = finetune.run(weights, from_mapping(Config, settings), out)
+        metrics = finetune.run(weights, settings, out)
     assert seen == [2, 2, 3, 3, 4, 4, 5, 5]
-    whole = finetune.run(weights, from_mapping(Config, settings), tmp_path / "whole")
+    whole = finetune.run(weights, settings, tmp_path / "whole")
     assert metrics == whole
     ended, direct = (
         torch.load(folder / "checkpoints/last.pt", weights_only=True)["model"]
