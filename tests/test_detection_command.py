@@ -13,7 +13,7 @@ from mimbench.checkpoints import write_weights
 from mimbench.errors import UserError
 from mimbench.sample import generate
 from mimbench.weights import VitSpec, random_weights
-from transfer.detection.__main__ import draw, main
+from transfer.detection.command import draw, main
 
 SPEC = VitSpec(embed_dim=24, depth=2, num_heads=3, mlp_dim=48, patch_size=8, grid=(4, 4))
 MANIFEST = """
