@@ -1,5 +1,6 @@
 """The recipe, line by line: published values for B and L, the schedule, who gets which decay."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -302,3 +303,35 @@ def test_too_shallow_a_backbone_is_refused() -> None:
     with pytest.raises(UserError, match="at least four blocks, this backbone has 3"):
         settings.tap_blocks(3)
     assert settings.tap_blocks(4) == (0, 1, 2, 3)
+
+
+def test_the_command_prints_the_whole_recipe(
+    ade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mimbench.checkpoints import write_weights
+    from mimbench.weights import random_weights
+    from transfer.segmentation.__main__ import main
+
+    write_weights(tmp_path / "tiny.safetensors", random_weights(TINY, seed=0))
+    entry = {
+        "title": "mIoU", "group": "segmentation", "task": "transfer.segmentation.upernet",
+        "dataset": "ade", "config": {"lr": 2e-4}, "profiles": {"paper": {"config": {"batch": 8}}},
+    }  # fmt: skip
+    manifest = {
+        "reference_file": str(Path(__file__).parents[1] / "mimbench" / "reference.yaml"),
+        "defaults": {"paper": [], "quick": [], "demo": []},
+        "benchmarks": {"ade-upernet-160": entry},
+    }
+    (tmp_path / "benchmarks.yaml").write_text(json.dumps(manifest))
+    command = [
+        str(tmp_path / "tiny.safetensors"),
+        "--benchmarks",
+        str(tmp_path / "benchmarks.yaml"),
+    ]
+    assert main([*command, "--print-config", "--set", "layer_decay=0.8", "--device", "cpu"]) == 0
+    (tmp_path / "printed.py").write_text(capsys.readouterr().out)
+    cfg = Config.fromfile(tmp_path / "printed.py")
+    assert cfg.optim_wrapper.optimizer.lr == 2e-4
+    assert cfg.optim_wrapper.paramwise_cfg.decay_rate == 0.8
+    assert cfg.train_dataloader.batch_size == 8
+    assert cfg.model.backbone.embed_dims == 24

@@ -39,6 +39,13 @@ class EffectiveBatchLoop(IterBasedTrainLoop):
         super().run()
         return self.runner.model
 
+    @override
+    def _decide_current_val_interval(self) -> None:
+        """Leave the score after the last step to the run's own test."""
+        super()._decide_current_val_interval()
+        if self._iter == self._max_iters:
+            self.val_begin = self._max_iters + 1
+
     def start_at(self, step: int) -> None:
         """Begin after this many optimiser steps; the sampler skips what they used."""
         self._iter = step

@@ -171,9 +171,7 @@ def _obtain(model: nn.Module, setup: Setup, out: Path, digest: str) -> None:
         (out / STATE_FILE).unlink(missing_ok=True)
 
 
-def fit(
-    model: nn.Module, setup: Setup, out: Path, digest: str, *, save_every: int = 0
-) -> nn.Module:
+def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
     """Train through mmengine's Runner, from the saved state if there is one; return the model.
 
     Args:
@@ -181,7 +179,6 @@ def fit(
         setup: The run's setup.
         out: Folder of the state and the curve.
         digest: The run's identity.
-        save_every: Also save the state every so many steps.
     """
     state = read_state(out / STATE_FILE, digest)
     start = state["step"] if state else 0
@@ -204,12 +201,12 @@ def fit(
         train_dataloader=cfg.train_dataloader,
         optim_wrapper=cfg.optim_wrapper,
         param_scheduler=cfg.param_scheduler,
-        train_cfg=_loop_config(setup),
+        train_cfg=cfg.train_cfg,
         **validation,
         custom_hooks=[
             StepSeedHook(config.seed),
             CurveHook(out / CURVE_FILE, config.iterations, start),
-            StateHook(out / STATE_FILE, digest, save_every),
+            StateHook(out / STATE_FILE, digest),
         ],
         **runner_options(cfg, setup.ranks, out, "train"),
     )
@@ -217,13 +214,6 @@ def fit(
     for buffer in model.buffers():
         broadcast(buffer)
     return model
-
-
-def _loop_config(setup: Setup) -> dict[str, Any]:
-    loop = dict(setup.cfg.train_cfg)
-    # the last step's score is the run's own test
-    loop["val_interval"] = min(loop["val_interval"], setup.config.iterations)
-    return loop
 
 
 def extras(
