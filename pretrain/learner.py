@@ -122,16 +122,20 @@ class Pretraining(Learner):
             whole=at.batch,
             images=normalised if "images" in needs else None,
         )
-        judged = "difficulty" in needs and not self.strategy.idle(mask_input)
-        judged = judged and at.step % config.every == 0
+        asked = at.step % config.every == 0 and not self.strategy.idle(mask_input)
+        judged, attends = asked and "difficulty" in needs, asked and "attention" in needs
         whole = judged and config.tokens == 1
-        views, difficulty = None, None
+        views, difficulty, attention = None, None, None
         if self.teacher is not None and (whole or self.config.objective.target == "ema"):
-            views = self.teacher(patches, difficulty=whole)
-            difficulty = views.difficulty
+            views = self.teacher(patches, difficulty=whole, attention=attends)
+            difficulty, attention = views.difficulty, views.attention
+        elif self.teacher is not None and attends:
+            attention = self.teacher.attend(patches)
         if self.teacher is not None and judged and not whole:
             difficulty = self.teacher.glance(patches, config.tokens)
-        return replace(mask_input, difficulty=difficulty), views
+        if attention is not None:
+            attention = attention.mean(dim=1)
+        return replace(mask_input, difficulty=difficulty, attention=attention), views
 
     def patch_losses(
         self,

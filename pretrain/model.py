@@ -154,10 +154,13 @@ class Encoder(nn.Module):
             visible: Indices (b, k) of those to look at; by default all of them.
             grid: Rows and columns of the patches where they differ from the specification's.
         """
-        x = self.embed(patches, visible, grid)
-        for block in self.blocks:
+        return self.norm(self.run(self.embed(patches, visible, grid)))
+
+    def run(self, x: Tensor, blocks: int | None = None) -> Tensor:
+        """Return the tokens after the first `blocks` blocks, by default after all of them."""
+        for block in self.blocks[:blocks]:
             x = run_block(block, x, save_memory=self.save_memory)
-        return self.norm(x)
+        return x
 
     def embed(
         self, patches: Tensor, visible: Tensor | None = None, grid: tuple[int, int] | None = None
