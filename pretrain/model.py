@@ -268,7 +268,10 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self, patches: Tensor, visible: Tensor, hidden: Tensor) -> Outputs:
         """Return latent tokens and what the decoders say about the hidden patches."""
-        latent = self.encoder(patches, visible)
+        return self.decode(self.encoder(patches, visible), visible, hidden)
+
+    def decode(self, latent: Tensor, visible: Tensor, hidden: Tensor) -> Outputs:
+        """Return what the decoders say about the hidden patches, from the encoder's tokens."""
         shared = self.neck(latent, visible, hidden)
         prediction = self.reconstructor(shared, hidden.shape[1])
         difficulty = None

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimbench.archive import read_raw
 from mimbench.checkpoints import read_weights
 from mimbench.errors import UserError
+from mimbench.reading import read_raw
 from mimbench.weights import VitSpec
 from pretrain.layouts import from_official
 from pretrain.model import DecoderConfig, MaskedAutoencoder
@@ -58,7 +58,8 @@ class StoredModel:
             outputs=len(self.student["reconstructor.pred.weight"]),
             predictor=any(name.startswith("predictor.") for name in self.student),
         )
-        _fill(model, self.student)
+        # AutoMAE's mask generator is no part of the student
+        _fill(model, {n: t for n, t in self.student.items() if not n.startswith("generator.")})
         teacher = Teacher(model)
         if self.teacher is None:
             return model.eval(), None

@@ -13,6 +13,8 @@ from mimbench.files import write_text
 from mimbench.learner import Place
 from mimbench.loop import fit
 from mimbench.runtime import Ranks, pick_device, seed_everything
+from pretrain import masks
+from pretrain.adversarial import AdversarialPretraining
 from pretrain.config import Config
 from pretrain.data import Crops
 from pretrain.export import ENCODER
@@ -43,7 +45,7 @@ def train(config: Config, out: Path, *, ranks: Ranks, fresh: bool = False) -> Pa
     # the same initial weights on every process
     seed_everything(config.training.seed)
     source = open_source(config.data.name, config.data.root, config.data.split)
-    learner = Pretraining(config, device, out)
+    learner = build_learner(config, device, out)
     done = 0
     if config.start.weights is not None and not (out / "checkpoints" / "last.pt").exists():
         done = start_from(
@@ -71,6 +73,12 @@ def train(config: Config, out: Path, *, ranks: Ranks, fresh: bool = False) -> Pa
     )
     fit(learner, Crops(source, config.data), config.loop(), place)
     return out / ENCODER
+
+
+def build_learner(config: Config, device: torch.device, out: Path) -> Pretraining:
+    """Return the learner that provides what the config's masks need."""
+    learned = "generator" in masks.build(config.mask).needs
+    return (AdversarialPretraining if learned else Pretraining)(config, device, out)
 
 
 def clear(out: Path) -> None:
