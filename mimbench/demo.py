@@ -32,18 +32,16 @@ def demo_checkpoint(out: Path) -> Path:
 
 def _pretrain(folder: Path) -> Path:
     logger.info("pretraining a tiny HPM into %s", folder)
-    command = [sys.executable, "-m", "pretrain", str(RECIPE), "--set", f"out={folder}"]
+    command = [sys.executable, "-m", "pretrain", str(RECIPE), "--out", str(folder)]
     code = subprocess.run(
         command, env=child_environment(), stdout=sys.stderr, check=False
     ).returncode
     if code:
         raise UserError(f"the demo's pretraining ended with exit code {code}; see the lines above")
-    found = sorted(
-        [*folder.glob("*.safetensors"), *folder.glob("*.pth")], key=lambda p: p.stat().st_mtime
-    )
-    if not found:
-        raise UserError(f"the demo's pretraining left no checkpoint in {folder}")
-    return found[-1].resolve()
+    found = folder / "encoder.safetensors"
+    if not found.is_file():
+        raise UserError(f"the demo's pretraining left no {found}")
+    return found.resolve()
 
 
 def _stand_in(folder: Path) -> Path:

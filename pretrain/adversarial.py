@@ -24,7 +24,7 @@ from pretrain.generator import (
     rectangles,
     shown,
 )
-from pretrain.learner import Pretraining, fitted
+from pretrain.learner import Pretraining
 from pretrain.masks import MaskInput
 from pretrain.masks.adversarial import Strategy
 from pretrain.stored import read_model
@@ -98,9 +98,7 @@ class AdversarialPretraining(Pretraining):
             if self.scorer is None:
                 assert self.teacher is not None
                 return self.teacher.attend(patches)
-            return backbone_attention(
-                self.scorer, fitted(images.float() / 255, self.scorer, self.spec.grid)
-            )
+            return backbone_attention(self.scorer, images.float() / 255, grid=self.spec.grid)
 
     def judge(self, sample: Tensor) -> Tensor:
         """Return how far the critic, left as it is, finds samples from rectangles."""

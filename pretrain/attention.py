@@ -67,12 +67,24 @@ def vit_attention(vit: Vit, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def backbone_attention(backbone: Backbone, images: Tensor) -> Tensor:
-    """Return that row of any frozen backbone for images (b, 3, H, W) in [0, 1]."""
+def backbone_attention(
+    backbone: Backbone, images: Tensor, *, grid: tuple[int, int] | None = None
+) -> Tensor:
+    """Return that row of any frozen backbone for images (b, 3, H, W) in [0, 1].
+
+    Args:
+        backbone: The network.
+        images: What it looks at.
+        grid: Rows and columns of patches to see; images are resized to as many of the backbone's.
+    """
     spec, vit = backbone.spec, backbone.vit
     if not spec.class_token:
         raise UserError("these weights have no class token, so nothing attends for the image")
-    grid = (images.shape[2] // spec.patch_size, images.shape[3] // spec.patch_size)
+    if grid is None:
+        grid = (images.shape[2] // spec.patch_size, images.shape[3] // spec.patch_size)
+    size = [side * spec.patch_size for side in grid]
+    if list(images.shape[2:]) != size:
+        images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
     x = vit.embed((images - backbone.mean) / backbone.std)
     for index in range(spec.depth - 1):
         x = vit.run_block(index, x, grid)

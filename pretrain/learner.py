@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimbench.backbone import Backbone, build_backbone
 from mimbench.batches import Batch, derive_seed
-from mimbench.checkpoints import read_weights
 from mimbench.learner import LAST, Learner, Moment
 from mimbench.optim import Schedule, scaled_lr
 from pretrain import masks
 from pretrain.config import Config
 from pretrain.export import write_export
+from pretrain.features import FeatureNetwork
 from pretrain.model import MaskedAutoencoder, Outputs, split, take, to_patches
 from pretrain.objective import (
     PIXEL_TARGETS,
@@ -39,12 +37,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def output_width(config: Config, features: Backbone | None) -> int | None:
+def output_width(config: Config, features: FeatureNetwork | None) -> int | None:
     """Return the width of the reconstruction head, None for a patch's pixels."""
     if config.objective.target in PIXEL_TARGETS:
         return None
     if features is not None:
-        return features.spec.embed_dim
+        return features.width
     return config.encoder.spec(config.data).embed_dim
 
 
@@ -55,10 +53,8 @@ class Pretraining(Learner):
         self.config, self.device, self.out = config, device, out
         self.spec = config.encoder.spec(config.data)
         self.strategy = masks.build(config.mask)
-        self.features: Backbone | None = None
-        if config.objective.features_from is not None:
-            weights = read_weights(config.objective.features_from)
-            self.features = build_backbone(weights).to(device)
+        source = config.objective.features_from
+        self.features = FeatureNetwork(source, self.spec.grid).to(device) if source else None
         self.student = self.networks(output_width(config, self.features)).to(device)
         self.model = self.student
         if config.training.save_memory:
@@ -166,9 +162,7 @@ class Pretraining(Learner):
             assert views is not None
             return feature_loss(prediction, take(views.features, hidden))
         assert self.features is not None
-        with torch.no_grad():
-            found = self.features(fitted(images / 255, self.features, self.spec.grid))
-        return feature_loss(prediction, take(found.patches.flatten(1, 2), hidden))
+        return feature_loss(prediction, take(self.features(images / 255), hidden))
 
     def figures(self, outputs: Outputs, losses: Tensor) -> dict[str, Tensor]:
         """Return the total loss and what a person wants to see beside it."""
@@ -207,11 +201,3 @@ class Pretraining(Learner):
         """Take the teacher up."""
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
-
-
-def fitted(images: Tensor, features: Backbone, grid: tuple[int, int]) -> Tensor:
-    """Return images of the size at which a feature network has just one patch for each of ours."""
-    size = [side * features.spec.patch_size for side in grid]
-    if list(images.shape[2:]) == size:
-        return images
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True)

@@ -1,8 +1,8 @@
 """DINO's projection head: an MLP to a bottleneck, normalised, then directions with gains."""
 
-import torch
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
