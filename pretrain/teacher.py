@@ -97,9 +97,9 @@ class Teacher(nn.Module):
         return Views(tokens[:, 1:], predicted.squeeze(-1).float(), attended)
 
     @torch.no_grad()
-    def attend(self, patches: Tensor) -> Tensor:
+    def attend(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Return the attention (b, heads, n) alone: nothing after its softmax is computed."""
-        return self._until_last(patches, None)[1]
+        return self._until_last(patches, grid)[1]
 
     def _until_last(self, patches: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         before = self.encoder.run(self.encoder.embed(patches, grid=grid), self.spec.depth - 1)
