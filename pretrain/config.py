@@ -207,8 +207,8 @@ def read_config(config: str, overrides: list[str]) -> Config:
 
 def _lay_over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """Merge; another mask's name drops the fields that belonged to the one below."""
-    mask = layer.get("mask")
-    renamed = isinstance(mask, Mapping) and "name" in mask
-    if renamed and mask["name"] != below.get("mask", {}).get("name"):
-        below = {**below, "mask": {k: v for k, v in below["mask"].items() if k == "ratio"}}
+    mask, known = layer.get("mask"), below["mask"]
+    renamed = isinstance(mask, Mapping) and mask.get("name", known["name"]) != known["name"]
+    if renamed:
+        below = {**below, "mask": {k: v for k, v in known.items() if k == "ratio"}}
     return merge(below, layer)
