@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from detectron2.modeling.backbone.vit import Block, ViT
@@ -38,7 +39,7 @@ class Cost:
 
 def build_block(side: int, window: int) -> Block:
     """Return one ViT-B block for a map of `side` x `side` patches."""
-    norm = partial(nn.LayerNorm, eps=1e-6)
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)
     return Block(
         DIM, HEADS, norm_layer=norm, use_rel_pos=True, window_size=window, input_size=(side, side)
     )
@@ -46,13 +47,14 @@ def build_block(side: int, window: int) -> Block:
 
 def build_vit(size: int) -> ViT:
     """Return ViT-B as the official configuration has it."""
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)
     return ViT(
         img_size=size,
         window_size=WINDOW,
         window_block_indexes=[i for i in range(12) if i not in GLOBAL],
         use_rel_pos=True,
         drop_path_rate=0.1,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        norm_layer=norm,
     )
 
 
@@ -98,8 +100,9 @@ def measure(module: nn.Module, x: Tensor, device: torch.device) -> Cost:
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
     start = _now(gpu)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), autocast(
-        device, "bf16" if gpu else "fp32"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+        autocast(device, "bf16" if gpu else "fp32"),
     ):
         out = module(x)
     out = out["last_feat"] if isinstance(out, dict) else out

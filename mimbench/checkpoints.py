@@ -123,5 +123,6 @@ def write_weights(path: Path, weights: VitWeights) -> None:
         "notes": list(weights.notes),
     }
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.tensors.items()}
+    header["checksum"] = native.checksum(header, tensors)
     with atomic_path(path) as part:
         save_file(tensors, part, metadata={native.KEY: json.dumps(header, sort_keys=True)})

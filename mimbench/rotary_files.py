@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mimbench.architecture import Family, infer_spec
 from mimbench.errors import UserError
-from mimbench.layout import Options, Tensors, fuse_qkv, per_block
+from mimbench.layout import Options, Tensors, fuse_qkv, joined, per_block
 from mimbench.positions import ROTATION_BASE, rotation_periods
 from mimbench.weights import VitSpec
 
@@ -45,7 +45,7 @@ def check_periods(periods: Tensor, width: int) -> None:
 def _join_bias(q: Tensor, v: Tensor | None) -> Tensors:
     if v is None:
         return {"attn.q_bias": q}
-    return {"attn.qkv.bias": torch.cat([q, torch.zeros_like(q), v])}
+    return {"attn.qkv.bias": joined(q, torch.zeros_like(q), v)}
 
 
 def _mask_bias(mask: Tensor, bias: Tensor | None) -> Tensors:
@@ -60,8 +60,6 @@ def _mask_bias(mask: Tensor, bias: Tensor | None) -> Tensors:
 
 def _pack(kind: str):
     def pack(gate: Tensor, up: Tensor | None) -> Tensors:
-        return (
-            {f"mlp.gate.{kind}": gate} if up is None else {f"mlp.fc1.{kind}": torch.cat([gate, up])}
-        )
+        return {f"mlp.gate.{kind}": gate} if up is None else {f"mlp.fc1.{kind}": joined(gate, up)}
 
     return pack

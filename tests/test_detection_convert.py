@@ -36,6 +36,7 @@ def build(spec: VitSpec, converted: Converted, **options: Any) -> ViT:
 
     from torch import nn
 
+    norm: Any = partial(nn.LayerNorm, eps=spec.norm_eps)
     vit = ViT(
         img_size=64,
         patch_size=converted.patch_size,
@@ -44,7 +45,7 @@ def build(spec: VitSpec, converted: Converted, **options: Any) -> ViT:
         num_heads=spec.num_heads,
         mlp_ratio=spec.mlp_dim / spec.embed_dim,
         qkv_bias=spec.qkv_bias,
-        norm_layer=partial(nn.LayerNorm, eps=spec.norm_eps),
+        norm_layer=norm,
         pretrain_img_size=converted.table_side * converted.patch_size,
         pretrain_use_cls_token=converted.class_row,
         **options,
@@ -61,8 +62,8 @@ def reference(weights: VitWeights, images: Tensor) -> Tensor:
     prefix = weights.spec.prefix_tokens
     with torch.no_grad():
         tokens = vit._pos_embed(vit.patch_embed(images))[:, prefix:]
-        for block in vit.blocks:
-            tokens = block(tokens)
+        for i in range(weights.spec.depth):
+            tokens = vit.get_submodule(f"blocks.{i}")(tokens)
     side = images.shape[2] // weights.spec.patch_size
     return tokens.transpose(1, 2).unflatten(2, (side, -1))
 
@@ -124,7 +125,9 @@ def test_a_patch_projection_without_bias_gets_a_zero_one() -> None:
 
 def test_a_window_as_large_as_the_image_changes_nothing() -> None:
     weights = noisy(SPEC)
-    vit = build(SPEC, convert(weights, patch_size=16, side=4), window_size=4, window_block_indexes=[0, 2])
+    vit = build(
+        SPEC, convert(weights, patch_size=16, side=4), window_size=4, window_block_indexes=[0, 2]
+    )
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(
         features(vit, images), reference(weights, images), atol=1e-5, rtol=1e-5
@@ -137,8 +140,7 @@ def test_every_tensor_is_used_and_the_placeless_are_named() -> None:
     assert converted.used == 39
     assert converted.placeless == ("cls_token", "norm.bias", "norm.weight")
     assert converted.report == (
-        "39 of 39 backbone tensors used; "
-        "ViTDet has no place for cls_token, norm.bias, norm.weight"
+        "39 of 39 backbone tensors used; ViTDet has no place for cls_token, norm.bias, norm.weight"
     )
 
 
@@ -202,7 +204,10 @@ def test_patch_14_is_resampled_to_16_and_said_so() -> None:
     small = torch.rand(1, 3, 70, 70, generator=torch.Generator().manual_seed(5))
     large = torch.nn.functional.interpolate(small, size=80, mode="bilinear", align_corners=False)
     own = torch.nn.functional.conv2d(
-        small, weights.tensors["patch_embed.proj.weight"], weights.tensors["patch_embed.proj.bias"], 14
+        small,
+        weights.tensors["patch_embed.proj.weight"],
+        weights.tensors["patch_embed.proj.bias"],
+        14,
     )
     with torch.no_grad():
         tokens = vit.patch_embed(large).permute(0, 3, 1, 2)

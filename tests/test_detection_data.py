@@ -13,7 +13,6 @@ from PIL import Image
 
 pytest.importorskip("detectron2")
 
-from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mimbench.errors import UserError
@@ -31,6 +30,12 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sample") / "s"
     generate(root, train_per_class=1, val_per_class=1, train_scenes=6, val_scenes=5)
     return root / "coco"
+
+
+def names_of(split: data.Split) -> dict[str, str]:
+    """Register one split as both data sets."""
+    name = data.register(split)
+    return {"train": name, "val": name}
 
 
 def copy_with(coco: Path, tmp_path: Path, edit: Edit) -> Path:
@@ -178,15 +183,15 @@ def test_gaps_in_ids_become_places_and_back(coco: Path) -> None:
 def test_run_length_codes_and_polygons_can_be_mixed(coco: Path, tmp_path: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         item = first(content)
-        code = rle.merge(rle.frPyObjects(item["segmentation"], 128, 128))
+        code: Any = rle.merge(rle.frPyObjects(item["segmentation"], 128, 128))
         item["segmentation"] = {"size": [128, 128], "counts": code["counts"].decode()}
 
     split = data.inspect(copy_with(coco, tmp_path, edit), coco / "train2017")
     assert split.codes == 1
-    names = dict.fromkeys(("train", "val"), data.register(split))
+    names = names_of(split)
     config = Config(data=Path(), image_size=64)
     sets = recipe.build_data_config(config, names, bitmask=True)
-    records, mapper = instantiate(sets.train.dataset), instantiate(sets.train.mapper)
+    records, mapper = recipe.instantiate(sets.train.dataset), recipe.instantiate(sets.train.mapper)
     masks = [len(mapper(record)["instances"].gt_masks) for record in records]
     assert sum(masks) > 0
 
@@ -253,18 +258,16 @@ def test_order_resumes_anywhere() -> None:
 
 def test_augmentation_is_a_function_of_the_position(coco: Path) -> None:
     split = data.inspect(coco / "annotations/instances_train2017.json", coco / "train2017")
-    names = dict.fromkeys(("train", "val"), data.register(split))
+    names = names_of(split)
     sets = recipe.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
-    records = instantiate(sets.train.dataset)
-    pictures = Positioned(records, Reader(instantiate(sets.train.mapper)), seed=0)
+    records = recipe.instantiate(sets.train.dataset)
+    pictures = Positioned(records, Reader(recipe.instantiate(sets.train.mapper)), seed=0)
     once = pictures[(5, 1)]
-    np.random.seed(99)
+    np.random.seed(99)  # noqa: NPY002
     again = pictures[(5, 1)]
     other = pictures[(6, 1)]
     assert once["image"].equal(again["image"])
-    assert not (
-        once["image"].shape == other["image"].shape and once["image"].equal(other["image"])
-    )
+    assert not (once["image"].shape == other["image"].shape and once["image"].equal(other["image"]))
     assert max(once["image"].shape[1:]) <= 64
     boxes = once["instances"].gt_boxes.tensor
     assert boxes.isfinite().all()
@@ -272,10 +275,10 @@ def test_augmentation_is_a_function_of_the_position(coco: Path) -> None:
 
 def test_training_drops_empty_pictures_and_crowds(coco: Path) -> None:
     split = data.inspect(coco / "annotations/instances_train2017.json", coco / "train2017")
-    names = dict.fromkeys(("train", "val"), data.register(split))
+    names = names_of(split)
     sets = recipe.build_data_config(Config(data=Path(), image_size=128), names, bitmask=False)
-    assert len(instantiate(sets.train.dataset)) == 5
-    assert len(instantiate(sets.val.dataset)) == 6
+    assert len(recipe.instantiate(sets.train.dataset)) == 5
+    assert len(recipe.instantiate(sets.val.dataset)) == 6
 
 
 def test_a_broken_picture_is_named(coco: Path, tmp_path: Path) -> None:
@@ -284,10 +287,12 @@ def test_a_broken_picture_is_named(coco: Path, tmp_path: Path) -> None:
     for path in (coco / "train2017").iterdir():
         (folder / path.name).write_bytes(path.read_bytes()[:200])
     split = data.inspect(coco / "annotations/instances_train2017.json", folder)
-    names = dict.fromkeys(("train", "val"), data.register(split))
+    names = names_of(split)
     sets = recipe.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
     pictures = Positioned(
-        instantiate(sets.train.dataset), Reader(instantiate(sets.train.mapper)), seed=0
+        recipe.instantiate(sets.train.dataset),
+        Reader(recipe.instantiate(sets.train.mapper)),
+        seed=0,
     )
     with pytest.raises(UserError, match=r"cannot use the picture .*\.jpg"):
         pictures[(0, 0)]
@@ -299,10 +304,12 @@ def test_a_picture_of_another_size_is_named(coco: Path, tmp_path: Path) -> None:
     for path in (coco / "train2017").iterdir():
         Image.new("RGB", (50, 40)).save(folder / path.name)
     split = data.inspect(coco / "annotations/instances_train2017.json", folder)
-    names = dict.fromkeys(("train", "val"), data.register(split))
+    names = names_of(split)
     sets = recipe.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
     pictures = Positioned(
-        instantiate(sets.train.dataset), Reader(instantiate(sets.train.mapper)), seed=0
+        recipe.instantiate(sets.train.dataset),
+        Reader(recipe.instantiate(sets.train.mapper)),
+        seed=0,
     )
     with pytest.raises(UserError, match="cannot use the picture"):
         pictures[(0, 0)]

@@ -10,7 +10,6 @@ import torch
 
 pytest.importorskip("detectron2")
 
-from detectron2.config import instantiate
 from detectron2.layers.batch_norm import LayerNorm as ChannelNorm
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.solver import LRMultiplier
@@ -56,7 +55,7 @@ def detector(size: str, config: Config, classes: int = 80) -> GeneralizedRCNN:
     # the drop path rates are read off a tensor, which must not be meta
     on_cpu = partial(torch.linspace, device="cpu")
     with torch.device("meta"), patch.object(torch, "linspace", on_cpu):
-        return instantiate(lazy)
+        return recipe.instantiate(lazy)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,7 @@ def test_sizes_without_official_configuration_say_so() -> None:
 @pytest.mark.parametrize("size", ["B", "L"])
 def test_backbone_is_the_published_one(size: str, built: dict[str, GeneralizedRCNN]) -> None:
     model, spec = built[size], spec_of(size)
-    vit = recipe.vit_of(model)
+    vit: Any = recipe.vit_of(model)
     blocks, _, drop_path, _, _ = TABLE[size]
     assert len(vit.blocks) == spec.depth
     assert vit.pos_embed.shape == (1, 197, spec.embed_dim)
@@ -137,7 +136,9 @@ def test_pyramid_and_heads_are_the_published_ones(built: dict[str, GeneralizedRC
     assert roi.num_classes == 80
     assert (roi.batch_size_per_image, roi.positive_fraction) == (512, 0.25)
     assert roi.proposal_matcher.thresholds == [-float("inf"), 0.5, float("inf")]
-    assert [type(m.norm) for m in roi.box_head.children() if hasattr(m, "norm")] == [ChannelNorm] * 4
+    assert [type(m.norm) for m in roi.box_head.children() if hasattr(m, "norm")] == [
+        ChannelNorm
+    ] * 4
     assert roi.box_head.fc1.out_features == 1024
     assert not hasattr(roi.box_head, "fc2")
     masks = [m for m in roi.mask_head.children() if getattr(m, "norm", None) is not None]
@@ -169,10 +170,8 @@ def test_input_is_rgb_in_imagenet_statistics() -> None:
 
 
 def test_augmentation_is_large_scale_jitter_in_the_official_order() -> None:
-    sets = recipe.build_data_config(
-        Config(data=Path()), {"train": "a", "val": "b"}, bitmask=False
-    )
-    mapper = instantiate(sets.train.mapper)
+    sets = recipe.build_data_config(Config(data=Path()), {"train": "a", "val": "b"}, bitmask=False)
+    mapper = recipe.instantiate(sets.train.mapper)
     flip, scale, crop = mapper.augmentations.augs
     assert (flip.prob, flip.horizontal) == (0.5, True)
     assert (scale.min_scale, scale.max_scale) == (0.1, 2.0)
@@ -183,7 +182,7 @@ def test_augmentation_is_large_scale_jitter_in_the_official_order() -> None:
         True,
         "polygon",
     )
-    plain = instantiate(sets.val.mapper)
+    plain = recipe.instantiate(sets.val.mapper)
     [resize] = plain.augmentations.augs
     assert (resize.short_edge_length, resize.max_size) == ((1024, 1024), 1024)
     assert plain.image_format == "RGB"
@@ -195,7 +194,7 @@ def optimizer_for(size: str, model: nn.Module, **changes: Any) -> torch.optim.Op
     config, spec = Config(data=Path(), **changes), spec_of(size)
     lazy = recipe.build_optimizer_config(config, plan(config, spec), spec)
     lazy.params.model = model
-    return instantiate(lazy)
+    return recipe.instantiate(lazy)
 
 
 def by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
@@ -264,8 +263,10 @@ def test_learning_rate_of_every_step(
     config = Config(data=Path(), **changes)
     found = plan(config, spec_of(size))
     assert found.steps == steps
-    schedule = instantiate(recipe.build_schedule_config(found))
-    factor = [schedule(i / steps) for i in (0, warm - 1, warm, first - 1, first, second - 1, second)]
+    schedule = recipe.instantiate(recipe.build_schedule_config(found))
+    factor = [
+        schedule(i / steps) for i in (0, warm - 1, warm, first - 1, first, second - 1, second)
+    ]
     assert factor[0] == pytest.approx(0.001)
     assert factor[1] < 1.0
     assert factor[2:] == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
@@ -298,11 +299,17 @@ def test_a_detector_over_any_patch_sees_pictures(patch_size: int) -> None:
     )
     config = small_config(patch_size=None, image_size=64)
     converted = Converted(
-        tensors={}, patch_size=patch_size, table_side=4, class_row=True, used=0, placeless=(), notes=()
+        tensors={},
+        patch_size=patch_size,
+        table_side=4,
+        class_row=True,
+        used=0,
+        placeless=(),
+        notes=(),
     )
     lazy = recipe.build_model_config(config, plan(config, spec), spec, converted, classes=3)
     model = recipe.build_model(lazy, config, seed=0).eval()
-    assert recipe.vit_of(model).blocks[0].mlp.fc1.out_features == 40
+    assert model.get_submodule("backbone.net.blocks.0.mlp.fc1").out_features == 40
     with torch.no_grad():
         [found] = model([{"image": torch.zeros(3, 64, 48), "height": 64, "width": 48}])
     assert found["instances"].image_size == (64, 48)

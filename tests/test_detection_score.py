@@ -37,7 +37,7 @@ def worsen(detections: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     for item in detections:
         for _ in range(rng.integers(0, 3)):
             mask = np.roll(rle.decode(item["segmentation"]), tuple(rng.integers(-6, 7, 2)), (0, 1))
-            code = rle.encode(np.asfortranarray(mask))
+            code: Any = rle.encode(np.asfortranarray(mask))
             box = (np.array(item["bbox"]) + rng.normal(0, 3, 4)).clip(1).tolist()
             wrong = rng.random() < 0.2
             out.append(
@@ -57,7 +57,7 @@ def test_ground_truth_scored_against_itself_is_perfect(truth: Path) -> None:
         found = score(truth, truth_as_detections(truth), engine=engine)
         assert found.metrics["box_ap"] == pytest.approx(100.0, abs=1e-9)
         assert found.metrics["mask_ap"] == pytest.approx(100.0, abs=1e-9)
-        assert {name: 100.0 for name in found.metrics} == pytest.approx(dict(found.metrics))
+        assert dict.fromkeys(found.metrics, 100.0) == pytest.approx(dict(found.metrics))
         assert all(
             values == pytest.approx({"box": 100.0, "mask": 100.0})
             for values in found.per_class.values()
@@ -130,7 +130,7 @@ def annotation(number: int, outline: Any, box: list[int], area: int, crowd: int)
 
 
 def detection(mask: np.ndarray) -> dict[str, Any]:
-    code = rle.encode(np.asfortranarray(mask))
+    code: Any = rle.encode(np.asfortranarray(mask))
     return {
         "image_id": 5,
         "category_id": 3,
@@ -170,5 +170,3 @@ def test_pictures_show_truth_beside_detections(coco: Path, truth: Path, tmp_path
         show(tmp_path, kept, Config(data=coco), count=0)
     with pytest.raises(UserError, match="no readable detections"):
         show(tmp_path, tmp_path / "none.json", Config(data=coco), count=1)
-
-

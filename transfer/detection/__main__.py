@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detectron2.engine import launch
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from mimbench.checkpoints import read_weights
 from mimbench.config import from_mapping
@@ -43,7 +43,9 @@ def before(args: argparse.Namespace) -> int | None:
     """Handle `--eval-only` and `--show`; leave the rest to the suite."""
     if args.eval_only is None:
         if args.show is not None:
-            raise UserError("--show needs --eval-only RUN: it draws the detections of a finished run")
+            raise UserError(
+                "--show needs --eval-only RUN: it draws the detections of a finished run"
+            )
         return None
     if args.checkpoint is None:
         raise UserError("--eval-only needs the checkpoint that the run started from")

@@ -1,5 +1,7 @@
 """Cropping polygons to the picture without shapely, which fvcore's own crop would need."""
 
+from typing import Any
+
 import numpy as np
 from detectron2.data.transforms import FixedSizeCrop
 from fvcore.transforms.transform import CropTransform, Transform, TransformList
@@ -14,6 +16,11 @@ class WindowCrop(CropTransform):
     A polygon that leaves the window and comes back stays one polygon whose parts are joined along
     the window's edge by a line without area: mask and box are those of the separate parts.
     """
+
+    x0: int
+    y0: int
+    w: int
+    h: int
 
     def apply_polygons(self, polygons: list[Points]) -> list[Points]:
         """Return the parts of the polygons inside the window, in its coordinates."""
@@ -67,8 +74,9 @@ class LimitedCrop(FixedSizeCrop):
         return TransformList([_windowed(transform) for transform in drawn])
 
 
-def _windowed(transform: Transform) -> Transform:
+def _windowed(transform: Any) -> Transform:
     if not isinstance(transform, CropTransform):
         return transform
-    t = transform
+    # fvcore sets its attributes where no type checker sees them
+    t: Any = transform
     return WindowCrop(t.x0, t.y0, t.w, t.h, t.orig_w, t.orig_h)

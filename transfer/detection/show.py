@@ -85,6 +85,10 @@ def _instances(
     instances = Instances(size)
     instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.scores = torch.tensor([d["score"] for d in found])
-    instances.pred_classes = torch.tensor([places[d["category_id"]] for d in found], dtype=torch.int64)
-    instances.pred_masks = torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), bool))
+    instances.pred_classes = torch.tensor(
+        [places[d["category_id"]] for d in found], dtype=torch.int64
+    )
+    instances.pred_masks = torch.from_numpy(
+        np.stack(masks) if masks else np.zeros((0, *size), bool)
+    )
     return instances

@@ -20,6 +20,7 @@ from detectron2.engine import AMPTrainer, HookBase, hooks
 from detectron2.utils.events import EventWriter, get_event_storage
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -52,9 +53,10 @@ class Accumulator(AMPTrainer):
         seed: int | None,
     ) -> None:
         self.device = next(model.parameters()).device
-        scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        scaler = GradScaler(self.device.type, enabled=precision == "fp16")
         super().__init__(model, loader, optimizer, grad_scaler=scaler)
-        self.micro_steps, self.mixed, self.seed = micro_steps, precision, seed
+        self.micro_steps, self.seed = micro_steps, seed
+        self.mixed: Precision = precision
 
     def run_step(self) -> None:
         """Take one optimizer step over `micro_steps` batches of the loader."""

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build as loaders
 from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import create_ddp_model
 from detectron2.evaluation import inference_on_dataset
@@ -46,6 +45,10 @@ MAIN_METRIC = "box_ap"
 
 RECORD = "run.json"
 DETECTIONS = "detections.json"
+# detectron2 wraps both so that a type checker cannot see their arguments
+TRAIN_LOADER: Any = loaders.build_detection_train_loader
+TEST_LOADER: Any = loaders.build_detection_test_loader
+
 FREE = ("data", "machine")
 """Fields that may change between the parts of one run."""
 
@@ -184,10 +187,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 def fit_job(job: Job, out: Path) -> None:
     """Train the detector to the end of the recipe, from wherever `out` stands."""
     config, ranks = job.config, job.ranks
-    records = instantiate(job.sets.train.dataset)
+    records = recipe.instantiate(job.sets.train.dataset)
     order = Order(len(records), seed=config.seed, rank=ranks.rank, world=ranks.world)
-    reader = Reader(instantiate(job.sets.train.mapper))
-    loader = build_detection_train_loader(
+    reader = Reader(recipe.instantiate(job.sets.train.mapper))
+    loader = TRAIN_LOADER(
         dataset=Positioned(records, reader, seed=config.seed),
         mapper=None,
         sampler=order,
@@ -208,7 +211,7 @@ def fit_job(job: Job, out: Path) -> None:
             broadcast_buffers=False,
         ),
         loader,
-        instantiate(optimizer),
+        recipe.instantiate(optimizer),
         micro_steps=job.batch.micro_steps,
         precision=config.precision,
         seed=config.seed,
@@ -217,7 +220,7 @@ def fit_job(job: Job, out: Path) -> None:
         trainer,
         Course(
             steps=job.plan.steps,
-            schedule=instantiate(recipe.build_schedule_config(job.plan)),
+            schedule=recipe.instantiate(recipe.build_schedule_config(job.plan)),
             eval_every=config.eval_every,
             evaluate=lambda: evaluate(job, None),
             begin=lambda step: setattr(order, "start", step * config.batch),
@@ -233,10 +236,10 @@ def evaluate(job: Job, keep: Path | None) -> dict[str, float]:
 
 
 def _judge(job: Job, keep: Path | None) -> Judge:
-    records = instantiate(job.sets.val.dataset)
-    loader = build_detection_test_loader(
+    records = recipe.instantiate(job.sets.val.dataset)
+    loader = TEST_LOADER(
         dataset=records,
-        mapper=Reader(instantiate(job.sets.val.mapper)),
+        mapper=Reader(recipe.instantiate(job.sets.val.mapper)),
         sampler=InferenceSampler(len(records)),
         num_workers=job.config.machine.workers,
     )
@@ -253,7 +256,8 @@ def conclude(job: Job, out: Path) -> dict[str, float]:
     if judge.scores is not None:
         metrics = dict(judge.scores.metrics)
         write_json(out / "extra.json", _beside(job, judge.scores))
-    return comm.all_gather(metrics)[0]
+    figures: Any = comm.all_gather(metrics)[0]
+    return figures
 
 
 def _beside(job: Job, scores: Scores) -> dict[str, Any]:
