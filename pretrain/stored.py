@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimbench.archive import read_raw
+from mimbench.reading import read_raw
 from mimbench.checkpoints import read_weights
 from mimbench.errors import UserError
 from mimbench.weights import VitSpec
