@@ -8,16 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.reference_step import PlainHpm, PlainStep
+from bench.reference_step import PlainHpm, PlainStep, mark_losses
 from bench.stopwatch import Mark, ignore
 from mimbench.batches import Batch
 from mimbench.learner import Moment
 from mimbench.optim import set_lr
 from mimbench.runtime import Precision, autocast
+from pretrain import masks
 from pretrain.config import Config, read_config
 from pretrain.layouts import from_official, to_official
 from pretrain.learner import Pretraining
-from pretrain.masks import MaskInput
+from pretrain.model import Outputs
+from pretrain.teacher import Views
 
 EPOCHS, PER_EPOCH = 200, 10
 
@@ -108,9 +110,9 @@ class OurStep:
             mark("encoder")
             latent.register_hook(lambda _: mark("decoders"))
 
-        def decoded(_module: object, _inputs: object, outputs: tuple[Tensor, ...]) -> None:
+        def decoded(_module: object, _inputs: object, outputs: Outputs) -> None:
             mark("decoders")
-            outputs[1].register_hook(lambda _: mark("losses"))
+            mark_losses([outputs.prediction, outputs.difficulty], mark)
 
         hooks = [
             student.encoder.register_forward_pre_hook(lambda *_: mark("masks")),
@@ -123,18 +125,27 @@ class OurStep:
         return hooks
 
 
-def plain_twin(ours: OurStep) -> PlainStep:
-    """Return the plain step with the same weights, masks of the same counts, the same average."""
-    learner, spec = ours.learner, ours.learner.spec
-    student = PlainHpm(spec, ours.config.decoder).to(learner.device)
-    state = to_official(learner.student.state_dict(), pixels=3 * spec.patch_size**2)
-    student.load_state_dict(state)
-    hidden = learner.strategy.count(spec.grid[0] * spec.grid[1])
-    decay = ours.config.teacher.decay(EPOCHS)
-    half = hidden // 2
+def plain(setting: Setting) -> PlainStep:
+    """Return a plain step with masks of the same counts and the same average."""
+    config = setting.recipe(HPM)
+    spec = config.encoder.spec(config.data)
+    hidden = masks.build(config.mask).count(spec.grid[0] * spec.grid[1])
     return PlainStep(
-        student, hidden=hidden, hard=half, decay=decay, precision=ours.setting.precision
+        PlainHpm(spec, config.decoder).to(setting.device),
+        hidden=hidden,
+        hard=hidden // 2,
+        decay=config.teacher.decay(EPOCHS),
+        precision=setting.precision,
     )
+
+
+def plain_twin(ours: OurStep) -> PlainStep:
+    """Return the plain step that begins with the same weights."""
+    step, pixels = plain(ours.setting), 3 * ours.learner.spec.patch_size**2
+    state = to_official(ours.learner.student.state_dict(), pixels=pixels)
+    step.student.load_state_dict(state)
+    step.teacher.load_state_dict(state)
+    return step
 
 
 def normalised(ours: OurStep, images: Tensor) -> Tensor:
@@ -147,7 +158,8 @@ class Difference(NamedTuple):
 
     losses: float
     gradients: float
-    """Over all parameters, the worst: norm of the difference by norm."""
+    """Over all parameters, the worst: norm of the difference by norm (by 1e-6 of the whole
+    gradient's at least)."""
     difficulty: float
 
     @property
@@ -158,36 +170,38 @@ class Difference(NamedTuple):
 
 def difference(ours: OurStep, theirs: PlainStep, images: Tensor) -> Difference:
     """Return how far losses, gradients and the teacher's answers are apart under one mask."""
-    masks: list[Tensor] = []
-    asked: list[MaskInput] = []
-    strategy = ours.learner.strategy
+    seen: dict[str, Tensor] = {}
 
-    class Spy:
-        """Keeps what the learner asked for and got."""
+    def keep_hidden(_module: object, inputs: tuple[Tensor, ...]) -> None:
+        seen["hidden"] = inputs[2]
 
-        needs = strategy.needs
-        count, idle = strategy.count, strategy.idle
+    def keep_difficulty(_module: object, _inputs: object, views: Views) -> None:
+        assert views.difficulty is not None
+        seen["difficulty"] = views.difficulty
 
-        def __call__(self, inp: MaskInput, rng: torch.Generator) -> Tensor:
-            asked.append(inp)
-            masks.append(strategy(inp, rng))
-            return masks[-1]
-
-    ours.learner.strategy = Spy()
+    assert ours.learner.teacher is not None
+    hooks = [
+        ours.learner.student.register_forward_pre_hook(keep_hidden),
+        ours.learner.teacher.register_forward_hook(keep_difficulty),
+    ]
     ours.learner.optimizer.zero_grad()
     figures = ours.loss(images)
     figures["loss"].backward()
-    ours.learner.strategy = strategy
+    for hook in hooks:
+        hook.remove()
+    mask = torch.zeros_like(seen["difficulty"], dtype=torch.bool)
+    mask.scatter_(1, seen["hidden"], value=True)
     floats = normalised(ours, images)
     with autocast(images.device, ours.setting.precision):
         difficulty = theirs.look(floats)
-        reconstruction, judged = theirs.losses(floats, masks[0])
+        reconstruction, judged = theirs.losses(floats, mask)
     theirs.optimizer.zero_grad()
     (reconstruction + judged).backward()
     pairs = [(figures["reconstruction"], reconstruction), (figures["loss_prediction"], judged)]
     losses = max(_apart(a.detach(), b.detach()) for a, b in pairs)
-    assert asked[0].difficulty is not None
-    found = Difference(losses, _gradients_apart(ours, theirs), _apart(asked[0].difficulty, difficulty))
+    found = Difference(
+        losses, _gradients_apart(ours, theirs), _apart(seen["difficulty"], difficulty)
+    )
     ours.learner.optimizer.zero_grad()
     theirs.optimizer.zero_grad()
     return found
@@ -197,14 +211,18 @@ def _gradients_apart(ours: OurStep, theirs: PlainStep) -> float:
     plain = {n: p.grad for n, p in theirs.student.named_parameters() if p.grad is not None}
     wanted = from_official(plain)
     outputs = len(theirs.student.decoder_pred_losspred.weight)
+    whole = torch.stack([g.norm() for g in plain.values()]).norm().item()
     worst = 0.0
     for name, parameter in ours.learner.student.named_parameters():
         assert parameter.grad is not None
         # reading folds the released head by a mean; gradients of what is averaged add up
         scale = outputs if name.startswith("predictor.pred.") else 1
-        worst = max(worst, _apart(parameter.grad, wanted[name] * scale))
+        # biases of keys and of the predictor's head have no gradient but rounding
+        least = 1e-6 * whole
+        worst = max(worst, _apart(parameter.grad, wanted[name] * scale, least=least))
     return worst
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    return ((one.float() - other.float()).norm() / other.float().norm().clamp(min=1e-12)).item()
+def _apart(one: Tensor, other: Tensor, *, least: float = 1e-12) -> float:
+    one, other = one.float(), other.float()
+    return ((one - other).norm() / other.norm().clamp(min=least)).item()

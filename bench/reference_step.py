@@ -8,6 +8,7 @@ moving average that go from tensor to tensor. Names of parameters are the releas
 """
 
 import copy
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -42,7 +43,11 @@ class PlainMlp(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        self.fc1, self.act, self.fc2 = (
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mapped tokens."""
@@ -75,7 +80,9 @@ class PlainPatches(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-def decoder_parts(config: DecoderConfig, outputs: int) -> tuple[nn.ModuleList, nn.Module, nn.Module]:
+def decoder_parts(
+    config: DecoderConfig, outputs: int
+) -> tuple[nn.ModuleList, nn.Module, nn.Linear]:
     """Return the blocks, norm and head of one decoder."""
     blocks = nn.ModuleList(PlainBlock(config.width, config.heads) for _ in range(config.depth))
     return blocks, nn.LayerNorm(config.width, eps=1e-6), nn.Linear(config.width, outputs)
@@ -149,6 +156,15 @@ def order_loss(predicted: Tensor, losses: Tensor) -> Tensor:
     return total.sum() / (larger | smaller).sum()
 
 
+def mark_losses(outputs: Iterable[Tensor | None], mark: Mark) -> None:
+    """Mark where the backward pass leaves the losses and enters the decoders."""
+    names = iter(["losses"])
+    for output in outputs:
+        if output is not None:
+            # the decoders are left behind one after the other: only the first ends the losses
+            output.register_hook(lambda _: mark(next(names, "decoders")))
+
+
 class PlainStep:
     """One optimizer step after another, as a user of the released structure would take it."""
 
@@ -188,9 +204,7 @@ class PlainStep:
             rows.append(torch.from_numpy(hidden).to(row.device))
         return torch.stack(rows)
 
-    def losses(
-        self, images: Tensor, mask: Tensor, mark: Mark = ignore
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, images: Tensor, mask: Tensor, mark: Mark = ignore) -> tuple[Tensor, Tensor]:
         """Return reconstruction and loss-prediction loss of the student under a mask."""
         latent = self.student.encode(images, mask)
         mark("encoder")
@@ -198,7 +212,7 @@ class PlainStep:
         pixels, difficulty = pixels[:, -self.hidden :], difficulty[:, -self.hidden :]
         if latent.requires_grad:
             latent.register_hook(lambda _: mark("decoders"))
-            pixels.register_hook(lambda _: mark("losses"))
+            mark_losses([pixels, difficulty], mark)
         mark("decoders")
         error = (pixels.float() - self.student.targets(images, mask)).pow(2).mean(dim=-1)
         return error.mean(), order_loss(difficulty, error.detach())

@@ -53,7 +53,8 @@ class Stopwatch:
             if isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
                 seconds = before.elapsed_time(after) / 1e3
             else:
-                assert isinstance(before, float) and isinstance(after, float)
+                assert isinstance(before, float)
+                assert isinstance(after, float)
                 seconds = after - before
             found[name] = found.get(name, 0.0) + seconds
         return found
