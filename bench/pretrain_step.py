@@ -31,7 +31,6 @@ from bench.pretrain_subjects import (
     plain_twin,
 )
 from bench.stopwatch import Mark, Spread, Stopwatch, gemm_rate, ratios
-from mimbench.errors import UserError
 from mimbench.files import write_json
 from mimbench.logs import configure_logging
 from mimbench.runtime import pick_device
@@ -90,7 +89,7 @@ def against_plain(setting: Setting, repeat: int) -> dict[str, Any]:
     floats = normalised(ours, images)
     apart = difference(ours, theirs, images[:2])
     if setting.precision == "fp32" and not apart.equal:
-        raise UserError(f"the two steps do not compute the same: {apart}")
+        raise RuntimeError(f"the two steps do not compute the same: {apart}")
     spec, hidden = ours.learner.spec, theirs.hidden
     parts = necessary(spec, ours.config.decoder, hidden, predictor=True, teacher=True)
     needed = sum(parts.values())
