@@ -135,6 +135,8 @@ def _curves(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Mani
 def _classes(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Manifest) -> list[str]:
     bars = []
     for path, result in runs:
+        if result.provenance.seed:
+            continue
         if scores := class_scores(path):
             number = _number(result, rows)
             bars.append(
