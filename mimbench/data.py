@@ -239,6 +239,9 @@ def _timm_labels(dataset: Any, name: str) -> NDArray[np.int64]:
                 rows = [v[-1] if isinstance(v, tuple) else v for v in values]
                 return np.asarray(rows, dtype=np.int64)
         raise UserError(f"source '{name}' does not list its labels; use its folder form")
+    targets = getattr(reader, "targets", None)
+    if targets is not None:
+        return np.array(targets, dtype=np.int64)
     if hasattr(reader, "samples"):
         return np.array([sample[-1] for sample in reader.samples], dtype=np.int64)
     column = reader.dataset[getattr(reader, "label_key", "label")]
@@ -246,9 +249,8 @@ def _timm_labels(dataset: Any, name: str) -> NDArray[np.int64]:
 
 
 def _timm_classes(dataset: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
-    index = getattr(dataset, "class_to_idx", None)
-    if index is None:
-        index = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    if index:
-        return tuple(sorted(index, key=lambda name: index[name]))
+    for holder in (dataset, getattr(dataset, "reader", None)):
+        for field in ("class_to_idx", "class_name_to_idx"):
+            if index := getattr(holder, field, None):
+                return tuple(sorted(index, key=lambda name: index[name]))
     return tuple(str(label) for label in range(int(labels.max()) + 1))

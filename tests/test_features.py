@@ -1,10 +1,11 @@
 """The feature bank: right features, right key, safe against kills, the same from any process count."""
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,12 @@ from mimbench.extract import extract
 from mimbench.features import PARTS, BankSpec, check_step, open_bank
 from mimbench.memory import Halving
 from mimbench.preprocess import Preprocess
+from mimbench.runtime import process_group
 from mimbench.task import Machine
-from mimbench.weights import VitSpec, random_weights
+from mimbench.weights import VitSpec, VitWeights, random_weights
 
 PLAIN = BankSpec(preprocess=Preprocess(size=32, resize=None))
+FORK = multiprocessing.get_context("fork")
 ALONE = Machine(device="cpu", workers=0, max_batch=16)
 
 
@@ -122,71 +125,67 @@ def test_a_foreign_key_in_the_folder_is_refused(images, small_spec):
         extract(weights, images, PLAIN, ALONE)
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-import mimbench.features, mimbench.extract
-mimbench.features.SHARD = 10
-from mimbench.data import read_folder
-from mimbench.features import BankSpec
-from mimbench.preprocess import Preprocess
-from mimbench.runtime import process_group
-from mimbench.task import Machine
-from mimbench.weights import VitSpec, random_weights
-slow = float(sys.argv[2])
-write = mimbench.extract._write
-def slowly(*args):
-    write(*args)
-    time.sleep(slow)
-mimbench.extract._write = slowly
-spec = VitSpec(embed_dim=32, depth=4, num_heads=2, mlp_dim=64, patch_size=8, grid=(4, 4))
-plain = BankSpec(preprocess=Preprocess(size=32, resize=None))
-machine = Machine(device="cpu", workers=0, max_batch=16)
-images = read_folder(Path(sys.argv[1]), "train")
-with process_group() as ranks:
-    bank = mimbench.extract.extract(random_weights(spec, 0), images, plain, machine, ranks=ranks)
-    assert not bank.missing()
-"""
+def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
+    torch.set_num_threads(1)
+    write = extraction._write
 
+    def slowly(*args):
+        write(*args)
+        time.sleep(0 if args[1] == 0 else 600)
 
-def _start(data: Path, cache: Path, slow: float, *, world: int = 1) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "MIMBENCH_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    script = data.parent / "extract_script.py"
-    script.write_text(SCRIPT)
-    launcher = [sys.executable]
-    if world > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    command = [*launcher, str(script), str(data), str(slow)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    extraction._write = slowly
+    extract(weights, images, PLAIN, ALONE, root=root)
 
 
 def test_killed_at_any_point_it_continues(images, small_spec, tmp_path):
-    weights = random_weights(small_spec, 0)
-    cache = tmp_path / "killed"
-    process = _start(tmp_path / "data", cache, 30.0)
-    bank = open_bank(weights, images, PLAIN, root=cache / "features")
+    weights, root = random_weights(small_spec, 0), tmp_path / "killed"
+    process = FORK.Process(target=_extract_slowly, args=(weights, images, root))
+    process.start()
+    bank = open_bank(weights, images, PLAIN, root=root)
     deadline = time.monotonic() + 120
-    while bank.missing() == list(range(5)) and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read().decode()  # pyright: ignore[reportOptionalMemberAccess]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    missing = bank.missing()
-    assert 0 < len(missing) < 5
+    while not bank.path(1).exists() and time.monotonic() < deadline:
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert bank.missing() == [2, 3, 4]
     first = bank.path(0).stat().st_mtime_ns
-    again = extract(weights, images, PLAIN, ALONE, root=cache / "features")
+    again = extract(weights, images, PLAIN, ALONE, root=root)
     assert bank.path(0).stat().st_mtime_ns == first
     direct = extract(weights, images, PLAIN, ALONE, root=tmp_path / "direct")
     assert torch.equal(again.load("cls4+avg"), direct.load("cls4+avg"))
 
 
+def _extract_as_rank(
+    rank: int, port: int, weights: VitWeights, images: ImageList, root: Path
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    with process_group() as ranks:
+        bank = extract(weights, images, PLAIN, ALONE, ranks=ranks, root=root)
+        # no process goes on before the whole bank is there
+        assert not bank.missing()
+
+
 def test_two_processes_make_the_same_bank(images, small_spec, tmp_path):
     weights = random_weights(small_spec, 0)
-    process = _start(tmp_path / "data", tmp_path / "two", 0.0, world=2)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors.decode()[-2000:]
-    shared = open_bank(weights, images, PLAIN, root=tmp_path / "two" / "features")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        FORK.Process(target=_extract_as_rank, args=(rank, port, weights, images, tmp_path / "two"))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=200)
+        assert process.exitcode == 0
+    shared = open_bank(weights, images, PLAIN, root=tmp_path / "two")
     alone = extract(weights, images, PLAIN, ALONE, root=tmp_path / "one")
     assert shared.missing() == []
     for shard in range(5):
