@@ -60,9 +60,7 @@ def survey(questions: Sequence[Question], data: Path | None) -> list[Finding]:
             asked, {"data": str(data) if data else None, "questions": to_mapping(list(questions))}
         )
         command = [sys.executable, "-m", "mimbench.survey", str(asked), str(told)]
-        code = subprocess.run(
-            command, env=child_environment(), stdout=sys.stderr, check=False
-        ).returncode
+        code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
         if code:
             tasks = ", ".join(sorted({q.task for q in questions}))
             raise UserError(

@@ -50,7 +50,7 @@ def _sound(who: Contestant, verdict: Path, cell: Cell, device: str) -> bool:
     command += ["--data", str(cell.order.config["data"]), "--device", device]
     command += ["--which", who.which] if who.which else []
     command += ["--num-heads", str(who.num_heads)] if who.num_heads else []
-    done = subprocess.run(command, env=child_environment(), stdout=sys.stderr, check=False)
+    done = subprocess.run(command, env=child_environment(), stdout=2, check=False)
     if not verdict.is_file():
         raise UserError(
             f"the canary did not finish (exit code {done.returncode}); --no-canary skips it"

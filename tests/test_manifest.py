@@ -90,6 +90,7 @@ def test_the_shipped_file_is_sound() -> None:
         assert reference.source
         assert reference.protocol in shipped.protocols
         assert 0 < reference.value < 100
+    assert set(shipped.benchmarks) <= set(shipped.protocols), "docs/protocols.md is made from these"
     assert all(p.source for p in shipped.protocols.values())
     assert all(e.source for e in shipped.effects)
     rows = [tuple(sorted(vars(r).items(), key=str)) for r in shipped.references]

@@ -157,6 +157,7 @@ def main(args: argparse.Namespace) -> int:
             gpus=args.gpus,
             per_task=args.per_task,
             choice=parse_choices(args.reference),
+            benchmarks=args.benchmarks,
             cluster=_cluster(args),
         ),
     )
