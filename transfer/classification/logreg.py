@@ -225,8 +225,10 @@ def _solve_by_sklearn(
     grid: Grid,
 ) -> Solutions:
     weights, biases, iterations = [], [], []
+    # with two classes scikit-learn trains one vector: half of the multinomial penalty
+    factor = 2.0 if len(np.unique(labels)) == 2 else 1.0
     for c in cs:
-        model = LogisticRegression(C=c, max_iter=grid.max_iterations).fit(features, labels)
+        model = LogisticRegression(C=c * factor, max_iter=grid.max_iterations).fit(features, labels)
         weight = np.zeros((features.shape[1], classes), dtype=np.float32)
         bias = np.full(classes, -np.inf, dtype=np.float32)
         coefficients, intercepts = model.coef_, model.intercept_

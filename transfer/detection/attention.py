@@ -43,7 +43,9 @@ class FusedAttention(Attention):
         bias = torch.cat([height, width], dim=-1).flatten(2, 3) / self.scale
         codes = _place_codes(grid, k).expand(*k.shape[:2], -1, -1)
         spare = -(q.shape[-1] + H + W) % 8
-        return F.pad(torch.cat([q, bias], -1), (0, spare)), F.pad(torch.cat([k, codes], -1), (0, spare))
+        return F.pad(torch.cat([q, bias], -1), (0, spare)), F.pad(
+            torch.cat([k, codes], -1), (0, spare)
+        )
 
 
 def _place_codes(grid: tuple[int, int], like: Tensor) -> Tensor:

@@ -145,7 +145,9 @@ def plan(config: Config, spec: VitSpec) -> Plan:
     if config.images is None:
         length = length * BATCH // config.batch
         if spec.embed_dim not in SIZES:
-            notes.append(f"width {spec.embed_dim} has no official config: it takes {size.name}'s values")
+            notes.append(
+                f"width {spec.embed_dim} has no official config: it takes {size.name}'s values"
+            )
         if size.name == "S":
             notes.append("ViT-S has no official config: it takes B's values")
     share = size.share if config.images is None else Fraction(1)

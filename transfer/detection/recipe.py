@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from detectron2 import model_zoo
@@ -57,7 +56,9 @@ def _edit_vit(
     net.embed_dim, net.depth, net.num_heads = spec.embed_dim, spec.depth, spec.num_heads
     # detectron2 floors width x ratio: half a unit more keeps an uneven ratio from losing one
     whole = spec.mlp_dim % spec.embed_dim == 0
-    net.mlp_ratio = spec.mlp_dim // spec.embed_dim if whole else (spec.mlp_dim + 0.5) / spec.embed_dim
+    net.mlp_ratio = (
+        spec.mlp_dim // spec.embed_dim if whole else (spec.mlp_dim + 0.5) / spec.embed_dim
+    )
     net.qkv_bias = spec.qkv_bias
     net.norm_layer = partial(nn.LayerNorm, eps=spec.norm_eps)
     net.act_layer = QuickGELU if spec.activation == "quick_gelu" else nn.GELU

@@ -42,9 +42,7 @@ class Scores:
     engine: str
 
 
-def score(
-    annotations: Path, detections: Sequence[Detection], *, engine: Engine = "auto"
-) -> Scores:
+def score(annotations: Path, detections: Sequence[Detection], *, engine: Engine = "auto") -> Scores:
     """Return the COCO scores of detections; none at all are worth 0.
 
     Args:
@@ -83,7 +81,9 @@ def _tools(engine: Engine) -> tuple[Any, Callable[..., Any], str]:
     return module.COCO, quiet, "faster-coco-eval"
 
 
-def _evaluate(truth: Any, eval_type: Callable[..., Any], detections: Sequence[Detection], kind: str) -> Any:
+def _evaluate(
+    truth: Any, eval_type: Callable[..., Any], detections: Sequence[Detection], kind: str
+) -> Any:
     # a box beside a mask would make pycocotools sort masks by the size of their boxes
     dropped = "segmentation" if kind == "bbox" else "bbox"
     own = [{k: v for k, v in item.items() if k != dropped} for item in detections]

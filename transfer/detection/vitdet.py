@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyCall, instantiate
+from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import create_ddp_model
