@@ -213,8 +213,9 @@ def test_shuffled_labels_give_chance(
     data = painted_images(tmp_path / "data", train=12, val=25)
     settings = config(data, epochs=3)
     train, val = settings.images()
-    shuffled = train.relabel(np.random.default_rng(0).permutation(train.labels))
-    metrics = train_classifier(weights, shuffled, val, settings, tmp_path / "out", Ranks())
+    rng = np.random.default_rng(0)
+    train, val = (x.relabel(rng.permutation(x.labels)) for x in (train, val))
+    metrics = train_classifier(weights, train, val, settings, tmp_path / "out", Ranks())
     # 100 images, chance 25: three standard deviations
     assert metrics["top1"] < 38
 
