@@ -20,6 +20,9 @@ HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24, 4096: 32}
 """Width -> heads of the published sizes: head width 64, but 80 for H."""
 
 
+PARTS = ("cls_token", "patch_embed.proj.bias", "norm.weight|fc_norm.weight")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """What a family's tensors do not show."""
@@ -32,6 +35,8 @@ class Family:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     position: Literal["absolute", "relative", "rotary"] = "absolute"
+    requires: tuple[str, ...] = PARTS
+    """Parts that shapes would let be absent; alternatives are separated by '|'."""
     grid: tuple[int, int] | None = None
     """Said by the family or its configuration where no table shows it."""
 
@@ -50,6 +55,9 @@ def infer_spec(
     depth = 1 + max((int(n.split(".")[1]) for n in tensors if _BLOCK.match(n)), default=-1)
     if not depth:
         raise UserError("no tensor is named blocks.<i>.*: there are no transformer blocks")
+    for part in family.requires:
+        if not any(name in tensors for name in part.split("|")):
+            raise UserError(f"missing {part.replace('|', ' or ')}")
     hidden = _need(tensors, "blocks.0.mlp.fc2.weight", 2).shape[1]
     heads, asked = _heads(D, family, num_heads)
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
@@ -130,15 +138,16 @@ def _grid(
         return family.grid, True
     table = _need(tensors, "pos_embed", 3)
     rows = table.shape[1]
-    prefixes = [token + registers] if not registers else [0, token + registers]
-    for prefix in prefixes:
-        count = rows - prefix
+    total = token + registers
+    # tables of register models have no prefix rows in timm; others nearly always have them
+    for prefix in (0, total) if registers else (total, 0):
+        count, whole = rows - prefix, prefix == total
         if family.grid is not None and math.prod(family.grid) == count:
-            return family.grid, bool(prefix) or not registers
+            return family.grid, whole
         side = math.isqrt(max(count, 0))
         if side and side * side == count:
-            return (side, side), bool(prefix) or not registers
+            return (side, side), whole
     raise UserError(
-        f"pos_embed has {rows} rows: not a square grid of patches plus {prefixes[-1]} "
+        f"pos_embed has {rows} rows: not a square grid of patches plus {total} "
         "class and register rows; only a native file or a config.json can say a non-square grid"
     )

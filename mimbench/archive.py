@@ -42,6 +42,12 @@ CONVERT = (
     "    state = state.get('state_dict', state.get('model', state))\n"
     "    torch.save({{k: v for k, v in state.items() if isinstance(v, torch.Tensor)}}, 'weights.pth')"
 )
+CONVERT_PICKLE = (
+    "It is a plain pickle (as detectron2's .pkl), not a torch file. "
+    "To convert it, run this where it can be trusted:\n"
+    "    import pickle, torch\n"
+    "    torch.save(pickle.load(open('{path}', 'rb')), 'weights.pth')"
+)
 CONVERT_SCRIPT = (
     "It is a TorchScript archive, which carries code. "
     "To convert it, run this where it can be trusted:\n"
@@ -72,7 +78,7 @@ def check_zip(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
+    except (*DAMAGE, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: truncated or damaged zip archive: {error}") from error
     names = [entry.filename for entry in entries]
     if not any(name.endswith("data.pkl") for name in names):
@@ -94,6 +100,30 @@ def check_zip(path: Path, size: int) -> None:
             raise UserError(f"{where} ends beyond the file's {size:,} bytes: truncated")
         if entry.filename.endswith("data.pkl") and entry.file_size > PICKLE_LIMIT:
             raise UserError(f"{where} has {entry.file_size:,} bytes of structure: refused")
+    check_sums(path)
+
+
+def check_sums(path: Path) -> None:
+    """Refuse an archive whose bytes do not have the checksums that it was written with."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            try:
+                with archive.open(entry) as file:
+                    while file.read(1 << 20):
+                        pass
+            except (*DAMAGE, zipfile.BadZipFile) as error:
+                if _without_sums(archive, error):
+                    return
+                raise UserError(
+                    f"{path}: damaged: entry '{entry.filename[-60:]}' does not have the checksum it "
+                    f"was written with ({error}); download or copy the file again"
+                ) from error
+
+
+def _without_sums(archive: zipfile.ZipFile, error: BaseException) -> bool:
+    """Return whether the archive was written without checksums (torch can be told so)."""
+    stored = {entry.CRC for entry in archive.infolist() if entry.file_size}
+    return "CRC" in str(error) and stored == {0}
 
 
 def _load(path: Path, *, mmap: bool) -> Any:
@@ -116,6 +146,8 @@ def _explained(path: Path, error: BaseException) -> UserError:
         )
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"{path}: cannot be read: {error.strerror}")
+    if "magic number" in text:
+        return UserError(f"{path}: refused. {CONVERT_PICKLE.format(path=path.name)}")
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
     return UserError(
         f"{path}: truncated or damaged: {type(error).__name__}: {first.strip()[:200]}; "

@@ -1,6 +1,7 @@
 """Checkpoints: any published file in, canonical weights out, strictly; and our own files written."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class Reading:
     converted: Converted
     digest: str
     faults: tuple[str, ...]
+    dtypes: Mapping[str, str]
+    """Canonical name -> how the file stores it; `converted` holds float32."""
 
 
 def read_weights(
@@ -71,6 +74,7 @@ def read_checkpoint(
         converted=replace(converted, tensors=tensors),
         digest=_identity(path, converted),
         faults=tuple(faults),
+        dtypes={n: str(t.dtype).removeprefix("torch.") for n, t in converted.tensors.items()},
     )
 
 
@@ -119,5 +123,6 @@ def write_weights(path: Path, weights: VitWeights) -> None:
         "notes": list(weights.notes),
     }
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.tensors.items()}
+    header["checksum"] = native.checksum(header, tensors)
     with atomic_path(path) as part:
         save_file(tensors, part, metadata={native.KEY: json.dumps(header, sort_keys=True)})

@@ -17,7 +17,7 @@ from mimbench.config import from_mapping, to_mapping
 from mimbench.errors import UserError
 from mimbench.lock import folder_lock
 from mimbench.orders import RESULT_FILE, Order, order_protocol, protocol_config
-from mimbench.outcomes import intervals
+from mimbench.outcomes import intervals, keep_matches
 from mimbench.results import Result, provenance, write_result
 from mimbench.runtime import pick_device
 from mimbench.task import Task, load_task
@@ -83,7 +83,7 @@ def make_result(
             seconds=round(seconds, 3),
             peak_memory_mb=peak_memory_mb(device),
         ),
-        extra=_extra(out, order, config),
+        extra=_extra(out, order, config, metrics),
     )
 
 
@@ -125,12 +125,14 @@ def peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _extra(out: Path, order: Order, config: Any) -> dict[str, Any]:
+def _extra(out: Path, order: Order, config: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
     path = out / "extra.json"
     extra: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if order.overrides:
         extra["overrides"] = to_mapping(order.overrides)
-    if found := intervals(out):
+    data = str(getattr(config, "data", ""))
+    keep_matches(out, Path(data))
+    if found := intervals(out, metrics):
         extra["intervals"] = found
-    extra["data"] = str(getattr(config, "data", ""))
+    extra["data"] = data
     return extra

@@ -218,6 +218,14 @@ def per_block(tensors: Tensors, parts: Sequence[str], fuse: Callable[..., Tensor
     return out
 
 
+def joined(*parts: Tensor) -> Tensor:
+    """Return parts of one layer as one tensor, row after row; parts of unlike shape are a fault."""
+    shapes = [tuple(part.shape) for part in parts]
+    if len({(len(shape), shape[1:]) for shape in shapes}) > 1 or not shapes[0]:
+        raise UserError(f"parts of one layer do not fit together: shapes {shapes}")
+    return torch.cat([part.to(parts[0].dtype) for part in parts])
+
+
 def fuse_qkv(tensors: Tensors, *, prefix: str = "attn.") -> Tensors:
     """Return the tensors with separate query, key and value projections joined into `attn.qkv`.
 
@@ -227,12 +235,12 @@ def fuse_qkv(tensors: Tensors, *, prefix: str = "attn.") -> Tensors:
     def weight(q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensors:
         if k is None or v is None:
             return {"attn.q.weight": q}
-        return {"attn.qkv.weight": torch.cat([q, k, v])}
+        return {"attn.qkv.weight": joined(q, k, v)}
 
     def bias(q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensors:
         if v is None:
             return {"attn.q.bias": q}
-        return {"attn.qkv.bias": torch.cat([q, torch.zeros_like(q) if k is None else k, v])}
+        return {"attn.qkv.bias": joined(q, torch.zeros_like(q) if k is None else k, v)}
 
     out = per_block(tensors, [f"{prefix}{c}.weight" for c in "qkv"], weight)
     return per_block(out, [f"{prefix}{c}.bias" for c in "qkv"], bias)

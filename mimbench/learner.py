@@ -11,6 +11,9 @@ from mimbench.batches import Batch
 from mimbench.runtime import Precision, Ranks
 from mimbench.task import Machine
 
+LAST, BEST, FAILED = "last.pt", "best.pt", "failed.pt"
+"""Training states in a run's folder of checkpoints; those that stay are called epoch-0100.pt."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -113,7 +116,7 @@ class Learner:
         return {}
 
     def saved(self, checkpoint: Path, at: Moment) -> None:
-        """Act on rank 0 after a checkpoint that stays was written: exports."""
+        """Act on rank 0 after the last state, or one that stays, was written: exports."""
 
     def state(self) -> dict[str, Any]:
         """Return what else a continuation needs: tensors and plain data."""
@@ -133,6 +136,8 @@ class Place:
     ranks: Ranks = field(default_factory=Ranks)
     machine: Machine = field(default_factory=Machine)
     label: str = "train"
+    start_epoch: int = 0
+    """Epochs done elsewhere: where a new run takes up the schedule."""
 
     @property
     def checkpoints(self) -> Path:

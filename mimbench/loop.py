@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mimbench.batches import Batch, Faults, Samples, StepSampler, derive_seed, loader, to_device
 from mimbench.errors import UserError
 from mimbench.journal import Journal, Meter, peak_memory
-from mimbench.learner import Learner, LoopConfig, Moment, Place
+from mimbench.learner import BEST, FAILED, LAST, Learner, LoopConfig, Moment, Place
 from mimbench.optim import plan_batch, set_lr
 from mimbench.progress import Progress
 from mimbench.runtime import autocast, seed_everything
@@ -36,8 +36,6 @@ from mimbench.watch import PREEMPTED, LossWatch, Preempted, StopSignals
 __all__ = ["Learner", "LoopConfig", "Moment", "Place", "Preempted", "fit"]
 
 logger = logging.getLogger(__name__)
-
-LAST, BEST, FAILED = "last.pt", "best.pt", "failed.pt"
 
 
 def fit(learner: Learner, samples: Samples, config: LoopConfig, place: Place) -> Moment:
@@ -72,7 +70,7 @@ class _Run:
         self.total = min(
             config.epochs * self.per_epoch, config.steps or config.epochs * self.per_epoch
         )
-        self.step = 0
+        self.step = place.start_epoch * self.per_epoch
         self.best: float | None = None
         self.window, self.whole_epoch = Meter(), Meter()
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
@@ -229,8 +227,10 @@ class _Run:
         if better:
             duplicate(folder / LAST, folder / BEST)
         if kept:
-            duplicate(folder / LAST, folder / f"epoch-{epoch:04d}.pt")
-        if kept or last:
+            copy = folder / f"epoch-{epoch:04d}.pt"
+            duplicate(folder / LAST, copy)
+            self.learner.saved(copy, self.at())
+        if last:
             self.learner.saved(folder / LAST, self.at())
 
     def _end_epoch(self) -> bool:

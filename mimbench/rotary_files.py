@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mimbench.architecture import Family, infer_spec
+from mimbench.architecture import PARTS, Family, infer_spec
 from mimbench.errors import UserError
-from mimbench.layout import Options, Tensors, fuse_qkv, per_block
+from mimbench.layout import Options, Tensors, fuse_qkv, joined, per_block
 from mimbench.positions import ROTATION_BASE, rotation_periods
 from mimbench.weights import VitSpec
 
@@ -13,7 +13,9 @@ GRID = (14, 14)
 """No table shows a grid; the family is pre-trained and evaluated at 224 with patch 16."""
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 20, 4096: 32}
-FAMILY = Family(heads=HEADS, norm_eps=1e-5, position="rotary", grid=GRID)
+FAMILY = Family(
+    heads=HEADS, norm_eps=1e-5, position="rotary", grid=GRID, requires=(*PARTS, "reg_token")
+)
 
 
 def finish(tensors: Tensors, family: Family, options: Options) -> tuple[Tensors, VitSpec, bool]:
@@ -45,7 +47,7 @@ def check_periods(periods: Tensor, width: int) -> None:
 def _join_bias(q: Tensor, v: Tensor | None) -> Tensors:
     if v is None:
         return {"attn.q_bias": q}
-    return {"attn.qkv.bias": torch.cat([q, torch.zeros_like(q), v])}
+    return {"attn.qkv.bias": joined(q, torch.zeros_like(q), v)}
 
 
 def _mask_bias(mask: Tensor, bias: Tensor | None) -> Tensors:
@@ -60,8 +62,6 @@ def _mask_bias(mask: Tensor, bias: Tensor | None) -> Tensors:
 
 def _pack(kind: str):
     def pack(gate: Tensor, up: Tensor | None) -> Tensors:
-        return (
-            {f"mlp.gate.{kind}": gate} if up is None else {f"mlp.fc1.{kind}": torch.cat([gate, up])}
-        )
+        return {f"mlp.gate.{kind}": gate} if up is None else {f"mlp.fc1.{kind}": joined(gate, up)}
 
     return pack

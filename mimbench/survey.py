@@ -36,6 +36,8 @@ class Question:
     task: str
     dataset: str
     config: Mapping[str, Any]
+    needs_data: bool = True
+    """False: only resolve the recipe, wherever the data may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def look(question: Question, data: Path | None) -> Finding:
     """Return what the question's task says, in this process."""
     try:
         task = load_task(question.task)
-        folder = locate(question.dataset, data)
+        folder = locate(question.dataset, data) if question.needs_data else Path()
         where = f"{question.benchmark}.config"
         config = from_mapping(task.Config, {**question.config, "data": str(folder)}, where)
     except UserError as error:

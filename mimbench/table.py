@@ -72,8 +72,13 @@ class Table:
 
 def read_results(root: Path) -> list[Result]:
     """Return all results under an output folder, in a fixed order."""
+    return [result for _, result in read_results_with_folders(root)]
+
+
+def read_results_with_folders(root: Path) -> list[tuple[Path, Result]]:
+    """Return (folder, result) for all results under an output folder, in a fixed order."""
     paths = sorted(root.glob(f"*/*/{RESULT_FILE}"))
-    return [read_result(path) for path in paths if STALE not in path.parent.name]
+    return [(p.parent, read_result(p)) for p in paths if STALE not in p.parent.name]
 
 
 def make_table(

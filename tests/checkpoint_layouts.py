@@ -139,9 +139,7 @@ def dinov2(t: Tensors) -> dict[str, Any]:
         out["cls_token"] = out["cls_token"] - row
     return renamed(
         out,
-        (r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"blocks.\1.mlp.w12.\2")
-        if is_swiglu(t)
-        else ("-", ""),
+        (r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"blocks.\1.mlp.w12.\2") if is_swiglu(t) else ("-", ""),
         (r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"blocks.\1.mlp.w3.\2") if is_swiglu(t) else ("-", ""),
     )
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ from mimbench.doctor.check import Check, as_json, as_table, fault, ok, warn
 from mimbench.doctor.child import ChildError, try_script
 from mimbench.doctor.data import check_data
 from mimbench.errors import UserError
+from mimbench.sample import generate
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
 
@@ -342,6 +344,20 @@ def test_no_data_set_at_all(tmp_path: Path) -> None:
         check_data(tmp_path / "nowhere")
 
 
+def test_generated_sample_data_is_recognised(tmp_path: Path) -> None:
+    root = generate(
+        tmp_path / "my sample", train_per_class=1, val_per_class=1, train_scenes=2, val_scenes=2
+    )
+    (check,) = check_data(root)
+    assert (check.name, check.status) == ("sample data", "ok")
+    next((root / "ade" / "images").rglob("*.*g")).unlink()
+    (damaged,) = check_data(root)
+    assert "is damaged" in damaged.detail
+    assert (
+        damaged.mend == f"{shlex.quote(sys.executable)} -m mimbench sample --fresh --out '{root}'"
+    )
+
+
 def test_sample_data_is_not_measured_by_the_published_counts(tmp_path: Path) -> None:
     for name in ("classification/train/0/a.png", "coco/val2017/1.jpg", "ade/images/training/1.jpg"):
         touch(tmp_path / name)
@@ -355,7 +371,7 @@ def test_sample_data_is_not_measured_by_the_published_counts(tmp_path: Path) -> 
     (tmp_path / "coco/val2017/1.jpg").unlink()
     (check,) = check_data(tmp_path)
     assert "coco/val2017 has 0 files, expected 1" in check.detail
-    assert f"{sys.executable} -m mimbench sample --fresh" in check.mend
+    assert "-m mimbench sample --fresh --out" in check.mend
 
 
 # The environment

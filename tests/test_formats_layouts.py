@@ -11,7 +11,7 @@ from mimbench.checkpoints import convert_raw, read_weights, write_weights
 from mimbench.errors import UserError
 from mimbench.formats import available
 from mimbench.layout import Options, Raw
-from mimbench.weights import mismatches
+from mimbench.weights import VitSpec, mismatches
 from tests.checkpoint_layouts import BASE, LARGE, LAYOUTS, TINY, canonical, mocov3
 
 ROUNDED = {"dinov2-registers", "hf-dinov2-registers"}
@@ -47,7 +47,7 @@ def test_the_backbone_of_a_tiny_file_sees(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [BASE, LARGE], ids=["B", "L"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_published_sizes_fit_without_being_told_heads(name: str, size) -> None:
+def test_published_sizes_fit_without_being_told_heads(name: str, size: VitSpec) -> None:
     layout = LAYOUTS[name]
     spec = layout.spec(size)
     tensors = canonical(spec, meta=True)

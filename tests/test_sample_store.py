@@ -10,7 +10,9 @@ import pytest
 
 from mimbench.commands import sample as command
 from mimbench.errors import UserError
-from mimbench.sample import check, default_root, generate, sample_root, verify
+from mimbench.sample import Sizes, check, default_root, generate, sample_root, store, verify
+
+SMALLEST = Sizes(train_per_class=1, val_per_class=1, train_scenes=1, val_scenes=1)
 
 
 def make_smallest(root: Path, *, replace: bool = False) -> Path:
@@ -89,16 +91,19 @@ def test_sizes_must_be_positive(tmp_path: Path):
         generate(tmp_path / "sample", val_scenes=0)
 
 
-def _make(root: Path, start: Barrier) -> None:
+def use_sample_data(root: Path, start: Barrier) -> None:
     start.wait()
-    make_smallest(root)
+    sample_root(root)
 
 
-def test_two_processes_at_once_leave_one_whole_copy(tmp_path: Path):
+def test_two_processes_at_once_leave_one_whole_copy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(store, "Sizes", lambda: SMALLEST)
     context = multiprocessing.get_context("fork")
     start = context.Barrier(2)
     root = tmp_path / "sample"
-    workers = [context.Process(target=_make, args=(root, start)) for _ in range(2)]
+    workers = [context.Process(target=use_sample_data, args=(root, start)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -106,6 +111,32 @@ def test_two_processes_at_once_leave_one_whole_copy(tmp_path: Path):
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert check(root) == []
     assert [path.name for path in tmp_path.iterdir()] == ["sample"]
+
+
+def test_the_second_to_finish_uses_what_the_first_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    root, fill = tmp_path / "sample", store._fill
+
+    def be_overtaken(part: Path, sizes: Sizes) -> None:
+        monkeypatch.setattr(store, "_fill", fill)
+        make_smallest(root)
+        first.append((root / "manifest.json").stat().st_mtime_ns)
+        fill(part, sizes)
+
+    first: list[int] = []
+    monkeypatch.setattr(store, "_fill", be_overtaken)
+    assert make_smallest(root) == root
+    assert first == [(root / "manifest.json").stat().st_mtime_ns]
+    assert [path.name for path in tmp_path.iterdir()] == ["sample"]
+
+
+def test_other_content_than_the_published_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(store, "Sizes", lambda: SMALLEST)
+    sample_root(tmp_path / "sample")
+    assert "differs from the published one" in caplog.text
 
 
 # The command

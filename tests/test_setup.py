@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ TOOLS = [
     "rm",
     "tee",
 ]
+PYTHON = shlex.quote(sys.executable)
 LOCKS = ("requirements.lock", "requirements-detectron2.lock")
 
 
@@ -59,8 +61,8 @@ class Clone:
         cases += [f'"-m venv "*) {venv} ;;'] if venv else []
         return self.stub(
             self.tools / name,
-            f'case "$*" in {" ".join(cases)} esac\nexec {sys.executable} "$@"' if cases
-            else f'exec {sys.executable} "$@"',
+            f'case "$*" in {" ".join(cases)} esac\nexec {PYTHON} "$@"' if cases
+            else f'exec {PYTHON} "$@"',
         )  # fmt: skip
 
     def environment(self, **extra: str) -> dict[str, str]:
@@ -89,7 +91,7 @@ class Clone:
         self.stub(
             self.venv / "bin" / "python",
             f'case "$*" in *_base_executable*) echo "{self.tools}/python3"; exit ;; '
-            f'*pip*) exit 1 ;; esac\nexec {sys.executable} "$@"',
+            f'*pip*) exit 1 ;; esac\nexec {PYTHON} "$@"',
         )
         self.python(venv="exit 7")
         (self.venv / ".mimbench-owned").write_text(f"{self.root}\n")
@@ -222,7 +224,7 @@ def test_changed_lock_is_installed_again(clone: Clone, changed: str) -> None:
 
 def test_missing_package_is_noticed(clone: Clone) -> None:
     clone.make_ready()
-    bare = f'exec {sys.executable} -S "$@"'  # without site-packages
+    bare = f'exec {PYTHON} -S "$@"'  # without site-packages
     clone.stub(clone.venv / "bin" / "python", f'case "$*" in *pip*) exit 1 ;; esac\n{bare}')
     done = clone.setup(MIMBENCH_PYTHON=str(clone.tools / "python3"))
     assert "making" in done.stderr
@@ -241,7 +243,7 @@ def test_moved_folder_is_made_anew(clone: Clone) -> None:
 
 
 def test_linked_environment_is_used_as_it_is(clone: Clone, tmp_path: Path) -> None:
-    clone.stub(tmp_path / "shared" / "bin" / "python", f'exec {sys.executable} "$@"')
+    clone.stub(tmp_path / "shared" / "bin" / "python", f'exec {PYTHON} "$@"')
     clone.venv.symlink_to(tmp_path / "shared")
     done = clone.setup()
     assert done.returncode == 0
@@ -258,7 +260,7 @@ def test_incomplete_linked_environment_is_refused_and_kept(clone: Clone, tmp_pat
 
 
 def test_foreign_environment_is_used_if_it_is_complete(clone: Clone) -> None:
-    clone.stub(clone.venv / "bin" / "python", f'exec {sys.executable} "$@"')
+    clone.stub(clone.venv / "bin" / "python", f'exec {PYTHON} "$@"')
     done = clone.setup()
     assert done.returncode == 0
     assert "did not make it, so its versions are not checked" in done.stderr

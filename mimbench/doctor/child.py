@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_SECONDS = 180
+_SECONDS = 300  # a first import on a busy machine takes minutes
 
 
 class ChildError(Exception):

@@ -1,5 +1,6 @@
 """Every framework by a real import and a real tiny call, each in its own process."""
 
+import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,8 @@ from types import MappingProxyType
 from mimbench.doctor.check import Check, fault, ok
 from mimbench.doctor.child import ChildError, try_script
 from mimbench.doctor.environment import mend_environment
+
+logger = logging.getLogger(__name__)
 
 # Each script prints the version and what was computed, as its last line.
 PROBES: Mapping[str, str] = MappingProxyType(
@@ -121,6 +124,8 @@ def check_frameworks() -> list[Check]:
 def check_framework(name: str) -> Check:
     """Try one framework of `PROBES`."""
     try:
-        return ok(name, try_script(PROBES[name]))
+        check = ok(name, try_script(PROBES[name]))
     except ChildError as error:
-        return fault(name, str(error), mend_environment())
+        check = fault(name, str(error), mend_environment())
+    logger.info("%s: %s", check.name, check.status)
+    return check

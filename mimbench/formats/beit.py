@@ -19,6 +19,7 @@ from mimbench.layout import (
     Tensors,
     choose,
     container_extras,
+    joined,
     per_block,
     rename,
 )
@@ -92,7 +93,7 @@ def _join_bias(q: Tensor, v: Tensor | None, k: Tensor | None) -> Tensors:
     """Return the joined bias; BEiT has no key bias, which would change nothing."""
     if v is None:
         return {"attn.q_bias": q}
-    return {"attn.qkv.bias": torch.cat([q, torch.zeros_like(q) if k is None else k, v])}
+    return {"attn.qkv.bias": joined(q, torch.zeros_like(q) if k is None else k, v)}
 
 
 def _grid(table: Tensor | None) -> tuple[int, int]:

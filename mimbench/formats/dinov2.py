@@ -1,6 +1,7 @@
 """DINOv2 files, with and without registers: published backbones and training dumps."""
 
 from mimbench.architecture import Family, infer_spec
+from mimbench.errors import UserError
 from mimbench.layout import (
     PLAIN,
     Converted,
@@ -68,8 +69,13 @@ REGISTERS_NOTE = "the class token's position row was added to the class token (e
 def split_positions(tensors: Tensors) -> Tensors:
     """Return the tensors with the table's class row added to the class token, as timm has it."""
     out = dict(tensors)
-    if {"pos_embed", "cls_token"} <= out.keys() and out["pos_embed"].dim() == 3:
+    if {"pos_embed", "cls_token"} <= out.keys():
         table = out["pos_embed"].float()
+        if table.dim() != 3 or out["cls_token"].shape != table[:, :1].shape:
+            raise UserError(
+                f"cls_token {tuple(out['cls_token'].shape)} does not fit the table "
+                f"pos_embed {tuple(table.shape)}"
+            )
         out["cls_token"] = out["cls_token"].float() + table[:, :1]
         out["pos_embed"] = table[:, 1:]
     return out

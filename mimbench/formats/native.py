@@ -1,7 +1,12 @@
 """Our own files: canonical names in safetensors, the specification in the header."""
 
 import json
+import zlib
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from mimbench.errors import UserError
 from mimbench.layout import Converted, Options, Raw
@@ -28,20 +33,39 @@ def convert(raw: Raw, options: Options) -> Converted:
         )
     if options.which not in (None, "", header["which"]):
         raise UserError(f"the file holds one network ('{header['which']}'), not '{options.which}'")
+    tensors = raw.networks.get("", {})
+    if (
+        checksum({k: v for k, v in header.items() if k != "checksum"}, tensors)
+        != header["checksum"]
+    ):
+        raise UserError(
+            "damaged: header and tensors do not have the checksum they were written with"
+        )
     source = f"written from {header['source_format']} {header['source_digest'][:12]}"
     return Converted(
         spec=spec,
-        tensors=raw.networks.get("", {}),
+        tensors=tensors,
         extras={},
-        notes=(source, *header["notes"]),
+        notes=(source, *map(str, header["notes"])),
         which=header["which"],
         networks=(header["which"],) if header["which"] else (),
     )
 
 
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """Return a CRC-32 over everything that the file means: safetensors itself has none."""
+    total = zlib.crc32(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        total = zlib.crc32(
+            f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), total
+        )
+        total = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, total)
+    return total
+
+
 def _header(raw: Raw) -> dict[str, Any]:
     wanted = {"version": int, "spec": dict, "source_format": str, "source_digest": str}
-    wanted |= {"which": str, "notes": list}
+    wanted |= {"which": str, "notes": list, "checksum": int}
     try:
         header = json.loads(raw.metadata[KEY])
     except ValueError as error:
@@ -53,5 +77,4 @@ def _header(raw: Raw) -> dict[str, Any]:
             raise UserError(f"the header's '{KEY}' entry lacks '{key}' ({kind.__name__})")
     if header["version"] != 1:
         raise UserError(f"written by a newer mimbench (version {header['version']}); update")
-    header["notes"] = [str(note) for note in header["notes"]]
     return header

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from mimbench.architecture import HALF, Family
+from mimbench.architecture import CLIP_MEAN, CLIP_STD, HALF, Family
 from mimbench.layout import PLAIN, Converted, Options, Raw
 from mimbench.plain import EMA, convert_plain, plain_kind
 
@@ -12,6 +12,11 @@ NAMES = [
     (r"dist_token", "reg_token"),
     (r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"),
 ]
+PARTS_OF_TIMM = (
+    "cls_token|fc_norm.weight",
+    "patch_embed.proj.bias|norm_pre.weight",
+    "norm.weight|fc_norm.weight",
+)
 EXTRAS = [(r"(head|head_dist|head_drop)\..*", "classifier head"), (r"mask_token", "mask token")]
 
 
@@ -27,12 +32,26 @@ def convert(raw: Raw, options: Options) -> Converted:
         raw, options, offers=offers, names=NAMES, extras=EXTRAS, family=family(raw)
     )
     notes = () if _says_normalisation(raw) else (normalisation_note(raw),)
+    if converted.spec.pre_norm and "architecture" not in raw.config:
+        notes = (
+            *notes,
+            "a norm before the blocks: CLIP's conventions (epsilon 1e-5) and GELU assumed",
+        )
     return replace(converted, notes=notes)
 
 
 def family(raw: Raw) -> Family:
     """Return timm's conventions with what its `config.json` says of the input."""
-    settings = Family(position_rule="bicubic-antialias")
+    settings = Family(position_rule="bicubic-antialias", requires=PARTS_OF_TIMM)
+    if "norm_pre.weight" in raw.names:
+        quick = "quickgelu" in str(raw.config.get("architecture", ""))
+        settings = replace(
+            settings,
+            norm_eps=1e-5,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            activation="quick_gelu" if quick else "gelu",
+        )
     if _says_normalisation(raw):
         said = raw.config["pretrained_cfg"]
         return replace(settings, mean=tuple(said["mean"]), std=tuple(said["std"]))
@@ -41,7 +60,8 @@ def family(raw: Raw) -> Family:
 
 def normalisation_note(raw: Raw) -> str:
     """Return the warning that an input normalisation is assumed."""
-    used = "0.5 / 0.5" if _classes(raw) in (21841, 21843) else "ImageNet statistics"
+    settings = family(raw)
+    used = f"mean {settings.mean} and std {settings.std}"
     return (
         f"the file does not say how images are normalised: {used} assumed; "
         "if the model's card says otherwise, `export --to native --set mean=[...] --set std=[...]`"

@@ -48,7 +48,7 @@ class Reader:
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return the picture as the model takes it."""
         try:
-            return self.mapper(record)
+            return self.mapper(dict(record))
         except (OSError, ValueError, SizeMismatchError) as error:
             raise UserError(
                 f"cannot use the picture {record['file_name']}: {error}; "

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from detectron2 import model_zoo
-from detectron2.config import LazyCall, instantiate
+from detectron2.config import LazyCall
+from detectron2.config import instantiate as detectron2_instantiate
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
@@ -33,11 +35,22 @@ class TopPool(LastLevelMaxPool):
         self.in_feature = in_feature
 
 
+def official(path: str, name: str) -> Any:
+    """Return a fresh copy of an object in one of detectron2's own configuration files."""
+    config: Any = model_zoo.get_config(path)
+    return config[name]
+
+
+def instantiate(lazy: Any) -> Any:
+    """Return the object that a lazy configuration describes, as detectron2 builds it."""
+    return detectron2_instantiate(lazy)
+
+
 def build_model_config(
     config: Config, plan: Plan, spec: VitSpec, converted: Converted, *, classes: int
 ) -> DictConfig:
     """Return detectron2's ViTDet Mask R-CNN, edited to the checkpoint and the recipe."""
-    model = model_zoo.get_config("common/models/mask_rcnn_vitdet.py").model
+    model = official("common/models/mask_rcnn_vitdet.py", "model")
     pyramid = levels(converted.patch_size, config.image_size)
     _edit_backbone(model.backbone, config, pyramid)
     _edit_vit(model.backbone.net, config, plan, spec, converted)
@@ -103,7 +116,7 @@ def _edit_heads(heads: DictConfig, config: Config, pyramid: Levels, classes: int
 
 def build_optimizer_config(config: Config, plan: Plan, spec: VitSpec) -> DictConfig:
     """Return AdamW with detectron2's layer decay and the official exceptions from weight decay."""
-    optimizer = model_zoo.get_config("common/optim.py").AdamW
+    optimizer = official("common/optim.py", "AdamW")
     optimizer.lr, optimizer.weight_decay = config.learning_rate, config.weight_decay
     optimizer.params.lr_factor_func = partial(
         get_vit_lr_decay_rate, num_layers=spec.depth, lr_decay_rate=plan.layer_decay

@@ -124,7 +124,7 @@ def _by_class(judge: Any, truth: Any) -> dict[str, float]:
 def truth_as_detections(annotations: Path) -> list[Detection]:
     """Return the ground truth as perfect detections: they must score an AP of 1."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
+        truth: Any = COCO(str(annotations))
     return [
         {
             "image_id": item["image_id"],

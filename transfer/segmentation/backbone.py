@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from typing_extensions import override
 
 from mimbench.errors import UserError
 from mimbench.positions import resize_table
@@ -118,14 +119,14 @@ class TapBEiT(BEiT):
     def __init__(
         self, img_size: Sequence[int], out_indices: Sequence[int], *, tap_norm: bool, **options: Any
     ):
-        super().__init__(
-            img_size=tuple(img_size), out_indices=tuple(out_indices), final_norm=tap_norm, **options
-        )
+        options |= {"img_size": tuple(img_size), "out_indices": tuple(out_indices)}
+        super().__init__(final_norm=tap_norm, **options)
         self.requires_grad_(requires_grad=False)
 
-    def train(self, mode: bool = True) -> "TapBEiT":  # noqa: FBT001, FBT002
-        """Stay in evaluation mode."""
-        return super().train(False)
+    @override
+    def train(self, mode: bool = True) -> None:
+        """Stay in evaluation mode (mmseg's BEiT returns nothing here)."""
+        super().train(mode=False)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
@@ -156,8 +157,6 @@ def load(
     converted = convert(weights, kind, crop, tap_norm=tap_norm)
     tensors = dict(converted.tensors)
     own = backbone.state_dict()
-    if kind == "BEiT":
-        tensors = _resized_bias(backbone, tensors, weights.spec, crop)
     faults = [f"the backbone has no {name}" for name in tensors if name not in own]
     for name, value in own.items():
         if name in tensors and tensors[name].shape != value.shape:
@@ -179,18 +178,3 @@ def load(
         )
     backbone.load_state_dict({**own, **tensors})
     return converted
-
-
-def _resized_bias(
-    backbone: nn.Module, tensors: Mapping[str, Tensor], spec: VitSpec, crop: tuple[int, int]
-) -> dict[str, Tensor]:
-    """Return tensors with bias tables at the crop's size, by mmseg's own interpolation."""
-    grid = token_grid(spec, crop)
-    if grid == spec.grid:
-        return dict(tensors)
-    if grid[0] != grid[1] or spec.grid[0] != spec.grid[1]:
-        raise UserError(
-            f"mmseg resizes relative position bias between squares only, not from {spec.grid} "
-            f"to {grid} patches; choose a square crop"
-        )
-    return cast(Any, backbone).resize_rel_pos_embed(dict(tensors))

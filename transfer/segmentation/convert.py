@@ -10,6 +10,7 @@ from torch import Tensor
 from mimbench.errors import UserError
 from mimbench.positions import resize_table
 from mimbench.weights import VitSpec, VitWeights, mismatches
+from transfer.segmentation.bias import resize_bias
 
 Kind = Literal["MAE", "BEiT", "TimmMAE"]
 """mmseg's own backbones, and ours for what neither of them can hold."""
@@ -134,7 +135,7 @@ def convert(weights: VitWeights, kind: Kind, crop: tuple[int, int], *, tap_norm:
             rule=spec.position_rule,
         )
     if kind == "BEiT":
-        tensors = _split_qkv_bias(tensors)
+        tensors = _as_beit(tensors, weights.spec.grid, token_grid(weights.spec, crop))
     return Converted(tensors=tensors, total=len(weights.tensors), unused=unused)
 
 
@@ -153,14 +154,21 @@ def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
-def _split_qkv_bias(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with BEiT's q_bias and v_bias; a key bias shifts all logits alike, so it goes."""
+def _as_beit(
+    tensors: Mapping[str, Tensor], grid: tuple[int, int], to: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return tensors with BEiT's q_bias and v_bias, and bias tables at the crop's size.
+
+    A key bias shifts all logits of a query alike: BEiT has none, and none is missed.
+    """
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith("attn.qkv.bias"):
             q, _, v = torch.chunk(tensor, 3)
             stem = name.removesuffix("qkv.bias")
             out[f"{stem}q_bias"], out[f"{stem}v_bias"] = q.clone(), v.clone()
+        elif name.endswith("relative_position_bias_table"):
+            out[name] = resize_bias(tensor, grid=grid, to=to)
         else:
             out[name] = tensor
     return out

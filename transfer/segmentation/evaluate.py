@@ -12,7 +12,8 @@ from torch import nn
 from mimbench.runtime import Ranks
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import SegTTAModel
-from transfer.segmentation.loop import PlainRunner, TestProgressHook, runner_options
+from transfer.segmentation.hooks import TestProgressHook
+from transfer.segmentation.loop import PlainRunner, runner_options
 from transfer.segmentation.score import Confusion, ConfusionMetric, Score, score
 
 

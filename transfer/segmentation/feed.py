@@ -18,7 +18,7 @@ from transfer.segmentation.framework import DATASETS, TRANSFORMS
 class Draw(NamedTuple):
     """One picture to load: which, and its place in the endless sequence of all processes."""
 
-    index: int
+    picture: int
     position: int
 
 
@@ -71,7 +71,7 @@ class SeededDataset:
 
     def __getitem__(self, draw: Draw) -> Any:
         with seeded(self.seed, draw.position):
-            return self.dataset[draw.index]
+            return self.dataset[draw.picture]
 
 
 @TRANSFORMS.register_module()

@@ -24,6 +24,8 @@ class LinearHead(BaseDecodeHead):
         if norm_cfg:
             self.norm = build_norm_layer(norm_cfg, self.channels)[1]
 
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Sequence[Tensor]
+    ) -> Tensor:
         """Return logits at the patches' resolution."""
         return self.cls_seg(self.norm(self._transform_inputs(inputs)))

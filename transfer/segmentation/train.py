@@ -1,55 +1,40 @@
 """One run: check the data, build the model, train it, score it; what both tasks have in common."""
 
-import contextlib
-import json
 import logging
-import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mimbench.config import to_mapping
 from mimbench.errors import UserError
-from mimbench.files import atomic_path, value_digest, write_json, write_text
+from mimbench.files import atomic_path, write_json, write_text
 from mimbench.optim import BatchPlan, plan_batch
 from mimbench.runtime import Ranks, pick_device, process_group, seed_everything
 from mimbench.weights import VitSpec, VitWeights
-from transfer.segmentation import feed  # noqa: F401
+from transfer.segmentation import decay, feed  # noqa: F401
 from transfer.segmentation.backbone import load
+from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.convert import Converted
-from transfer.segmentation.data import DataSource, LabelReport, check_labels, open_source
+from transfer.segmentation.data import DataSource, open_source
 from transfer.segmentation.evaluate import evaluate
 from transfer.segmentation.framework import MODELS
-from transfer.segmentation.loop import (
-    STATE_FILE,
-    CurveHook,
-    PlainRunner,
-    StateHook,
-    StepSeedHook,
-    read_state,
-    runner_options,
-)
+from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
+from transfer.segmentation.identity import RUN_FILE, refuse_other_run, run_identity
+from transfer.segmentation.labels import LabelReport, check_labels
+from transfer.segmentation.loop import PlainRunner, runner_options
 from transfer.segmentation.recipe import Blueprint, check_batch, full_config
 from transfer.segmentation.score import Score, sample_parts
 from transfer.segmentation.settings import SegmentationConfig
 
 logger = logging.getLogger(__name__)
 
-REMARKS = (
-    "Default ``avg_non_ignore`` is False",
-    "torch.meshgrid: in an upcoming release",
-    "The shape of value will convert",
-)
-"""What mmseg and mmengine say about the published setting and their own code, and nobody can mend."""
-MODEL_FILE, RUN_FILE, CURVE_FILE = "model.safetensors", "run.json", "metrics.jsonl"
+MODEL_FILE, CURVE_FILE = "model.safetensors", "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +68,15 @@ class Setup:
         )
 
 
-def set_up(spec: VitSpec, config: SegmentationConfig, blueprint: Blueprint, ranks: Ranks) -> Setup:
+def set_up(
+    spec: VitSpec,
+    config: SegmentationConfig,
+    blueprint: Blueprint,
+    ranks: Ranks,
+    source: DataSource,
+    *,
+    dry: bool = False,
+) -> Setup:
     """Return the setup of a run on this machine.
 
     Args:
@@ -91,14 +84,15 @@ def set_up(spec: VitSpec, config: SegmentationConfig, blueprint: Blueprint, rank
         config: The task's configuration.
         blueprint: The task's model and optimiser.
         ranks: This process among its peers.
+        source: The data.
+        dry: Nothing will be trained here; the recipe need not suit this machine.
     """
     device = pick_device(config.machine.device, ranks.local)
-    if config.precision != "fp32" and device.type != "cuda":
+    if config.precision != "fp32" and device.type != "cuda" and not dry:
         raise UserError(
             f"precision={config.precision} is mixed precision, which mmengine trains on GPUs only; "
             "set precision=fp32 on a CPU (its rows then have a protocol of their own)"
         )
-    source = open_source(config)
     plan = plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch)
     cfg = full_config(spec, config, blueprint, source, plan)
     parts = {"config": config, "blueprint": blueprint, "spec": spec, "source": source}
@@ -134,10 +128,10 @@ def run_task(
     out.mkdir(parents=True, exist_ok=True)
     identity = run_identity(task, version, weights, config)
     with process_group() as ranks, quiet(out, ranks), advice(config):
-        _refuse_other_run(out, identity["digest"])
-        setup = set_up(weights.spec, config, blueprint, ranks)
+        refuse_other_run(out, identity["digest"])
+        setup = set_up(weights.spec, config, blueprint, ranks, open_source(config))
         check_batch(setup.plan, synchronised=setup.synchronised)
-        labels = [check_labels(setup.source, split) for split in ("train", "val")]
+        labels = [check_labels(setup.source, part, show=ranks.main) for part in ("train", "val")]
         if ranks.main:
             write_json(out / RUN_FILE, identity)
             write_text(out / "mmengine_config.py", setup.cfg.pretty_text)
@@ -162,39 +156,6 @@ def figures(scores: dict[str, Score], names: tuple[str, ...]) -> dict[str, float
     return out | sample_parts(scores[""], names)
 
 
-def run_identity(
-    task: str, version: int, weights: VitWeights, config: SegmentationConfig
-) -> dict[str, Any]:
-    """Return what a run is, with a digest over all that may move its numbers, the seed included."""
-    fields = to_mapping(config)
-    fixed = {name: value for name, value in fields.items() if name not in ("data", "machine")}
-    value = {"task": task, "version": version, "config": fixed, "weights": weights.digest}
-    return {
-        "task": task,
-        "version": version,
-        "digest": value_digest(value),
-        "config": fields,
-        "spec": weights.spec.to_json(),
-        "weights": {"name": weights.name, "digest": weights.digest, "format": weights.format},
-    }
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Return the identity of the run in a folder."""
-    file = folder / RUN_FILE
-    if not file.is_file():
-        raise UserError(f"{folder} holds no segmentation run (no {RUN_FILE})")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _refuse_other_run(out: Path, digest: str) -> None:
-    if (out / RUN_FILE).is_file() and read_run(out)["digest"] != digest:
-        raise UserError(
-            f"{out} holds a run of another configuration or checkpoint; choose another folder "
-            "or delete it"
-        )
-
-
 def _obtain(model: nn.Module, setup: Setup, out: Path, digest: str) -> None:
     """Train the model, or read it where training is already done."""
     file = out / MODEL_FILE
@@ -210,9 +171,7 @@ def _obtain(model: nn.Module, setup: Setup, out: Path, digest: str) -> None:
         (out / STATE_FILE).unlink(missing_ok=True)
 
 
-def fit(
-    model: nn.Module, setup: Setup, out: Path, digest: str, *, save_every: int = 0
-) -> nn.Module:
+def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
     """Train through mmengine's Runner, from the saved state if there is one; return the model.
 
     Args:
@@ -220,7 +179,6 @@ def fit(
         setup: The run's setup.
         out: Folder of the state and the curve.
         digest: The run's identity.
-        save_every: Also save the state every so many steps.
     """
     state = read_state(out / STATE_FILE, digest)
     start = state["step"] if state else 0
@@ -243,24 +201,19 @@ def fit(
         train_dataloader=cfg.train_dataloader,
         optim_wrapper=cfg.optim_wrapper,
         param_scheduler=cfg.param_scheduler,
-        train_cfg=_loop_config(setup),
+        train_cfg=cfg.train_cfg,
         **validation,
         custom_hooks=[
             StepSeedHook(config.seed),
             CurveHook(out / CURVE_FILE, config.iterations, start),
-            StateHook(out / STATE_FILE, digest, save_every),
+            StateHook(out / STATE_FILE, digest),
         ],
         **runner_options(cfg, setup.ranks, out, "train"),
     )
     runner.train()
+    for buffer in model.buffers():
+        broadcast(buffer)
     return model
-
-
-def _loop_config(setup: Setup) -> dict[str, Any]:
-    loop = dict(setup.cfg.train_cfg)
-    # the last step's score is the run's own test
-    loop["val_interval"] = min(loop["val_interval"], setup.config.iterations)
-    return loop
 
 
 def extras(
@@ -286,54 +239,3 @@ def extras(
         "iou": {suffix or "single": dict(result.iou) for suffix, result in scores.items()},
         "acc": {suffix or "single": dict(result.acc) for suffix, result in scores.items()},
     }
-
-
-@contextlib.contextmanager
-def quiet(out: Path, ranks: Ranks) -> Iterator[None]:
-    """Send what mmengine prints to a file: stdout belongs to the final table."""
-    with (out / f"mmseg-{ranks.rank}.log").open("a", encoding="utf-8") as log:
-        _redirect_logger(log)
-        with contextlib.redirect_stdout(log), warnings.catch_warnings():
-            for message in REMARKS:
-                warnings.filterwarnings("ignore", message=message)
-            try:
-                yield
-            finally:
-                _redirect_logger(sys.stderr)
-
-
-def _redirect_logger(stream: TextIO) -> None:
-    """Point mmengine's newest logger, which holds a stream of its own, at `stream`."""
-    current = MMLogger.get_current_instance()
-    current.setLevel(logging.WARNING)
-    for handler in current.handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.stream = stream
-
-
-@contextlib.contextmanager
-def advice(config: SegmentationConfig) -> Iterator[None]:
-    """Turn running out of memory into what to do about it."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
-        raise UserError(
-            memory_advice(config, f"{peak:.1f} of {total:.1f} GiB were in use")
-        ) from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        raise UserError(memory_advice(config, str(error).splitlines()[0])) from error
-
-
-def memory_advice(config: SegmentationConfig, measured: str) -> str:
-    """Return what failed, what was measured and what to set."""
-    now = min(config.machine.max_batch, config.batch)
-    smaller = max(2, now // 2)
-    return (
-        f"out of memory with up to {now} images of {config.crop[0]}x{config.crop[1]} at once "
-        f"({measured}); set machine.max_batch={smaller}: the effective batch stays {config.batch} "
-        "by accumulation, batch norm then sees fewer images, and the run goes on from its last state"
-    )

@@ -1,0 +1,31 @@
+"""Compare two checkpoints, or one with published rows: statistics, or why the numbers differ."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mimbench.comparison import choose, describe_pair, describe_published, find_published, find_row
+from mimbench.manifest import DEFAULT_FILE, load_manifest
+from mimbench.table import read_results_with_folders
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to `parser`."""
+    parser.add_argument("a", help="row name, or the beginning of its digest")
+    parser.add_argument("b", help="another row, or a published one: HPM, 'HPM 800', 'HPM B/16 800'")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR")
+    parser.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write the comparison to stdout."""
+    manifest = load_manifest(args.benchmarks)
+    results = read_results_with_folders(args.out)
+    a = choose(results, args.a)
+    published = find_published(manifest.references, args.b)
+    if find_row(results, args.b) or not published:
+        lines = describe_pair(a, choose(results, args.b), manifest)
+    else:
+        lines = describe_published(a, published, manifest)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0

@@ -1,0 +1,117 @@
+"""COCO average precision as a function of image weights, from one matching of detections to truth."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+RECALLS = np.linspace(0, 1, 101)
+Kind = Literal["bbox", "segm"]
+KINDS: dict[str, Kind] = {"box_ap": "bbox", "mask_ap": "segm"}
+
+
+@dataclass(frozen=True)
+class ClassMatches:
+    """All detections of one class, best score first."""
+
+    image: np.ndarray
+    """(n,) index of the image."""
+    hit: np.ndarray
+    """(thresholds, n) matched a true object."""
+    counted: np.ndarray
+    """(thresholds, n) neither crowd nor ignored."""
+    objects: np.ndarray
+    """(images,) true objects that count."""
+
+
+def match_detections(
+    detections: Path, truth: Path, kind: Kind
+) -> tuple[list[int], list[ClassMatches]]:
+    """Return image ids and, for each class that occurs, its matches; needs pycocotools."""
+    from pycocotools.coco import COCO  # noqa: PLC0415 - optional, only detection needs it
+    from pycocotools.cocoeval import COCOeval  # noqa: PLC0415
+
+    other = "segmentation" if kind == "bbox" else "bbox"
+    found = [{k: v for k, v in d.items() if k != other} for d in json.loads(detections.read_text())]
+    # pycocotools reports to stdout, which belongs to the final table
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(truth))
+        load: Any = coco.loadRes
+        judge: Any = COCOeval(coco, load(found) if found else COCO(), kind)
+        return _judge(judge)
+
+
+def _judge(judge: Any) -> tuple[list[int], list[ClassMatches]]:
+    judge.params.areaRng = judge.params.areaRng[:1]
+    judge.params.areaRngLbl = judge.params.areaRngLbl[:1]
+    judge.params.maxDets = [100]
+    judge.evaluate()
+    images = [int(i) for i in judge.params.imgIds]
+    grid = np.array(judge.evalImgs, dtype=object).reshape(len(judge.params.catIds), len(images))
+    classes = [_class_matches(row, len(judge.params.iouThrs)) for row in grid]
+    return images, [matches for matches in classes if matches.objects.sum()]
+
+
+def _class_matches(row: np.ndarray, thresholds: int) -> ClassMatches:
+    objects = np.zeros(len(row))
+    image: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    score: list[np.ndarray] = [np.zeros(0)]
+    hit: list[np.ndarray] = [np.zeros((thresholds, 0), dtype=bool)]
+    ignored: list[np.ndarray] = [np.zeros((thresholds, 0), dtype=bool)]
+    for index, entry in enumerate(row):
+        if entry is None:
+            continue
+        objects[index] = np.count_nonzero(np.asarray(entry["gtIgnore"]) == 0)
+        scores = np.asarray(entry["dtScores"], dtype=np.float64)
+        image.append(np.full(len(scores), index))
+        score.append(scores)
+        hit.append(np.asarray(entry["dtMatches"]).reshape(thresholds, -1) != 0)
+        ignored.append(np.asarray(entry["dtIgnore"]).reshape(thresholds, -1) != 0)
+    order = np.argsort(-np.concatenate(score), kind="mergesort")
+    hits, skipped = np.concatenate(hit, axis=1)[:, order], np.concatenate(ignored, axis=1)[:, order]
+    return ClassMatches(np.concatenate(image)[order], hits & ~skipped, ~skipped, objects)
+
+
+def average_precision(classes: list[ClassMatches]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return AP in percent (mean over IoU 0.50:0.95 and classes) as a function of image weights."""
+
+    def value(weights: np.ndarray) -> np.ndarray:
+        found = np.stack([_class_precision(matches, weights) for matches in classes])
+        return 100 * np.nanmean(found, axis=0)
+
+    return value
+
+
+def _class_precision(matches: ClassMatches, weights: np.ndarray) -> np.ndarray:
+    """Return (b,) 101-point interpolated precision, averaged over thresholds; NaN without objects."""
+    objects = weights @ matches.objects
+    each = weights[:, matches.image]
+    total = np.zeros(len(weights))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for hit, counted in zip(matches.hit, matches.counted, strict=True):
+            right = np.cumsum(each * hit, axis=1)
+            seen = np.cumsum(each * counted, axis=1)
+            precision = right / np.maximum(seen, np.spacing(1))
+            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            total += _sample(right / objects[:, None], envelope)
+    return np.where(objects > 0, total / len(matches.hit), np.nan)
+
+
+def _sample(recall: np.ndarray, envelope: np.ndarray) -> np.ndarray:
+    """Return the mean envelope at 101 recalls for each row, 0 beyond the last recall reached."""
+    rows, length = recall.shape
+    if not length:
+        return np.zeros(rows)
+    # rows laid end to end, each shifted by 2: one search serves all
+    shift = 2.0 * np.arange(rows)[:, None]
+    flat = (np.nan_to_num(recall) + shift).ravel()
+    place = np.searchsorted(flat, (RECALLS[None] + shift).ravel(), side="left").reshape(rows, -1)
+    inside = place - length * np.arange(rows)[:, None]
+    padded = np.concatenate([envelope, np.zeros((rows, 1))], axis=1)
+    picked = np.take_along_axis(padded, np.clip(inside, 0, length), axis=1)
+    return picked.mean(axis=1)

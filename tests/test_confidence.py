@@ -1,0 +1,193 @@
+"""Intervals cover what they should; AP and mIoU as functions of image weights equal the real ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mimbench.confidence import (
+    Interval,
+    bootstrap,
+    bootstrap_mean,
+    compare_functions,
+    compare_hits,
+    mcnemar,
+    mean_iou,
+    percentile_interval,
+    verdict,
+    welch,
+)
+from mimbench.matches import average_precision, match_detections
+
+
+def equal_models(rng: np.random.Generator, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hits of two models that are equally good (70 %) and agree on most images."""
+    easy = rng.random(images)
+    a, b = (np.where(rng.random(images) < 0.6, easy, rng.random(images)) < 0.7 for _ in range(2))
+    return a.astype(float), b.astype(float)
+
+
+def test_interval_of_two_equal_models_covers_zero_in_95_percent() -> None:
+    rng = np.random.default_rng(0)
+    covered = sum(
+        compare_hits([a], [b], rng).sampling.covers(0)
+        for a, b in (equal_models(rng, 1000) for _ in range(1000))
+    )
+    assert 930 <= covered <= 970
+
+
+def test_mcnemar_rejects_equal_models_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    rejected = sum(mcnemar(*equal_models(rng, 1000)) < 0.05 for _ in range(1000))
+    assert 20 <= rejected <= 60, "the exact test is a little conservative"
+
+
+def test_interval_of_miou_covers_the_truth_in_95_percent() -> None:
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(1000):
+        labelled = rng.integers(50, 150, (2, 120, 3))
+        share = rng.beta(8, 4, (2, 120, 3))
+        hit = labelled * share
+        functions = [mean_iou(h, 2 * n - h, n) for h, n in zip(hit, labelled, strict=True)]
+        found = compare_functions("miou", functions[:1], functions[1:], 120, rng, resamples=400)
+        covered += found.sampling.covers(0)
+    assert 930 <= covered <= 970
+
+
+def test_resampling_by_counts_equals_resampling_by_images() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.choice([-1.0, 0.0, 1.0], 300, p=[0.2, 0.5, 0.3])
+    fast = bootstrap_mean(values, rng, 20_000)
+    slow = values[rng.integers(0, 300, (20_000, 300))].mean(axis=1)
+    assert stats.ks_2samp(fast, slow).pvalue > 0.001
+    assert np.std(fast) == pytest.approx(np.std(slow), rel=0.03)
+
+
+def test_a_real_difference_is_found_and_named() -> None:
+    rng = np.random.default_rng(4)
+    a, b = equal_models(rng, 5000)
+    better = np.maximum(a, rng.random(5000) < 0.2)
+    found = compare_hits([better], [b], rng)
+    assert found.winner == "a"
+    assert found.mcnemar is not None
+    assert found.mcnemar < 1e-6
+    assert verdict("x", "y", found).startswith("x is better than y (+")
+    assert verdict("y", "x", compare_hits([b], [better], rng)).startswith("x is better than y (-")
+    assert "no difference shown" in verdict("x", "y", compare_hits([a], [a], rng))
+
+
+def test_seeds_are_kept_apart_from_sampling() -> None:
+    rng = np.random.default_rng(5)
+    base = (rng.random(20_000) < 0.7).astype(float)
+    worse = base * (rng.random(20_000) > 0.01)
+    # seeds that scatter by more than the difference: images say yes, seeds say no
+    a = [np.where(np.arange(20_000) < cut, 0.0, base) for cut in (0, 2000)]
+    b = [np.where(np.arange(20_000) < cut, 0.0, worse) for cut in (0, 2000)]
+    found = compare_hits(a, b, rng)
+    assert found.sampling.low > 0
+    assert found.seeds is not None
+    assert found.seeds.low < 0 < found.seeds.high
+    assert found.winner == ""
+    assert found.mcnemar is None
+    assert found.seed_sd[0] == pytest.approx(np.std([100 * h.mean() for h in a], ddof=1))
+    assert welch([1.0], [2.0, 3.0]) is None
+    assert welch([1.0, 1.0], [2.0, 2.0]) == Interval(-1.0, -1.0)
+
+
+def test_welch_equals_scipy() -> None:
+    a, b = [80.1, 80.4, 79.9], [79.0, 79.8, 79.5, 79.1]
+    found = welch(a, b)
+    wanted = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_miou_of_all_images_is_the_dataset_miou() -> None:
+    intersect, union = np.array([[4, 0], [2, 0]]), np.array([[8, 1], [4, 3]])
+    labelled = np.array([[6, 0], [3, 0]])
+    assert mean_iou(intersect, union, labelled)(np.ones((1, 2))) == pytest.approx(50.0)
+    assert mean_iou(intersect, union, labelled)(np.array([[1.0, 0.0]])) == pytest.approx(50.0)
+    assert mean_iou(intersect, union, np.ones((2, 2)))(np.ones((1, 2))) == pytest.approx(25.0)
+
+
+def scenes(rng: np.random.Generator, folder: Path, images: int = 25) -> tuple[Path, Path]:
+    """Write a random ground truth (with crowds) and detections that are shifted copies and noise."""
+    truth: dict[str, Any] = {
+        "info": {},
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": c, "name": str(c)} for c in (1, 5, 7)],
+    }
+    found = []
+    for i in range(images):
+        image = 100 - i
+        truth["images"].append({"id": image, "width": 128, "height": 128, "file_name": f"{i}.png"})
+        for _ in range(rng.integers(0, 5)):
+            box = [float(x) for x in [*rng.uniform(0, 80, 2), *rng.uniform(10, 40, 2)]]
+            category = int(rng.choice([1, 5, 7]))
+            crowd = int(rng.random() < 0.1)
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": crowd,
+                }
+            )
+            for _ in range(rng.integers(0, 3)):
+                near = [float(x) for x in np.array(box) + rng.normal(0, 3, 4)]
+                found.append(
+                    {
+                        "image_id": image,
+                        "category_id": category,
+                        "bbox": near,
+                        "score": float(rng.random()),
+                    }
+                )
+        noise = [float(x) for x in rng.uniform(5, 60, 4)]
+        found.append(
+            {
+                "image_id": image,
+                "category_id": int(rng.choice([1, 5])),
+                "bbox": noise,
+                "score": float(rng.random()),
+            }
+        )
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "found.json").write_text(json.dumps(found))
+    return folder / "found.json", folder / "truth.json"
+
+
+def test_ap_equals_pycocotools_on_all_images_and_on_a_resample(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools", reason="detection is not installed")
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    rng = np.random.default_rng(6)
+    found, truth = scenes(rng, tmp_path)
+    images, classes = match_detections(found, truth, "bbox")
+    ap = average_precision(classes)
+
+    def official(ids: list[int]) -> float:
+        coco = COCO(str(truth))
+        judge: Any = COCOeval(coco, coco.loadRes(str(found)), "bbox")
+        judge.params.imgIds = ids
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+        return 100 * float(judge.stats[0])
+
+    assert ap(np.ones((1, len(images))))[0] == pytest.approx(official(images), abs=1e-9)
+    some = (rng.random(len(images)) < 0.6).astype(float)
+    subset = [i for i, w in zip(images, some, strict=True) if w]
+    assert ap(some[None])[0] == pytest.approx(official(subset), abs=1e-9)
+    draws = bootstrap([ap], len(images), rng, resamples=100)[0]
+    interval = percentile_interval(draws)
+    assert interval.covers(ap(np.ones((1, len(images))))[0])
+    assert interval.half > 1

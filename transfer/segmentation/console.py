@@ -1,0 +1,74 @@
+"""What reaches the user: mmengine's chatter goes to a file, lack of memory becomes advice."""
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from mmengine.logging import MMLogger
+
+from mimbench.errors import UserError
+from mimbench.runtime import Ranks
+from transfer.segmentation.settings import SegmentationConfig
+
+REMARKS = (
+    "Default ``avg_non_ignore`` is False",
+    "torch.meshgrid: in an upcoming release",
+    "The shape of value will convert",
+)
+"""What mmseg and mmengine say about the published setting and their own code, and nobody can mend."""
+
+
+@contextlib.contextmanager
+def quiet(out: Path, ranks: Ranks) -> Iterator[None]:
+    """Send what mmengine prints to a file: stdout belongs to the final table."""
+    with (out / f"mmseg-{ranks.rank}.log").open("a", encoding="utf-8") as log:
+        _redirect_logger(log)
+        with contextlib.redirect_stdout(log), warnings.catch_warnings():
+            for message in REMARKS:
+                warnings.filterwarnings("ignore", message=message)
+            try:
+                yield
+            finally:
+                _redirect_logger(sys.stderr)
+
+
+def _redirect_logger(stream: TextIO) -> None:
+    """Point mmengine's newest logger, which holds a stream of its own, at `stream`."""
+    current = MMLogger.get_current_instance()
+    current.setLevel(logging.WARNING)
+    for handler in current.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.stream = stream
+
+
+@contextlib.contextmanager
+def advice(config: SegmentationConfig) -> Iterator[None]:
+    """Turn running out of memory into what to do about it."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
+        raise UserError(
+            memory_advice(config, f"{peak:.1f} of {total:.1f} GiB were in use")
+        ) from error
+    except RuntimeError as error:
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(memory_advice(config, str(error).splitlines()[0])) from error
+
+
+def memory_advice(config: SegmentationConfig, measured: str) -> str:
+    """Return what failed, what was measured and what to set."""
+    now = min(config.machine.max_batch, config.batch)
+    smaller = max(2, now // 2)
+    return (
+        f"out of memory with up to {now} images of {config.crop[0]}x{config.crop[1]} at once "
+        f"({measured}); set machine.max_batch={smaller}: the effective batch stays {config.batch} "
+        "by accumulation, batch norm then sees fewer images, and the run goes on from its last state"
+    )

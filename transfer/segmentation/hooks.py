@@ -1,0 +1,249 @@
+"""What happens around training steps: exact resume, seeds, the curve, progress with time left."""
+
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from typing_extensions import override
+
+from mimbench.errors import UserError
+from mimbench.files import atomic_path, write_text
+from mimbench.progress import Progress
+from transfer.segmentation.loop import trained_parts
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.pth"
+SAVE_SECONDS = 600.0
+"""Between saved states; a preemption signal saves at once."""
+LOG_LINES = 1_000
+"""Lines in metrics.jsonl for a whole run, about."""
+
+
+class Interrupted(SystemExit):
+    """A preemption signal came; the state is saved."""
+
+
+class StateHook(Hook):
+    """Saves what a run needs to continue exactly, as plain data that loads without unpickling.
+
+    mmengine's own checkpoints hold HistoryBuffer objects, which torch refuses to load safely.
+
+    Args:
+        file: Where the state goes.
+        digest: Identity of configuration and weights; another run's state is never continued.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, file: Path, digest: str):
+        self.file, self.digest = file, digest
+        self.saved = time.monotonic()
+        self.stop: int | None = None
+
+    @override
+    def before_train(self, runner: Runner) -> None:
+        """Listen for preemption signals."""
+        if get_rank() == 0:
+            self.previous = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)}
+            for number in self.previous:
+                signal.signal(number, self._request)
+
+    def _request(self, number: int, _frame: object) -> None:
+        self.stop = number
+
+    @override
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Save when it is time or when a signal came; after a signal, leave."""
+        if get_rank() != 0:
+            return
+        step = batch_idx + 1
+        due = time.monotonic() - self.saved >= SAVE_SECONDS
+        if due or self.stop is not None:
+            self.save(runner, step)
+        if self.stop is not None:
+            logger.warning("signal %d: state saved at step %d; run again to go on", self.stop, step)
+            raise Interrupted(128 + self.stop)
+
+    @override
+    def after_train(self, runner: Runner) -> None:
+        """Restore the signals."""
+        if get_rank() == 0:
+            for number, handler in self.previous.items():
+                signal.signal(number, handler)
+
+    def save(self, runner: Runner, step: int) -> None:
+        """Write the state atomically."""
+        parts = trained_parts(runner)
+        value = {
+            "digest": self.digest,
+            "step": step,
+            "model": parts.model.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "schedules": [plain(schedule.state_dict()) for schedule in parts.schedules],
+        }
+        with atomic_path(self.file) as part:
+            torch.save(value, part)
+        self.saved = time.monotonic()
+
+
+def plain(value: Any) -> Any:
+    """Return the numbers, texts and lists of a state; NumPy scalars become Python's."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if not callable(item)}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def read_state(file: Path, digest: str) -> dict[str, Any] | None:
+    """Return the saved state of this very run; None if there is none, an error if it is another's."""
+    if not file.is_file():
+        return None
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if state["digest"] != digest:
+        raise UserError(
+            f"{file.parent} holds an unfinished run of another configuration or checkpoint; "
+            "choose another folder or delete it"
+        )
+    return state
+
+
+class StepSeedHook(Hook):
+    """Seeds dropout and drop path from seed, step and rank, so that no generator state is kept."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    @override
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed torch for this step."""
+        words = np.random.SeedSequence([self.seed, batch_idx, get_rank()]).generate_state(2)
+        torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+class CurveHook(Hook):
+    """Shows progress with time left, writes metrics.jsonl, and stops when the loss is no number.
+
+    Args:
+        file: The curve, one JSON object for each logged step.
+        total: Optimiser steps of the whole run.
+        start: Steps already done.
+    """
+
+    def __init__(self, file: Path, total: int, start: int):
+        self.file, self.total, self.start = file, total, start
+        self.every = max(1, min(50, total // LOG_LINES or 1))
+        self.stream: TextIO | None = None
+
+    @override
+    def before_train(self, runner: Runner) -> None:
+        """Open the curve; lines after the resumed step are dropped."""
+        if get_rank() == 0:
+            write_text(self.file, "".join(kept_lines(self.file, self.start)))
+            self.stream = self.file.open("a", encoding="utf-8")
+            self.progress = Progress("train", self.total, start=self.start)
+
+    @override
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Count the step; every so often read the loss."""
+        step = batch_idx + 1
+        figures: dict[str, float] = {}
+        if step % self.every == 0 or step == self.total:
+            figures = {name: float(value) for name, value in outputs.items()}
+            self._stop_if_lost(step, figures["loss"])
+        if self.stream is None:
+            return
+        if figures:
+            rates = [group["lr"] for group in trained_parts(runner).optimizer.param_groups]
+            self._write({"step": step, **figures, "lr": max(rates)})
+            self.progress.step(loss=figures["loss"], lr=max(rates))
+        else:
+            self.progress.step()
+
+    @override
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Put scores on the way into the curve."""
+        if self.stream is not None and metrics:
+            self._write({"step": runner.iter, **{k: float(v) for k, v in metrics.items()}})
+
+    @override
+    def after_train(self, runner: Runner) -> None:
+        """Close the curve."""
+        if self.stream is not None:
+            self.progress.close()
+            self.stream.close()
+
+    def _write(self, line: dict[str, float | int]) -> None:
+        assert self.stream is not None
+        self.stream.write(json.dumps(line) + "\n")
+        self.stream.flush()
+
+    def _stop_if_lost(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {step}; try a lower learning rate (lr=...), "
+                "or precision=bf16 instead of fp16"
+            )
+
+
+def kept_lines(file: Path, start: int) -> Sequence[str]:
+    """Return the lines of a curve up to a step."""
+    if not start or not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+
+
+class TestProgressHook(Hook):
+    """Shows how far a test is."""
+
+    def __init__(self, label: str):
+        self.label = label
+
+    @override
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Start counting this process's pictures."""
+        self.progress = (
+            Progress(self.label, len(runner.test_dataloader)) if not get_rank() else None
+        )
+
+    @override
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Count one picture."""
+        if self.progress:
+            self.progress.step()
+
+    @override
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Show the last line."""
+        if self.progress:
+            self.progress.close()
