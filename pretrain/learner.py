@@ -55,17 +55,11 @@ class Pretraining(Learner):
         self.strategy = masks.build(config.mask)
         source = config.objective.features_from
         self.features = FeatureNetwork(source, self.spec.grid).to(device) if source else None
-        self.student = MaskedAutoencoder(
-            self.spec,
-            config.decoder,
-            outputs=output_width(config, self.features),
-            predictor=config.objective.predict_loss != "none",
-        ).to(device)
+        self.student = self.networks(output_width(config, self.features)).to(device)
         self.model = self.student
         if config.training.save_memory:
             self.student.save_memory()
-        asked = bool(self.strategy.needs & {"difficulty", "attention"})
-        averaged = asked or config.objective.target == "ema" or config.teacher.keep
+        averaged = self.asks_teacher() or config.objective.target == "ema" or config.teacher.keep
         self.teacher = Teacher(self.student) if averaged else None
         if self.teacher is not None and config.machine.compile:
             self.teacher.compile()
@@ -85,23 +79,39 @@ class Pretraining(Learner):
         self.mean = torch.tensor(self.spec.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(self.spec.std, device=device).view(3, 1, 1)
 
+    def networks(self, outputs: int | None) -> MaskedAutoencoder:
+        """Return what is trained."""
+        return MaskedAutoencoder(
+            self.spec,
+            self.config.decoder,
+            outputs=outputs,
+            predictor=self.config.objective.predict_loss != "none",
+        )
+
+    def asks_teacher(self) -> bool:
+        """Tell whether the masks follow what the teacher sees."""
+        return bool(self.strategy.needs & {"difficulty", "attention"})
+
     def rate(self, at: Moment) -> float:
         """Return the learning rate."""
         return self.schedule(at.fraction)
 
     def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """Return the step's losses, and how well predicted losses order the true ones."""
-        images = batch.data
-        normalised = (images.float() / 255 - self.mean) / self.std
-        patches = to_patches(normalised, self.spec.patch_size)
+        normalised, patches = self.prepare(batch)
         mask_input, views = self.look(patches, normalised, at)
         # the same numbers on every process and micro-step: each takes its own rows
         self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, 1))
         mask = self.strategy(mask_input, self.generator)
         visible, hidden = split(mask, self.strategy.count(mask_input.patches))
         outputs: Outputs = model(patches, visible, hidden)
-        losses = self.patch_losses(outputs.prediction, patches, images, hidden, views)
+        losses = self.patch_losses(outputs.prediction, patches, batch.data, hidden, views)
         return self.figures(outputs, losses)
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the images (b, 3, H, W), normalised, and their patches."""
+        normalised = (batch.data.float() / 255 - self.mean) / self.std
+        return normalised, to_patches(normalised, self.spec.patch_size)
 
     def look(
         self, patches: Tensor, normalised: Tensor, at: Moment
@@ -118,16 +128,20 @@ class Pretraining(Learner):
             whole=at.batch,
             images=normalised if "images" in needs else None,
         )
-        judged = "difficulty" in needs and not self.strategy.idle(mask_input)
-        judged = judged and at.step % config.every == 0
+        asked = at.step % config.every == 0 and not self.strategy.idle(mask_input)
+        judged, attends = asked and "difficulty" in needs, asked and "attention" in needs
         whole = judged and config.tokens == 1
-        views, difficulty = None, None
+        views, difficulty, attention = None, None, None
         if self.teacher is not None and (whole or self.config.objective.target == "ema"):
-            views = self.teacher(patches, difficulty=whole)
-            difficulty = views.difficulty
+            views = self.teacher(patches, difficulty=whole, attention=attends)
+            difficulty, attention = views.difficulty, views.attention
+        elif self.teacher is not None and attends:
+            attention = self.teacher.attend(patches)
         if self.teacher is not None and judged and not whole:
             difficulty = self.teacher.glance(patches, config.tokens)
-        return replace(mask_input, difficulty=difficulty), views
+        if attention is not None:
+            attention = attention.mean(dim=1)
+        return replace(mask_input, difficulty=difficulty, attention=attention), views
 
     def patch_losses(
         self,
