@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimbench.archive import read_raw
 from mimbench.checkpoints import read_weights
 from mimbench.errors import UserError
+from mimbench.reading import read_raw
 from mimbench.weights import VitSpec
 from pretrain.layouts import from_official
 from pretrain.model import DecoderConfig, MaskedAutoencoder
@@ -40,6 +40,8 @@ class StoredModel:
     epochs_done: int | None = None
     target: str | None = None
     """What the reconstruction head gives, where the file says it."""
+    mask: Mapping[str, Any] | None = None
+    """The masking strategy's section of the config, where the file says it."""
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -58,7 +60,8 @@ class StoredModel:
             outputs=len(self.student["reconstructor.pred.weight"]),
             predictor=any(name.startswith("predictor.") for name in self.student),
         )
-        _fill(model, self.student)
+        # AutoMAE's mask generator is no part of the student
+        _fill(model, {n: t for n, t in self.student.items() if not n.startswith("generator.")})
         teacher = Teacher(model)
         if self.teacher is None:
             return model.eval(), None
@@ -99,7 +102,7 @@ def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:
         card = json.loads((path.parent / CARD).read_text(encoding="utf-8"))
         spec, config = VitSpec.from_json(card["spec"]), card["config"]
         heads, target = config["decoder"]["heads"], config["objective"]["target"]
-        epochs = card["epoch"]
+        epochs, mask = card["epoch"], config["mask"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} needs its {CARD} beside it, unharmed: {error}") from error
     parts: dict[str, dict[str, Tensor]] = {"student": {}, "teacher": {}}
@@ -113,6 +116,7 @@ def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:
         decoder_heads=heads,
         epochs_done=epochs,
         target=target,
+        mask=mask,
     )
 
 

@@ -1,0 +1,43 @@
+"""Peak memory of a piece of work, alone in a fresh process.
+
+On a GPU it is what the allocator held, on a CPU how much the process grew.
+"""
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def peak_bytes(work: Callable[..., object], *arguments: Any) -> int:
+    """Return the peak of work(*arguments), a module's function with arguments that pickle."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measure, work, arguments, torch.get_num_threads()).result()
+
+
+def _measure(work: Callable[..., object], arguments: tuple[Any, ...], threads: int) -> int:
+    torch.set_num_threads(threads)
+    before = _resident()
+    work(*arguments)
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return _largest() - before
+
+
+def _resident() -> int:
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
+        return _largest()
+    return int(pages.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
+def _largest() -> int:
+    # kilobytes on Linux, bytes on macOS
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
