@@ -51,6 +51,7 @@ class Options:
     workers: int | None = None
     max_batch: int | None = None
     compile: bool = False
+    recompute: bool = False
 
     def request(self, manifest: Manifest) -> Request:
         """Return the request: ids chosen, machine filled in from what this one has."""
@@ -60,6 +61,7 @@ class Options:
             workers=self.workers if self.workers is not None else min(8, usable_cores()),
             max_batch=self.max_batch or usual.max_batch,
             compile=self.compile,
+            recompute=self.recompute,
         )
         return Request(
             profile=self.profile,

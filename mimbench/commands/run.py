@@ -91,6 +91,9 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batch", type=int, metavar="N", help="images that fit one process at once"
     )
     machine.add_argument("--compile", action="store_true")
+    machine.add_argument(
+        "--recompute", action="store_true", help="detection: less memory, more time"
+    )
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -111,6 +114,7 @@ def options_of(args: argparse.Namespace) -> Options:
         workers=args.workers,
         max_batch=args.max_batch,
         compile=args.compile,
+        recompute=args.recompute,
     )
 
 
