@@ -4,6 +4,8 @@ All other blocks keep the fused kernel, which never forms probabilities; here on
 keys, so the cost is that of one row.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ def class_attention(
         bias: (1, heads, n, n) added before the softmax, where positions are relative.
     """
     b, n, _ = tokens.shape
-    rows, shift = len(qkv.weight) // 3, qkv.bias
+    rows, shift = len(qkv.weight) // 3, cast("Tensor | None", qkv.bias)
     query = F.linear(tokens[:, :1], qkv.weight[:rows], None if shift is None else shift[:rows])
     between = slice(rows, 2 * rows)
     keys = F.linear(tokens, qkv.weight[between], None if shift is None else shift[between])

@@ -65,9 +65,9 @@ class SpectralConv(nn.Conv2d):
         left, right = self.left.clone(), self.right.clone()
         return self.weight / (left @ self.weight.flatten(1) @ right)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return the convolution with the normalised weight."""
-        return F.conv2d(x, self.normalised(), None, self.stride, self.padding)
+        return F.conv2d(input, self.normalised(), None, self.stride, self.padding)
 
 
 class Discriminator(nn.Module):

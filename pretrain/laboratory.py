@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -195,8 +195,10 @@ def variants(ratio: float | None, grid: tuple[int, int]) -> list[Variant]:
         grid: Rows and columns of patches.
     """
     found = []
-    for name, cls in masks.available().items():
-        own = {f.name for f in dataclasses.fields(_any(cls))}
+    # those that follow nothing come first: the others are read against them
+    ordered = sorted(masks.available().items(), key=lambda item: (bool(item[1].needs), item[0]))
+    for name, cls in ordered:
+        own = {f.name for f in dataclasses.fields(cast(Any, cls))}
         shared = {"ratio": ratio} if ratio is not None and "ratio" in own else {}
         hint = get_type_hints(cls).get("order")
         orders = get_args(hint) if get_origin(hint) is Literal else (None,)
@@ -212,10 +214,6 @@ def variants(ratio: float | None, grid: tuple[int, int]) -> list[Variant]:
                 Variant(label=name if order is None else f"{name} {order}", strategy=strategy)
             )
     return found
-
-
-def _any(value: Any) -> Any:
-    return value
 
 
 def draw(variant: Variant, sight: Sight, seed: int) -> Tensor:

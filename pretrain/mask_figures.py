@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from pretrain.mask_statistics import Row
 
 INK, FAINT, PAPER, VEIL = "#1b1f24", "#6b7280", "#ffffff", "#e7e5df"
 HEAT, WHERE = "magma", "BuPu"
-FONT = {"font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK}
+FONT: dict[Any, Any] = {"font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK}
 CELL = 1.25
 """Inches of one picture."""
 
@@ -25,16 +26,17 @@ def show_masks(
     path: Path, sight: Sight, masks: Mapping[str, Tensor], *, title: str, names: Sequence[str]
 ) -> None:
     """Draw each image in a row: itself, what the checkpoint says of it, and every strategy's mask."""
-    guides = {"attention": sight.attention}
+    # only its order counts, and one patch often outshines all others
+    guides = {"attention\n(rank)": sight.attention.argsort(dim=1).argsort(dim=1).float()}
     if sight.difficulty is not None:
         guides["predicted loss"] = sight.difficulty
     if sight.log_probability is not None:
         guides["generator"] = sight.log_probability.exp()
     rows, columns = len(sight.images), 1 + len(guides) + len(masks)
-    width, height = columns * CELL + 0.9, rows * CELL + 1.05
+    width, height = columns * CELL + 0.9, rows * CELL + 0.95
     with mpl.rc_context(FONT):
         figure = _figure(width, height)
-        left, top = 0.8 / width, 1 - 0.85 / height
+        left, top = 0.8 / width, 1 - 0.72 / height
         side = CELL * 0.94
 
         def axes(row: int, column: int) -> Any:
@@ -57,7 +59,9 @@ def show_masks(
         labels = ["image", *guides, *masks]
         for column, axis in enumerate(figure.axes[:columns]):
             shares = [] if column <= len(guides) else [masks[labels[column]].float().mean().item()]
-            axis.set_title("\n".join(_words(labels[column])), fontsize=8, pad=4, linespacing=1.05)
+            axis.set_title(
+                _two_lines(labels[column]), fontsize=8, pad=5, linespacing=1.05, va="baseline"
+            )
             for share in shares:
                 figure.axes[(rows - 1) * columns + column].set_xlabel(
                     f"{100 * share:.0f} % hidden", fontsize=6.5, color=FAINT, labelpad=3
@@ -66,14 +70,13 @@ def show_masks(
         _save(figure, path)
 
 
-def _words(label: str) -> list[str]:
-    first, _, rest = label.partition(" ")
-    return [first, rest] if rest else ["", first]
+def _two_lines(label: str) -> str:
+    return label.replace(" ", "\n", 1)
 
 
 def veiled(picture: Any, mask: Tensor, grid: tuple[int, int]) -> Any:
     """Return a picture (H, W, 3) whose hidden patches lie under paper, with a hairline between."""
-    veil = np.array(mpl.colors.to_rgb(VEIL))
+    veil = np.array(to_rgb(VEIL))
     tall, wide = picture.shape[0] // grid[0], picture.shape[1] // grid[1]
     # enlarged, so that hairlines are thinner than a pixel of a small picture
     by = max(1, 320 // max(picture.shape[:2]))
@@ -97,10 +100,10 @@ def show_statistics(path: Path, rows: Sequence[Row], *, title: str) -> None:
         ("rank correlation\nwith true loss", [r.rank_correlation for r in rows], 0.0),
     ]
     measures = [m for m in measures if any(v is not None for v in m[1])]
-    height, width = 0.62 * len(rows) + 1.25, 2.6 + 1.5 * len(measures)
+    height, width = 0.62 * len(rows) + 1.1, 2.6 + 1.5 * len(measures)
     with mpl.rc_context(FONT):
         figure = _figure(width, height)
-        top, step = 1 - 0.95 / height, 0.62 / height
+        top, step = 1 - 0.85 / height, 0.62 / height
         highest = max(row.where.max().item() for row in rows)
         for index, row in enumerate(rows):
             y = top - (index + 1) * step

@@ -129,7 +129,7 @@ def test_1_any_backbone_shows_the_same_row(tiny_spec: VitSpec, position: Any) ->
     block.get_submodule("attn.proj").register_forward_hook(
         lambda _, inputs, __: gathered.append(inputs[0])
     )
-    incoming: list[Tensor] = []
+    incoming: list[Any] = []
     block.get_submodule("norm1").register_forward_hook(
         lambda _, __, output: incoming.append(output)
     )

@@ -123,11 +123,9 @@ class Distillation(Learner):
         if at.epoch < o.freeze_last_epochs:
             for parameter in self.last:
                 parameter.grad = None
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if o.clip_grad is not None:
-            norms = torch._foreach_norm(gradients)
-            scales = [(o.clip_grad / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-            torch._foreach_mul_(gradients, scales)
+            for parameter in self.model.parameters():
+                torch.nn.utils.clip_grad_norm_(parameter, o.clip_grad)
         decay = cosine(o.weight_decay, o.weight_decay_end, at.step / at.steps)
         self.optimizer.param_groups[0]["weight_decay"] = decay
 

@@ -4,6 +4,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from mimbench.vit import Vit, assemble
@@ -103,6 +104,5 @@ class Teacher(Network):
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
         """Move every parameter: momentum x own + (1 - momentum) x the student's."""
-        own = [p for p, _ in self.pairs]
-        theirs = [p.detach() for _, p in self.pairs]
-        torch._foreach_lerp_(own, theirs, 1 - momentum)
+        own: list[Tensor] = [p for p, _ in self.pairs]
+        get_ema_multi_avg_fn(momentum)(own, [p.detach() for _, p in self.pairs], None)

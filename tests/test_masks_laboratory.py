@@ -1,0 +1,219 @@
+"""The mask laboratory: what it counts is right, and both commands leave what they promise."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from mimbench.checkpoints import write_weights
+from mimbench.learner import Place
+from mimbench.loop import fit
+from mimbench.task import Machine
+from mimbench.weights import VitWeights
+from pretrain.adversarial import AdversarialPretraining
+from pretrain.config import read_config
+from pretrain.laboratory import Observer, fit_image
+from pretrain.mask_figures import veiled
+from pretrain.mask_statistics import describe, object_cover, spearman
+from pretrain.masks.__main__ import main
+
+SMALL = [
+    "encoder.patch=8",
+    "encoder.width=24",
+    "encoder.depth=1",
+    "encoder.heads=2",
+    "decoder.width=16",
+    "decoder.depth=1",
+    "decoder.heads=2",
+    "data.image_size=32",
+    "data.root=/nowhere",
+    "training.precision=fp32",
+    "training.batch=4",
+    "training.steps=1",
+    "training.tensorboard=false",
+    "machine.device=cpu",
+]
+
+
+class Noise:
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(index)
+        return torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has everything: decoder, loss predictor, teacher and mask generator."""
+    out = tmp_path_factory.mktemp("run")
+    config = read_config("hpm_vit_base_16", [*SMALL, "mask.name=adversarial"])
+    place = Place(out=out, digest="d", machine=Machine(workers=0, device="cpu"))
+    fit(AdversarialPretraining(config, torch.device("cpu"), out), Noise(), config.loop(), place)
+    return out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("coco")
+    folder = root / "val2017"
+    folder.mkdir()
+    dice = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(5):
+        name = f"{i:03d}.png"
+        Image.fromarray(dice.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / name)
+        images.append({"id": i, "file_name": name, "width": 64, "height": 48})
+        box = [8, 0, 24, 24]
+        annotations.append({"image_id": i, "bbox": box, "segmentation": []})
+    (root / "annotations").mkdir()
+    content = {"images": images, "annotations": annotations}
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_show_draws_every_strategy(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "masks.png"
+    files = [str(p) for p in sorted(data.glob("*.png"))[:2]]
+    assert main(["show", *files, "--ckpt", str(run), "-o", str(out), "--ratio", "0.5"]) == 0
+    with Image.open(out) as picture:
+        wide = picture.size
+        assert np.asarray(picture.convert("RGB")).std() > 10
+    assert "left out" not in capsys.readouterr().err
+    encoder = run / "encoder.safetensors"
+    assert main(["show", *files, "--ckpt", str(encoder), "-o", str(out), "--ratio", "0.5"]) == 0
+    with Image.open(out) as picture:
+        assert picture.size[0] < wide[0]
+
+
+def test_stats_table_and_figure(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "stats.png"
+    arguments = ["stats", "--data", str(data), "--ckpt", str(run), "-o", str(out)]
+    assert main([*arguments, "--ratio", "0.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in lines[2:]}
+    for name in ("random", "grid", "block", "hard hardest", "attention high", "adversarial"):
+        ratio, entropy, clumping, objects, rank = (float(v) for v in rows[name])
+        assert ratio == 0.5
+        assert 0 < entropy <= 1
+        assert clumping > 0
+        assert objects >= 0
+        assert -1 <= rank <= 1
+    assert float(rows["grid"][2]) > float(rows["random"][2])
+    with Image.open(out) as picture:
+        assert min(picture.size) > 300
+
+
+def test_what_a_checkpoint_cannot_say_is_named(
+    tiny_weights: VitWeights, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "encoder.safetensors"
+    write_weights(path, tiny_weights)
+    assert main(["stats", "--data", str(data), "--ckpt", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert "hard hardest is left out: it needs a loss predictor" in captured.err
+    assert "adversarial is left out: it needs a trained generator" in captured.err
+    names = [line.split("|")[1].strip() for line in captured.out.splitlines()[2:]]
+    assert "attention high" in names
+    assert "hard hardest" not in names
+    assert all(line.split("|")[-2].strip() == "-" for line in captured.out.splitlines()[2:])
+
+
+def test_true_loss_is_the_students(run: Path) -> None:
+    observer = Observer(run)
+    images = torch.rand(2, 3, 32, 32)
+    sight = observer.look(images)
+    assert sight.loss is not None
+    assert sight.loss.shape == (2, 16)
+    assert (sight.loss > 0).all()
+    assert sight.difficulty is not None
+    assert sight.log_probability is not None
+    torch.testing.assert_close(sight.log_probability.exp().sum(1), torch.ones(2))
+    larger = Observer(run, size=64).look(torch.rand(1, 3, 64, 64))
+    assert larger.grid == (8, 8)
+    assert larger.loss is None
+
+
+def test_statistics_by_hand() -> None:
+    left = torch.tensor([[1, 1, 0, 0]] * 4, dtype=torch.bool).flatten()
+    draws = left.expand(3, 2, 16)
+    objects = torch.zeros(2, 16)
+    objects[0, 0] = 1.0
+    objects[1] = float("nan")
+    loss = left.float().expand(2, 16) * torch.tensor([[1.0], [-1.0]])
+    row = describe("x", draws, (4, 4), objects=objects, loss=loss)
+    assert row.ratio == 0.5
+    # half of the places alike: log 8 / log 16
+    assert row.spatial_entropy == pytest.approx(0.75)
+    # 24 pairs within or across: each of 8 hidden has 24 neighbours in all, of which 20 are hidden
+    assert row.clumping == pytest.approx(20 / 24 / 0.5)
+    assert row.objects == pytest.approx(2.0)
+    assert row.rank_correlation == pytest.approx(0.0)
+    assert torch.equal(row.where[:, 0], torch.ones(4))
+    none = describe("x", draws, (4, 4), objects=None, loss=None)
+    assert none.objects is None
+    assert none.rank_correlation is None
+
+
+def test_spearman_with_ties() -> None:
+    source = torch.Generator().manual_seed(0)
+    one = torch.randint(0, 4, (3, 20), generator=source).float()
+    other = torch.rand(3, 20, generator=source)
+    wanted = np.mean([spearmanr(a, b)[0] for a, b in zip(one, other, strict=True)])
+    assert spearman(one, other) == pytest.approx(wanted)
+    assert spearman(torch.ones(2, 5), other[:2, :5]) == 0.0
+
+
+def test_objects_land_on_their_patches(data: Path) -> None:
+    paths = sorted(data.glob("*.png"))[:2]
+    found = object_cover(
+        paths, [data.parent / "annotations" / "instances_val2017.json"], (48, 48), 24
+    )
+    assert found is not None
+    # the middle 48 of 64 columns begin at column 8, where the box begins
+    assert found.shape == (2, 4)
+    assert found[0, 0] > 0.95
+    assert found[0, 1:].max() < 0.1
+    assert object_cover(paths, [], (48, 48), 24) is None
+
+
+def test_pictures() -> None:
+    image = torch.arange(3 * 40 * 80).reshape(3, 40, 80).to(torch.uint8)
+    assert fit_image(image, (20, 20)).shape == (3, 20, 20)
+    picture = np.zeros((32, 32, 3))
+    mask = torch.zeros(16, dtype=torch.bool)
+    mask[5] = True
+    found = veiled(picture, mask, (4, 4))
+    by = len(found) // 32
+    assert found[12 * by, 12 * by].min() > 0.5
+    assert found[4 * by, 4 * by].max() == 0
+
+
+def test_mistakes(
+    tiny_weights: VitWeights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "encoder.safetensors"
+    write_weights(path, tiny_weights)
+    assert main(["stats", "--data", str(tmp_path / "no"), "--ckpt", str(path)]) == 1
+    assert "no images below" in capsys.readouterr().err
+    assert main(["show", "x.png", "--ckpt", str(path), "--size", "50"]) == 1
+    assert "--size 50 does not divide into patches of 16" in capsys.readouterr().err
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("[]")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    arguments = ["stats", "--data", str(tmp_path), "--ckpt", str(path)]
+    assert main([*arguments, "--annotations", str(wrong)]) == 1
+    assert "no COCO annotation file" in capsys.readouterr().err
