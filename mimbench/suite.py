@@ -44,6 +44,7 @@ class Options:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
     data: Path | None = None
+    own_data: bool = False
     out: Path = Path("runs")
     which: str | None = None
     num_heads: int | None = None
@@ -69,6 +70,7 @@ class Options:
             overrides=self.overrides,
             seeds=self.seeds,
             data=self.data,
+            own_data=self.own_data,
             out=self.out,
             machine=machine,
         )

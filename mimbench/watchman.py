@@ -23,7 +23,9 @@ def watch(cells: Sequence[Cell], device: str) -> None:
     for who in {cell.contestant.folder: cell.contestant for cell in cells}.values():
         mine = [c for c in cells if c.contestant.folder == who.folder]
         left = [c for c in mine if not c.problem and not finished(c)]
-        labelled = [c for c in mine if c.order.dataset in LABELLED and not c.problem]
+        labelled = [
+            c for c in mine if c.order.dataset.removeprefix("own-") in LABELLED and not c.problem
+        ]
         if who.twin or not left:
             continue
         if not labelled:
