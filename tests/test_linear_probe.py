@@ -28,7 +28,7 @@ SMALL = {
     "norm_batch": 8,
     "epochs": 4,
     "warmup": 1,
-    "learning_rates": [30.0],
+    "learning_rates": [1000.0],
     "choices": ["avg"],
     "crop": {"kind": "byol", "scale": [0.9, 1.0], "flip": 0.0},
     "machine": {"device": "cpu", "workers": 0, "max_batch": 4},
@@ -62,7 +62,7 @@ def test_mae_recipe_learns_and_says_what_it_did(
     assert 100 * (outcomes["top5"][:, 0] == outcomes["labels"]).mean() == metrics["top1_last"]
     assert outcomes["images"][0] == "class_0/val_0_000.png"
     extra = json.loads((out / "extra.json").read_text())
-    assert extra["head"] == "avg_lr30"
+    assert extra["head"] == "avg_lr1000"
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1]["step"] == 36
 
