@@ -19,6 +19,7 @@ from mimbench.errors import UserError
 from mimbench.optim import Schedule
 from mimbench.positions import resize_table
 from mimbench.runtime import Ranks
+from mimbench.sample import generate
 from mimbench.vit import build_vit
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import finetune
@@ -318,3 +319,18 @@ def test_class_token_recipe_and_plain_labels(
     assert extra["tensors_not_taken"] == []
     assert extra["recipe"]["pool"] == "cls"
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
+
+
+@pytest.mark.slow
+def test_on_the_sample_data_far_above_chance(tmp_path: Path):
+    root = generate(
+        tmp_path / "sample", train_per_class=120, val_per_class=40, train_scenes=1, val_scenes=1
+    )
+    spec = VitSpec(embed_dim=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8, grid=(4, 4))
+    augment = {**SMALL["augment"], "mixup": 0.0}
+    settings = config(
+        root / "classification", batch=64, epochs=8, lr=4e-3, layer_decay=0.85, augment=augment
+    )
+    metrics = finetune.run(random_weights(spec, 0), settings, tmp_path / "out")
+    # chance is 10; of 400 images a standard deviation is 1.5 (60 when written)
+    assert metrics["top1"] > 35

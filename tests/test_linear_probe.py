@@ -52,11 +52,11 @@ def weights(small_spec: VitSpec) -> VitWeights:
 def test_mae_recipe_learns_and_says_what_it_did(
     painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
 ):
-    data = painted_images(tmp_path / "data")
+    data = painted_images(tmp_path / "data", val=25)
     out = tmp_path / "out"
-    metrics = linear.run(weights, config(data, epochs=12), out)
-    # chance is 25
-    assert metrics["top1"] >= 60
+    metrics = linear.run(weights, config(data, epochs=24), out)
+    # chance is 25, and a standard deviation 4.3
+    assert metrics["top1"] >= 42
     assert metrics["top1"] == metrics["top1_last"] <= metrics["top1_best"]
     outcomes = np.load(out / "outcomes.npz")
     assert 100 * (outcomes["top5"][:, 0] == outcomes["labels"]).mean() == metrics["top1_last"]
@@ -64,7 +64,7 @@ def test_mae_recipe_learns_and_says_what_it_did(
     extra = json.loads((out / "extra.json").read_text())
     assert extra["head"] == "avg_lr1000"
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps[-1]["step"] == 36
+    assert steps[-1]["step"] == 72
 
 
 def test_shuffled_labels_give_chance(
