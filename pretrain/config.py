@@ -181,6 +181,9 @@ class Config:
         for name in ("log_every", "save_every", "keep_every", "tensorboard", "steps"):
             del value["training"][name]
         value["start"]["weights"] = value["start"]["weights"] is not None
+        # where AutoMAE's networks lie; the training state knows which they were
+        for name in {"scorer", "generator_from"} & value["mask"].keys():
+            value["mask"][name] = value["mask"][name] is not None
         return value_digest(value)
 
 

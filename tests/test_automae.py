@@ -544,3 +544,10 @@ def _plain_run(tmp_path: Path) -> Path:
 def test_wrong_settings_say_so() -> None:
     with pytest.raises(ValueError, match="boost is -1"):
         Strategy(boost=-1)
+
+
+def test_the_digest_ignores_where_the_networks_lie(tmp_path: Path, scorer: Path) -> None:
+    here, there = (tiny(f"mask.scorer={p}").digest() for p in (scorer, tmp_path / "moved.pth"))
+    assert here == there
+    assert here != tiny().digest()
+    assert read_config("automae_vit_base_16", []).mask == {"name": "adversarial", "ratio": 0.75}
