@@ -20,6 +20,9 @@ HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24, 4096: 32}
 """Width -> heads of the published sizes: head width 64, but 80 for H."""
 
 
+PARTS = ("cls_token", "patch_embed.proj.bias", "norm.weight|fc_norm.weight")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """What a family's tensors do not show."""
@@ -32,6 +35,8 @@ class Family:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     position: Literal["absolute", "relative", "rotary"] = "absolute"
+    requires: tuple[str, ...] = PARTS
+    """Parts that shapes would let be absent; alternatives are separated by '|'."""
     grid: tuple[int, int] | None = None
     """Said by the family or its configuration where no table shows it."""
 
@@ -50,6 +55,9 @@ def infer_spec(
     depth = 1 + max((int(n.split(".")[1]) for n in tensors if _BLOCK.match(n)), default=-1)
     if not depth:
         raise UserError("no tensor is named blocks.<i>.*: there are no transformer blocks")
+    for part in family.requires:
+        if not any(name in tensors for name in part.split("|")):
+            raise UserError(f"missing {part.replace('|', ' or ')}")
     hidden = _need(tensors, "blocks.0.mlp.fc2.weight", 2).shape[1]
     heads, asked = _heads(D, family, num_heads)
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0

@@ -30,6 +30,8 @@ class Contestant:
     """What a result says about the weights: name, digest, format, which, model."""
     which: str | None = None
     num_heads: int | None = None
+    twin: bool = False
+    """Random on purpose: no canary."""
 
     @property
     def folder(self) -> str:

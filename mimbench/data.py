@@ -112,7 +112,7 @@ class Source:
     """Where the images are: an ImageFolder, or any of timm's data sets that can be indexed."""
 
     name: str = "folder"
-    """`folder`, or a name that timm.data.create_dataset takes: torch/cifar10, hfds/..., tar."""
+    """`folder`; `tar` for train.tar and val.tar; or a name for timm.data.create_dataset."""
     train: str = "train"
     val: str = "val"
 
@@ -205,9 +205,9 @@ def read_timm(name: str, data: Path, split: str) -> ImageList:
             f"source '{name}' is streamed, and a stream has no fixed order to score every image "
             "once; use an indexed form of it (hfds/..., torch/..., a tar file or a folder)"
         )
-    kind = "" if name == "tar" else name
+    kind, root = ("", data / f"{split}.tar") if name == "tar" else (name, data)
     try:
-        dataset: Any = create_dataset(kind, root=str(data), split=split)
+        dataset: Any = create_dataset(kind, root=str(root), split=split)
     except (AssertionError, RuntimeError, ValueError, OSError, ImportError) as error:
         raise UserError(
             f"timm cannot open source '{name}' split '{split}' in {data}: {error}"
@@ -239,6 +239,9 @@ def _timm_labels(dataset: Any, name: str) -> NDArray[np.int64]:
                 rows = [v[-1] if isinstance(v, tuple) else v for v in values]
                 return np.asarray(rows, dtype=np.int64)
         raise UserError(f"source '{name}' does not list its labels; use its folder form")
+    targets = getattr(reader, "targets", None)
+    if targets is not None:
+        return np.array(targets, dtype=np.int64)
     if hasattr(reader, "samples"):
         return np.array([sample[-1] for sample in reader.samples], dtype=np.int64)
     column = reader.dataset[getattr(reader, "label_key", "label")]
@@ -246,9 +249,8 @@ def _timm_labels(dataset: Any, name: str) -> NDArray[np.int64]:
 
 
 def _timm_classes(dataset: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
-    index = getattr(dataset, "class_to_idx", None)
-    if index is None:
-        index = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    if index:
-        return tuple(sorted(index, key=lambda name: index[name]))
+    for holder in (dataset, getattr(dataset, "reader", None)):
+        for field in ("class_to_idx", "class_name_to_idx"):
+            if index := getattr(holder, field, None):
+                return tuple(sorted(index, key=lambda name: index[name]))
     return tuple(str(label) for label in range(int(labels.max()) + 1))

@@ -7,43 +7,34 @@ from pathlib import Path
 
 from mimbench.checkpoints import write_weights
 from mimbench.errors import UserError
-from mimbench.files import atomic_path
 from mimbench.sample import sample_root
 from mimbench.survey import ROOT, child_environment
 from mimbench.weights import VitSpec, random_weights
 
 logger = logging.getLogger(__name__)
 RECIPE = ROOT / "pretrain" / "configs" / "demo.yaml"
+ENCODER = "encoder.safetensors"
+NAME = "hpm-demo"
 
 
 def demo_checkpoint(out: Path) -> Path:
     """Return the checkpoint that the demo evaluates; pretrains it if it is not there yet."""
     logger.info("sample data: %s", sample_root())
     folder = out / "pretrain"
-    done = folder / "demo-checkpoint.txt"
-    if done.is_file() and (path := Path(done.read_text().strip())).is_file():
-        logger.info("pretraining: done before, %s", path)
-        return path
-    path = _pretrain(folder) if RECIPE.is_file() else _stand_in(folder)
-    with atomic_path(done) as part:
-        part.write_text(f"{path}\n")
-    return path
-
-
-def _pretrain(folder: Path) -> Path:
+    if not RECIPE.is_file():
+        return _stand_in(folder)
+    done = folder / ENCODER
+    if done.is_file():
+        logger.info("pretraining: done before, %s", done)
+        return done
     logger.info("pretraining a tiny HPM into %s", folder)
-    command = [sys.executable, "-m", "pretrain", str(RECIPE), "--set", f"out={folder}"]
+    command = [sys.executable, "-m", "pretrain", str(RECIPE), "--out", str(folder)]
     code = subprocess.run(
         command, env=child_environment(), stdout=sys.stderr, check=False
     ).returncode
-    if code:
+    if code or not done.is_file():
         raise UserError(f"the demo's pretraining ended with exit code {code}; see the lines above")
-    found = sorted(
-        [*folder.glob("*.safetensors"), *folder.glob("*.pth")], key=lambda p: p.stat().st_mtime
-    )
-    if not found:
-        raise UserError(f"the demo's pretraining left no checkpoint in {folder}")
-    return found[-1].resolve()
+    return done
 
 
 def _stand_in(folder: Path) -> Path:

@@ -12,6 +12,8 @@ from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 from torchvision.transforms.v2 import functional as vision
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
+END_OF_JPEG, TAIL = b"\xff\xd9", 4096
+"""A complete JPEG ends with the marker; some cameras append a little after it."""
 
 
 class CorruptImageError(Exception):
@@ -54,6 +56,9 @@ def read(path: Path) -> Tensor:
 
 
 def _decode_jpeg(data: bytes) -> Tensor:
+    if END_OF_JPEG not in data[-TAIL:]:
+        # torchvision fills what is cut off with grey and says nothing; Pillow judges
+        return _decode_pillow(data)
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         return cast(Tensor, decode_jpeg(raw, mode=ImageReadMode.RGB))

@@ -39,15 +39,25 @@ def _visible(indices: Sequence[int]) -> str:
     return ",".join(allowed[i] if allowed else str(i) for i in indices)
 
 
-def eval_command(folder: Path, processes: int = 1, nodes: int = 1) -> list[str]:
-    """Return the command that runs the order in `folder`; torchrun where several processes share it."""
+def eval_command(
+    folder: Path, processes: int = 1, nodes: int = 1, *, endpoint: str = ""
+) -> list[str]:
+    """Return the command that runs the order in `folder`; torchrun where several processes share it.
+
+    Args:
+        folder: The run's folder.
+        processes: Processes on this node.
+        nodes: Nodes that share the run; each runs the same command.
+        endpoint: host:port of the first node, where there are several.
+    """
     target = ["-m", "mimbench", "eval", str(folder / ORDER_FILE)]
     if processes * nodes <= 1:
         return [sys.executable, *target]
-    rendezvous = (
-        ["--standalone"] if nodes == 1 else ["--nnodes", str(nodes), "--rdzv-backend", "c10d"]
-    )
-    launcher = ["-m", "torch.distributed.run", *rendezvous, "--nproc-per-node", str(processes)]
+    meeting = ["--standalone"]
+    if nodes > 1:
+        meeting = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
+        meeting += ["--rdzv-id", folder.name]
+    launcher = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(processes)]
     return [sys.executable, *launcher, *target]
 
 

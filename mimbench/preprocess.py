@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
+from mimbench.batches import derive_seed
 from mimbench.config import to_mapping
 from mimbench.data import ImageList
 from mimbench.errors import UserError
@@ -49,7 +50,7 @@ class Preprocess:
 
     def _random_view(self, image: Image.Image, index: int) -> Image.Image:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.view * 2**32 + index)
+            torch.manual_seed(derive_seed(self.view, index))
             box = RandomResizedCrop.get_params(image, [0.35, 1.0], [3 / 4, 4 / 3])  # pyright: ignore[reportArgumentType]
             flip = bool(torch.rand(1) < 0.5)
         mode = MODES[self.interpolation]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mimbench.architecture import Family, infer_spec
+from mimbench.architecture import PARTS, Family, infer_spec
 from mimbench.errors import UserError
 from mimbench.layout import Options, Tensors, fuse_qkv, joined, per_block
 from mimbench.positions import ROTATION_BASE, rotation_periods
@@ -13,7 +13,9 @@ GRID = (14, 14)
 """No table shows a grid; the family is pre-trained and evaluated at 224 with patch 16."""
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 20, 4096: 32}
-FAMILY = Family(heads=HEADS, norm_eps=1e-5, position="rotary", grid=GRID)
+FAMILY = Family(
+    heads=HEADS, norm_eps=1e-5, position="rotary", grid=GRID, requires=(*PARTS, "reg_token")
+)
 
 
 def finish(tensors: Tensors, family: Family, options: Options) -> tuple[Tensors, VitSpec, bool]:

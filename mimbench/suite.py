@@ -1,10 +1,11 @@
 """From checkpoints to the table: read, check, run, show."""
 
+import json
 import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,16 +14,20 @@ import torch
 
 from mimbench.cells import Cell, Contestant, Request, make_cells, read_contestant, safe_name
 from mimbench.checkpoints import read_weights, write_weights
+from mimbench.cluster import Cluster, submit_cells
 from mimbench.errors import UserError
-from mimbench.files import write_text
+from mimbench.files import write_json, write_text
+from mimbench.forecast import FORECAST, compare_with_actual, forecast, keep
 from mimbench.launch import make_slots
 from mimbench.lock import folder_lock
 from mimbench.manifest import Manifest, Profile
+from mimbench.progress import clock
 from mimbench.runner import Ended, run_cells
 from mimbench.runtime import usable_cores
 from mimbench.table import Table, make_table, read_results
 from mimbench.table_formats import FORMATS, SUFFIXES
 from mimbench.task import Machine
+from mimbench.watchman import watch
 from mimbench.weights import random_weights
 
 logger = logging.getLogger(__name__)
@@ -76,10 +81,12 @@ class Running:
     gpus: int | None = None
     per_task: int | None = None
     choice: Mapping[str, str] = field(default_factory=dict)
+    cluster: Cluster | None = None
+    """None: this machine."""
 
 
 def run_suite(
-    manifest: Manifest, checkpoints: Sequence[Path], options: Options, running: Running
+    manifest: Manifest, checkpoints: Sequence[tuple[str, Path]], options: Options, running: Running
 ) -> int:
     """Evaluate the checkpoints; return 0 only if every requested cell has a number."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -87,21 +94,29 @@ def run_suite(
     with folder_lock(options.out, f"another run is using {options.out}"):
         contestants = read_contestants(checkpoints, options, twin=running.twin)
         cells = make_cells(manifest, contestants, options.request(manifest))
+        if running.dry_run:
+            sys.stdout.write(plan_text(cells, options.out))
+            return 1 if any(cell.problem for cell in cells) else 0
+        if running.canary:
+            watch(cells, options.device)
         try:
-            ended = run_cells(cells, _slots(running), fresh=running.fresh)
+            ended = _run(cells, manifest, running)
         finally:
+            record_actual(options.out, cells)
             table = write_tables(options.out, manifest, running.choice)
     sys.stdout.write(FORMATS["terminal"](table))
     return _verdict(cells, ended)
 
 
 def read_contestants(
-    checkpoints: Sequence[Path], options: Options, *, twin: bool = False
+    checkpoints: Sequence[tuple[str, Path]], options: Options, *, twin: bool = False
 ) -> list[Contestant]:
     """Read the checkpoints, and make a random-weight twin for each where asked."""
     contestants = []
-    for path in checkpoints:
-        contestants.append(read_contestant(path, which=options.which, num_heads=options.num_heads))
+    for name, path in checkpoints:
+        contestants.append(
+            read_contestant(path, which=options.which, num_heads=options.num_heads, name=name)
+        )
     if twin:
         twins = [_twin(who, options.out / "twins") for who in contestants]
         contestants += list({who.weights["digest"]: who for who in twins}.values())
@@ -112,7 +127,7 @@ def _twin(who: Contestant, folder: Path) -> Contestant:
     weights = read_weights(who.path, which=who.which, num_heads=who.num_heads)
     path = folder / f"random-{safe_name(who.weights['model'])}.safetensors"
     write_weights(path, random_weights(weights.spec, seed=0))
-    return read_contestant(path)
+    return replace(read_contestant(path), twin=True)
 
 
 def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Table:
@@ -121,6 +136,52 @@ def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Ta
     for name, render in FORMATS.items():
         write_text(out / f"table.{SUFFIXES[name]}", render(table))
     return table
+
+
+def _run(cells: Sequence[Cell], manifest: Manifest, running: Running) -> list[Ended]:
+    if running.cluster is None:
+        return run_cells(cells, _slots(running), fresh=running.fresh)
+    groups = {name: benchmark.group for name, benchmark in manifest.benchmarks.items()}
+    return submit_cells(cells, groups, running.cluster, fresh=running.fresh)
+
+
+def show_plan(
+    manifest: Manifest,
+    checkpoints: Sequence[tuple[str, Path]],
+    options: Options,
+    patience: float = 40.0,
+) -> str:
+    """Return the plan of a run, from short measurements."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    with folder_lock(options.out, f"another run is using {options.out}"):
+        contestants = read_contestants(checkpoints, options)
+        return plan_text(
+            make_cells(manifest, contestants, options.request(manifest)), options.out, patience
+        )
+
+
+def plan_text(cells: Sequence[Cell], out: Path, patience: float = 40.0) -> str:
+    """Return a line for each cell and the total; keep the forecasts."""
+    found = forecast(cells, patience=patience)
+    keep(out / FORECAST, found)
+    lines = []
+    for cell, f in zip(cells, found, strict=True):
+        parts = [clock(f.seconds) if f.seconds is not None else "?"]
+        parts += [f"{f.units:,} steps or images"] if f.units else []
+        parts += [f"{f.memory_mb:.0f} MB memory"] if f.memory_mb else []
+        parts += [f"{f.disk_mb:.1f} MB disk"] if f.disk_mb else []
+        lines.append(f"{cell.label}: {', '.join(parts)} ({f.how})")
+    told = [f.seconds for f in found if f.seconds is not None]
+    unknown = len(found) - len(told)
+    total = f"total: {clock(sum(told))}" + (f" and {unknown} cells unknown" if unknown else "")
+    return "\n".join([*lines, total]) + "\n"
+
+
+def record_actual(out: Path, cells: Sequence[Cell]) -> None:
+    """Write what cells really took beside what was forecast, if anything was."""
+    if (out / FORECAST).is_file():
+        kept = json.loads((out / FORECAST).read_text())
+        write_json(out / FORECAST, compare_with_actual(kept, cells))
 
 
 def _slots(running: Running) -> list[Any]:

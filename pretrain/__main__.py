@@ -1,6 +1,6 @@
 """`python -m pretrain CONFIG`: pretrain a vision transformer by masked image modelling.
 
-CONFIG is a YAML file or the name of one in pretrain/configs. The same command continues a run that
+CONFIG is a YAML file or the name of one in pretrain/configs or pretrain/distill/configs. The same command continues a run that
 was interrupted. Under torchrun all processes share one run. Exit code 75 means: told to leave by
 SIGTERM or SIGUSR1, state saved, run the command again.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from mimbench.errors import UserError
 from mimbench.logs import configure_logging
 from mimbench.runtime import process_group
-from pretrain.config import read_config
+from pretrain.recipes import read_recipe
 from pretrain.train import train
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(rank=int(os.environ.get("RANK", "0")))
     try:
         overrides = [*args.set, *([f"data.root={args.data}"] if args.data else [])]
-        config = read_config(args.config, overrides)
+        config = read_recipe(args.config, overrides)
         out = args.out or Path("runs") / "pretrain" / Path(args.config).stem
         with process_group() as ranks:
             encoder = train(config, out, ranks=ranks, fresh=args.fresh)

@@ -201,11 +201,11 @@ def read_config(config: str, overrides: list[str]) -> Config:
     # the defaults say how a nested override is meant, so they lie below it
     mapping = load_yaml(BASE)
     for layer in (load_yaml(path), parse_overrides(overrides)):
-        mapping = _lay_over(mapping, layer)
+        mapping = lay_over(mapping, layer)
     return from_mapping(Config, mapping, path.name)
 
 
-def _lay_over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+def lay_over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """Merge; another mask's name drops the fields that belonged to the one below."""
     mask, known = layer.get("mask"), below["mask"]
     renamed = isinstance(mask, Mapping) and mask.get("name", known["name"]) != known["name"]

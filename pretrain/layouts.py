@@ -15,6 +15,7 @@ PARTS = (
     ("neck.embed.", "decoder_embed."),
     ("neck.mask_token", "mask_token"),
     ("neck.pos_embed", "decoder_pos_embed"),
+    ("generator.net.", "scorer_pred.main."),
 )
 DECODERS = (("reconstructor.", ""), ("predictor.", "_losspred"))
 HEAD = "predictor.pred."

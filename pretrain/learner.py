@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimbench.backbone import Backbone, build_backbone
 from mimbench.batches import Batch, derive_seed
-from mimbench.checkpoints import read_weights
 from mimbench.learner import LAST, Learner, Moment
 from mimbench.optim import Schedule, scaled_lr
 from pretrain import masks
 from pretrain.config import Config
 from pretrain.export import write_export
+from pretrain.features import FeatureNetwork
 from pretrain.model import MaskedAutoencoder, Outputs, split, take, to_patches
 from pretrain.objective import (
     PIXEL_TARGETS,
@@ -39,12 +37,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def output_width(config: Config, features: Backbone | None) -> int | None:
+def output_width(config: Config, features: FeatureNetwork | None) -> int | None:
     """Return the width of the reconstruction head, None for a patch's pixels."""
     if config.objective.target in PIXEL_TARGETS:
         return None
     if features is not None:
-        return features.spec.embed_dim
+        return features.width
     return config.encoder.spec(config.data).embed_dim
 
 
@@ -55,21 +53,13 @@ class Pretraining(Learner):
         self.config, self.device, self.out = config, device, out
         self.spec = config.encoder.spec(config.data)
         self.strategy = masks.build(config.mask)
-        self.features: Backbone | None = None
-        if config.objective.features_from is not None:
-            weights = read_weights(config.objective.features_from)
-            self.features = build_backbone(weights).to(device)
-        self.student = MaskedAutoencoder(
-            self.spec,
-            config.decoder,
-            outputs=output_width(config, self.features),
-            predictor=config.objective.predict_loss != "none",
-        ).to(device)
+        source = config.objective.features_from
+        self.features = FeatureNetwork(source, self.spec.grid).to(device) if source else None
+        self.student = self.networks(output_width(config, self.features)).to(device)
         self.model = self.student
-        if config.training.save_memory:
+        if config.training.save_memory or config.machine.recompute:
             self.student.save_memory()
-        asked = bool(self.strategy.needs & {"difficulty", "attention"})
-        averaged = asked or config.objective.target == "ema" or config.teacher.keep
+        averaged = self.asks_teacher() or config.objective.target == "ema" or config.teacher.keep
         self.teacher = Teacher(self.student) if averaged else None
         if self.teacher is not None and config.machine.compile:
             self.teacher.compile()
@@ -89,23 +79,39 @@ class Pretraining(Learner):
         self.mean = torch.tensor(self.spec.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(self.spec.std, device=device).view(3, 1, 1)
 
+    def networks(self, outputs: int | None) -> MaskedAutoencoder:
+        """Return what is trained."""
+        return MaskedAutoencoder(
+            self.spec,
+            self.config.decoder,
+            outputs=outputs,
+            predictor=self.config.objective.predict_loss != "none",
+        )
+
+    def asks_teacher(self) -> bool:
+        """Tell whether the masks follow what the teacher sees."""
+        return bool(self.strategy.needs & {"difficulty", "attention"})
+
     def rate(self, at: Moment) -> float:
         """Return the learning rate."""
         return self.schedule(at.fraction)
 
     def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
         """Return the step's losses, and how well predicted losses order the true ones."""
-        images = batch.data
-        normalised = (images.float() / 255 - self.mean) / self.std
-        patches = to_patches(normalised, self.spec.patch_size)
+        normalised, patches = self.prepare(batch)
         mask_input, views = self.look(patches, normalised, at)
         # the same numbers on every process and micro-step: each takes its own rows
         self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, 1))
         mask = self.strategy(mask_input, self.generator)
         visible, hidden = split(mask, self.strategy.count(mask_input.patches))
         outputs: Outputs = model(patches, visible, hidden)
-        losses = self.patch_losses(outputs.prediction, patches, images, hidden, views)
+        losses = self.patch_losses(outputs.prediction, patches, batch.data, hidden, views)
         return self.figures(outputs, losses)
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the images (b, 3, H, W), normalised, and their patches."""
+        normalised = (batch.data.float() / 255 - self.mean) / self.std
+        return normalised, to_patches(normalised, self.spec.patch_size)
 
     def look(
         self, patches: Tensor, normalised: Tensor, at: Moment
@@ -122,16 +128,20 @@ class Pretraining(Learner):
             whole=at.batch,
             images=normalised if "images" in needs else None,
         )
-        judged = "difficulty" in needs and not self.strategy.idle(mask_input)
-        judged = judged and at.step % config.every == 0
+        asked = at.step % config.every == 0 and not self.strategy.idle(mask_input)
+        judged, attends = asked and "difficulty" in needs, asked and "attention" in needs
         whole = judged and config.tokens == 1
-        views, difficulty = None, None
+        views, difficulty, attention = None, None, None
         if self.teacher is not None and (whole or self.config.objective.target == "ema"):
-            views = self.teacher(patches, difficulty=whole)
-            difficulty = views.difficulty
+            views = self.teacher(patches, difficulty=whole, attention=attends)
+            difficulty, attention = views.difficulty, views.attention
+        elif self.teacher is not None and attends:
+            attention = self.teacher.attend(patches)
         if self.teacher is not None and judged and not whole:
             difficulty = self.teacher.glance(patches, config.tokens)
-        return replace(mask_input, difficulty=difficulty), views
+        if attention is not None:
+            attention = attention.mean(dim=1)
+        return replace(mask_input, difficulty=difficulty, attention=attention), views
 
     def patch_losses(
         self,
@@ -152,9 +162,7 @@ class Pretraining(Learner):
             assert views is not None
             return feature_loss(prediction, take(views.features, hidden))
         assert self.features is not None
-        with torch.no_grad():
-            found = self.features(fitted(images / 255, self.features, self.spec.grid))
-        return feature_loss(prediction, take(found.patches.flatten(1, 2), hidden))
+        return feature_loss(prediction, take(self.features(images / 255), hidden))
 
     def figures(self, outputs: Outputs, losses: Tensor) -> dict[str, Tensor]:
         """Return the total loss and what a person wants to see beside it."""
@@ -193,11 +201,3 @@ class Pretraining(Learner):
         """Take the teacher up."""
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
-
-
-def fitted(images: Tensor, features: Backbone, grid: tuple[int, int]) -> Tensor:
-    """Return images of the size at which a feature network has just one patch for each of ours."""
-    size = [side * features.spec.patch_size for side in grid]
-    if list(images.shape[2:]) == size:
-        return images
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True)

@@ -154,10 +154,13 @@ class Encoder(nn.Module):
             visible: Indices (b, k) of those to look at; by default all of them.
             grid: Rows and columns of the patches where they differ from the specification's.
         """
-        x = self.embed(patches, visible, grid)
-        for block in self.blocks:
+        return self.norm(self.run(self.embed(patches, visible, grid)))
+
+    def run(self, x: Tensor, blocks: int | None = None) -> Tensor:
+        """Return the tokens after the first `blocks` blocks, by default after all of them."""
+        for block in self.blocks[:blocks]:
             x = run_block(block, x, save_memory=self.save_memory)
-        return self.norm(x)
+        return x
 
     def embed(
         self, patches: Tensor, visible: Tensor | None = None, grid: tuple[int, int] | None = None
@@ -265,7 +268,10 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self, patches: Tensor, visible: Tensor, hidden: Tensor) -> Outputs:
         """Return latent tokens and what the decoders say about the hidden patches."""
-        latent = self.encoder(patches, visible)
+        return self.decode(self.encoder(patches, visible), visible, hidden)
+
+    def decode(self, latent: Tensor, visible: Tensor, hidden: Tensor) -> Outputs:
+        """Return what the decoders say about the hidden patches, from the encoder's tokens."""
         shared = self.neck(latent, visible, hidden)
         prediction = self.reconstructor(shared, hidden.shape[1])
         difficulty = None

@@ -60,7 +60,8 @@ class StoredModel:
             outputs=len(self.student["reconstructor.pred.weight"]),
             predictor=any(name.startswith("predictor.") for name in self.student),
         )
-        _fill(model, self.student)
+        # AutoMAE's mask generator is no part of the student
+        _fill(model, {n: t for n, t in self.student.items() if not n.startswith("generator.")})
         teacher = Teacher(model)
         if self.teacher is None:
             return model.eval(), None

@@ -7,14 +7,15 @@ decoder; nothing ever uses it, so it is not here.
 import copy
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pretrain.model import MaskedAutoencoder, from_patches, to_patches
+from pretrain.attention import class_attention
+from pretrain.model import Block, MaskedAutoencoder, from_patches, to_patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Views(NamedTuple):
     """(b, n, d): patch tokens after the final norm."""
     difficulty: Tensor | None
     """(b, n), float32: predicted loss of every patch."""
+    attention: Tensor | None = None
+    """(b, heads, n), float32: what the class token attends to in the last block."""
 
 
 class Teacher(nn.Module):
@@ -72,16 +75,37 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, patches: Tensor, *, difficulty: bool, grid: tuple[int, int] | None = None
+        self,
+        patches: Tensor,
+        *,
+        difficulty: bool,
+        attention: bool = False,
+        grid: tuple[int, int] | None = None,
     ) -> Views:
         """Return what it sees in all patches (b, n, size * size * 3), nothing hidden."""
-        tokens = self.encoder(patches, grid=grid)
+        attended = None
+        if attention:
+            before, attended = self._until_last(patches, grid)
+            tokens = self.encoder.norm(self.encoder.blocks[-1](before))
+        else:
+            tokens = self.encoder(patches, grid=grid)
         if not difficulty:
-            return Views(tokens[:, 1:], None)
+            return Views(tokens[:, 1:], None, attended)
         if self.predictor is None:
             raise RuntimeError("this teacher has no loss predictor")
         predicted = self.predictor(self.neck(tokens, grid=grid), patches.shape[1])
-        return Views(tokens[:, 1:], predicted.squeeze(-1).float())
+        return Views(tokens[:, 1:], predicted.squeeze(-1).float(), attended)
+
+    @torch.no_grad()
+    def attend(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Return the attention (b, heads, n) alone: nothing after its softmax is computed."""
+        return self._until_last(patches, grid)[1]
+
+    def _until_last(self, patches: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        before = self.encoder.run(self.encoder.embed(patches, grid=grid), self.spec.depth - 1)
+        last = cast(Block, self.encoder.blocks[-1])
+        row = class_attention(last.attn.qkv, last.norm1(before), self.spec.num_heads)
+        return before, row[:, :, 1:]
 
     @torch.no_grad()
     def glance(self, patches: Tensor, share: float) -> Tensor:

@@ -13,8 +13,13 @@ from mimbench.files import write_text
 from mimbench.learner import Place
 from mimbench.loop import fit
 from mimbench.runtime import Ranks, pick_device, seed_everything
+from pretrain import masks
+from pretrain.adversarial import AdversarialPretraining
 from pretrain.config import Config
 from pretrain.data import Crops
+from pretrain.distill.config import DistillConfig
+from pretrain.distill.learner import Distillation
+from pretrain.distill.views import MultiCrops
 from pretrain.export import ENCODER
 from pretrain.learner import Pretraining
 from pretrain.sources import open_source
@@ -25,7 +30,7 @@ logger = logging.getLogger(__name__)
 LEFT_BEHIND = ("checkpoints", "tensorboard")
 
 
-def train(config: Config, out: Path, *, ranks: Ranks, fresh: bool = False) -> Path:
+def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: bool = False) -> Path:
     """Run to the end, or on from where the folder stands; return the encoder's file.
 
     Args:
@@ -43,7 +48,32 @@ def train(config: Config, out: Path, *, ranks: Ranks, fresh: bool = False) -> Pa
     # the same initial weights on every process
     seed_everything(config.training.seed)
     source = open_source(config.data.name, config.data.root, config.data.split)
-    learner = Pretraining(config, device, out)
+    learner: Pretraining | Distillation
+    if isinstance(config, DistillConfig):
+        learner, start = Distillation(config, device, out), 0
+        samples = MultiCrops(source, config.data)
+    else:
+        learner = build_learner(config, device, out)
+        start = begin(config, learner, out)
+        samples = Crops(source, config.data)
+    if ranks.main:
+        write_text(out / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
+    parameters = sum(p.numel() for p in learner.student.parameters())
+    logger.info("%d images, %.1f M parameters, %s", len(source), parameters / 1e6, device)
+    place = Place(
+        out=out,
+        digest=config.digest(),
+        ranks=ranks,
+        machine=config.machine,
+        label="pretrain",
+        start_epoch=start,
+    )
+    fit(learner, samples, config.loop(), place)
+    return out / ENCODER
+
+
+def begin(config: Config, learner: Pretraining, out: Path) -> int:
+    """Fill a new run's networks as the config says; return the epoch at which it starts."""
     done = 0
     if config.start.weights is not None and not (out / "checkpoints" / "last.pt").exists():
         done = start_from(
@@ -57,20 +87,13 @@ def train(config: Config, out: Path, *, ranks: Ranks, fresh: bool = False) -> Pa
             f"{config.start.weights} has {done} epochs behind it, training.epochs is "
             f"{config.training.epochs}: nothing is left to do"
         )
-    if ranks.main:
-        write_text(out / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
-    parameters = sum(p.numel() for p in learner.student.parameters())
-    logger.info("%d images, %.1f M parameters, %s", len(source), parameters / 1e6, device)
-    place = Place(
-        out=out,
-        digest=config.digest(),
-        ranks=ranks,
-        machine=config.machine,
-        label="pretrain",
-        start_epoch=done if config.start.resume else 0,
-    )
-    fit(learner, Crops(source, config.data), config.loop(), place)
-    return out / ENCODER
+    return done if config.start.resume else 0
+
+
+def build_learner(config: Config, device: torch.device, out: Path) -> Pretraining:
+    """Return the learner that provides what the config's masks need."""
+    learned = "generator" in masks.build(config.mask).needs
+    return (AdversarialPretraining if learned else Pretraining)(config, device, out)
 
 
 def clear(out: Path) -> None:

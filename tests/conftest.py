@@ -1,9 +1,12 @@
 """Fixtures that several tests share."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mimbench.weights import VitSpec, VitWeights, random_weights
 
@@ -28,3 +31,34 @@ def tiny_spec() -> VitSpec:
 def tiny_weights(tiny_spec: VitSpec) -> VitWeights:
     """Random weights of the tiny shape."""
     return random_weights(tiny_spec, seed=0)
+
+
+@pytest.fixture
+def painted_images() -> Callable[..., Path]:
+    """Makes an image folder of small pictures whose class is the position of a bright square."""
+
+    def make(
+        root: Path, *, classes: int = 4, train: int = 12, val: int = 6, size: int = 32
+    ) -> Path:
+        rng = np.random.default_rng(0)
+        half = size // 2
+        for split, count in (("train", train), ("val", val)):
+            for label in range(classes):
+                folder = root / split / f"class_{label}"
+                folder.mkdir(parents=True)
+                top, left = divmod(label, 2)
+                for i in range(count):
+                    image = rng.integers(0, 90, (size, size, 3), dtype=np.uint8)
+                    rows = slice(top % 2 * half, (top % 2 + 1) * half)
+                    columns = slice(left * half, (left + 1) * half)
+                    image[rows, columns, label // 4 % 3] += 150
+                    Image.fromarray(image).save(folder / f"{split}_{label}_{i:03d}.png")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def small_spec() -> VitSpec:
+    """A very small model: 32-pixel images, patch 8, width 32, depth 4."""
+    return VitSpec(embed_dim=32, depth=4, num_heads=2, mlp_dim=64, patch_size=8, grid=(4, 4))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mimbench.matches import average_precision, match_detections
 from mimbench.confidence import (
     Interval,
     bootstrap,
@@ -21,6 +20,7 @@ from mimbench.confidence import (
     verdict,
     welch,
 )
+from mimbench.matches import average_precision, match_detections
 
 
 def equal_models(rng: np.random.Generator, images: int) -> tuple[np.ndarray, np.ndarray]:

@@ -220,7 +220,29 @@ def test_clipped_polygons_cover_what_the_cropped_mask_covers(seed: int) -> None:
     assert all(p.min() >= 0 and p[:, 0].max() <= w and p[:, 1].max() <= h for p in clipped)
     # the rasteriser may round a pixel on the outline either way
     outline = 2 * (w + h)
-    assert np.sum(raster(clipped, h, w) != whole[y : y + h, x : x + w]) <= 0.1 * outline
+    wanted = whole[y : y + h, x : x + w]
+    assert np.sum(raster(clipped, h, w) != wanted) <= 0.1 * outline
+    if wanted.any():
+        corners = np.concatenate(clipped)
+        rows, columns = np.nonzero(wanted)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose([*corners.min(axis=0), *corners.max(axis=0)], box, atol=2.5)
+
+
+def test_a_polygon_that_leaves_and_comes_back_gives_tight_boxes() -> None:
+    # a hook around the window's corner: only its two tips are inside, at (0, 8) and (8, 0)
+    hook = np.array(
+        [[2.0, 8], [-4, 8], [-4, -4], [8, -4], [8, 2], [9, 2], [9, -5], [-5, -5], [-5, 9], [2, 9]]
+    )
+    parts = WindowCrop(0, 0, 20, 20, 60, 60).apply_polygons([hook])
+    corners = sorted((p.min(axis=0).tolist(), p.max(axis=0).tolist()) for p in parts)
+    assert corners == [([0, 8], [2, 9]), ([8, 0], [9, 2])]
+    # a comb whose back is outside falls into its teeth
+    comb = [[-3.0, 0.0]]
+    for tooth in range(3):
+        comb += [[-1, 4 * tooth], [5, 4 * tooth], [5, 4 * tooth + 2], [-1, 4 * tooth + 2]]
+    teeth = WindowCrop(0, 0, 20, 20, 60, 60).apply_polygons([np.array([*comb, [-3.0, 12.0]])])
+    assert [polygon_area(p) for p in teeth] == [10, 10, 10]
 
 
 def test_clipping_keeps_inside_polygons_and_drops_outside_ones() -> None:

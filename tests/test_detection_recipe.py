@@ -1,12 +1,15 @@
 """The recipe against the published table, line by line, on the objects that detectron2 builds."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("detectron2")
 
@@ -15,12 +18,13 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.solver import LRMultiplier
 from torch import nn
 
+from mimbench.backbone import build_backbone
 from mimbench.errors import UserError
 from mimbench.task import Machine
-from mimbench.weights import VitSpec
+from mimbench.weights import VitSpec, random_weights
 from transfer.detection import recipe
 from transfer.detection.attention import FusedAttention, RecomputedBlock
-from transfer.detection.convert import Converted
+from transfer.detection.convert import Converted, convert
 from transfer.detection.protocol import Config, levels, plan, size_of, spread
 
 SHAPES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
@@ -371,3 +375,47 @@ def test_an_image_that_does_not_divide_is_refused() -> None:
         levels(16, 1000)
     with pytest.raises(UserError, match="global_blocks is 5"):
         spread(5, 4)
+
+
+def test_pictures_are_normalised_as_everywhere_and_padded_with_the_mean_to_a_square(
+    tmp_path: Path,
+) -> None:
+    spec = VitSpec(embed_dim=16, depth=2, num_heads=2, mlp_dim=64, patch_size=16, grid=(4, 4))
+    weights = random_weights(spec, 0)
+    config = small_config(image_size=64)
+    converted = convert(weights, patch_size=16, side=4)
+    lazy = recipe.build_model_config(config, plan(config, spec), spec, converted, classes=3)
+    model: Any = recipe.build_model(lazy, config, seed=0)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    mapper = recipe.instantiate(
+        recipe.build_data_config(config, {"train": "a", "val": "b"}, bitmask=False).val.mapper
+    )
+    record = {"file_name": str(tmp_path / "x.png"), "height": 48, "width": 64}
+    found = model.preprocess_image([mapper(record)]).tensor
+    assert found.shape == (1, 3, 64, 64)
+    backbone = build_backbone(weights)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    wanted = (image - backbone.mean) / backbone.std
+    torch.testing.assert_close(found[:, :, :48], wanted, atol=1e-4, rtol=0)
+    assert not found[:, :, 48:].any()
+
+
+def test_fill_refuses_what_does_not_fit() -> None:
+    spec = VitSpec(embed_dim=16, depth=2, num_heads=2, mlp_dim=64, patch_size=16, grid=(4, 4))
+    config = small_config(image_size=64)
+    converted = convert(random_weights(spec, 0), patch_size=16, side=4)
+    lazy = recipe.build_model_config(config, plan(config, spec), spec, converted, classes=3)
+    model = recipe.build_model(lazy, config, seed=0)
+    recipe.fill(model, converted)
+    for name, tensor in converted.tensors.items():
+        assert torch.equal(model.state_dict()[f"backbone.net.{name}"], tensor)
+    lacking = {k: v for k, v in converted.tensors.items() if k != "blocks.0.norm1.weight"}
+    with pytest.raises(UserError, match=r"nothing fills blocks\.0\.norm1\.weight"):
+        recipe.fill(model, replace(converted, tensors=lacking))
+    strange = {**converted.tensors, "other": torch.zeros(1)}
+    with pytest.raises(UserError, match="ViTDet has no other"):
+        recipe.fill(model, replace(converted, tensors=strange))
+    cut = {**converted.tensors, "pos_embed": torch.zeros(1, 5, 16)}
+    with pytest.raises(UserError, match=r"pos_embed has shape \(1, 5, 16\), ViTDet's"):
+        recipe.fill(model, replace(converted, tensors=cut))

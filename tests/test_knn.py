@@ -1,5 +1,6 @@
 """k-NN: DINO's stored numbers, the search against brute force, every option on every path."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_slices_of_a_bank_merge_to_the_whole(metric):
     slices = gpu_slices(bank.nbytes, 333, [9000, 6000])
     assert slices[0][0] == 0
     assert slices[-1][1] == 333
-    assert all(a[1] == b[0] for a, b in zip(slices, slices[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(slices))
     assert max(b - a for a, b in slices) * 12 * 4 <= 6000 * index.GPU_SHARE + 12 * 4
     parts = []
     for start, stop in slices:
@@ -170,7 +171,7 @@ def test_the_gpu_path_gives_the_same_answer(monkeypatch):
     assert max(rows for _, rows in calls) * 12 * 4 <= 6000
 
 
-@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+@pytest.mark.parametrize("kind", ["ivf", pytest.param("ivfpq", marks=pytest.mark.slow)])
 def test_an_approximate_index_states_its_recall(kind):
     rng = np.random.default_rng(5)
     bank, queries = (rng.standard_normal((n, 16)).astype(np.float32) for n in (3000, 50))

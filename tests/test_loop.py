@@ -2,12 +2,11 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,14 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mimbench.batches import Batch, SeededSamples, StepSampler, derive_seed
 from mimbench.errors import UserError
 from mimbench.images import CorruptImageError
 from mimbench.loop import Learner, LoopConfig, Moment, Place, Preempted, fit
 from mimbench.optim import plan_batch
-from mimbench.runtime import Ranks
+from mimbench.runtime import Ranks, process_group
 from mimbench.snapshots import read_state
 from mimbench.task import Machine
 
@@ -345,29 +346,124 @@ def test_a_signal_saves_and_leaves_with_its_own_code(
     assert same(final(run(tmp_path, Toy(), config=config)), whole[0])
 
 
+class Doomed(Toy):
+    """Killed from outside, as a machine that loses power."""
+
+    def after_update(self, at: Moment) -> None:
+        super().after_update(at)
+        if at.step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_kill_9_of_a_real_process_with_workers(
     tmp_path: Path, whole: tuple[list[Tensor], list[dict[str, Any]]]
 ) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import os, signal, sys
-            sys.path.insert(0, {str(Path(__file__).parent)!r})
-            from pathlib import Path
-            from test_loop import CONFIG, Toy, run
-            class Doomed(Toy):
-                def after_update(self, at):
-                    super().after_update(at)
-                    if at.step == 8:
-                        os.kill(os.getpid(), signal.SIGKILL)
-            run(Path({str(tmp_path / "out")!r}), Doomed(), workers=1)
-            """
-        )
-    )
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    code = subprocess.run([sys.executable, script], env=env, check=False, timeout=120).returncode
-    assert code == -signal.SIGKILL
-    assert read_state(tmp_path / "out" / "checkpoints" / "last.pt")["step"] == 7
-    assert same(final(run(tmp_path / "out", Toy())), whole[0])
-    assert lines(tmp_path / "out") == whole[1]
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=run, args=(tmp_path, Doomed()), kwargs={"workers": 1})
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert read_state(tmp_path / "checkpoints" / "last.pt")["step"] == 7
+    assert same(final(run(tmp_path, Toy())), whole[0])
+    assert lines(tmp_path) == whole[1]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def peer(rank: int, port: int, out: Path, learner: Toy, config: LoopConfig) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with process_group() as ranks:
+        try:
+            run(out, learner, config=config, ranks=ranks, max_batch=2)
+        except UserError as error:
+            (out / f"error-{rank}.txt").write_text(str(error))
+            raise SystemExit(1) from error
+
+
+def both(out: Path, config: LoopConfig, **learner: Any) -> list[int | None]:
+    """Run two processes with one effective batch; return their exit codes."""
+    out.mkdir(exist_ok=True)
+    port, context = free_port(), multiprocessing.get_context("fork")
+    kind = learner.pop("kind", Toy)
+    processes = [
+        context.Process(target=peer, args=(rank, port, out, kind(**learner), config))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+TWO = LoopConfig(epochs=3, batch=8, log_every=5, tensorboard=False)
+
+
+class SignalledOnce(Toy):
+    """One process of several gets the signal."""
+
+    def after_update(self, at: Moment) -> None:
+        super().after_update(at)
+        if at.step == 6 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_all_processes_leave_after_the_same_step(tmp_path: Path) -> None:
+    assert both(tmp_path / "a", TWO, kind=SignalledOnce) == [75, 75]
+    state = read_state(tmp_path / "a" / "checkpoints" / "last.pt")
+    # the answer is one step old
+    assert state["step"] == 7
+    assert len(state["processes"]) == 2
+    assert both(tmp_path / "a", TWO) == [0, 0]
+    assert both(tmp_path / "b", TWO) == [0, 0]
+    ends = [read_state(tmp_path / name / "checkpoints" / "last.pt") for name in "ab"]
+    assert same(list(ends[0]["model"].values()), list(ends[1]["model"].values()))
+
+
+def test_all_processes_stop_at_one_process_bad_loss(tmp_path: Path) -> None:
+    order = StepSampler(44, 8, plan_batch(8, world=1, at_most=4), Ranks(), 0, 0, 15).order(1)
+    # the last image of the batch belongs to the second process
+    assert both(tmp_path, TWO, poison=int(order[23])) == [1, 1]
+    errors = [(tmp_path / f"error-{rank}.txt").read_text() for rank in (0, 1)]
+    assert errors[0] == errors[1]
+    assert "loss is not finite at optimizer step 7" in errors[0]
+    named = {int(line.split("-")[-1][:-4]) for line in errors[0].splitlines()[1:]}
+    assert named == set(order[20:24].tolist())
+    failed = read_state(tmp_path / "checkpoints" / "failed.pt")
+    assert all(torch.isfinite(t).all() for t in failed["model"].values())
+
+
+def test_only_the_stepping_micro_step_reduces_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in one process: DDP without peers still calls its communication hook."""
+    reduced: list[int] = []
+
+    def count(
+        state: object,
+        bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
+    ) -> torch.futures.Future[Tensor]:
+        reduced.append(1)
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    class Counted(DistributedDataParallel):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.register_comm_hook(None, count)
+
+    monkeypatch.setattr("mimbench.loop.DistributedDataParallel", Counted)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with process_group():
+        # 8 images in micro-batches of 2: two steps of two for a claimed world of two
+        config = LoopConfig(epochs=1, steps=2, batch=8, tensorboard=False)
+        run(tmp_path, Toy(), config=config, ranks=Ranks(world=2), max_batch=2)
+    assert len(reduced) == 2

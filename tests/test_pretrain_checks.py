@@ -5,6 +5,7 @@ classification and k-NN tests; 15 and the data half of 18 are in test_pretrain_r
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from mimbench.batches import Batch, StepSampler
+from mimbench.checkpoints import write_weights
 from mimbench.learner import Moment
 from mimbench.optim import Schedule, plan_batch
 from mimbench.positions import sincos_table
 from mimbench.runtime import Ranks
-from mimbench.weights import VitSpec
+from mimbench.weights import VitSpec, VitWeights
 from pretrain import masks
 from pretrain.config import Config, read_config
+from pretrain.features import FeatureNetwork
 from pretrain.layouts import to_official
 from pretrain.learner import Pretraining, parameter_groups
 from pretrain.masks import MaskInput
@@ -532,6 +535,76 @@ def test_14_ema_features_come_from_the_whole_image_without_class_token() -> None
     prediction = torch.randn(4, 2, 24, generator=rng())
     found = run.patch_losses(prediction, patches, batch.data, hidden, views)
     torch.testing.assert_close(found, feature_loss(prediction, views.features[:, [1, 5]]))
+
+
+@pytest.mark.parametrize("target", ["dino", "clip"])
+def test_14_features_of_another_network(
+    target: str, tmp_path: Path, clip_file: Path, tiny_weights: VitWeights
+) -> None:
+    path = clip_file
+    if target == "dino":
+        path = tmp_path / "dino.safetensors"
+        write_weights(path, tiny_weights)
+    run = learner(
+        f"objective.target={target}",
+        f"objective.features_from={path}",
+        "mask.name=random",
+        "objective.predict_loss=relative",
+    )
+    assert run.features is not None
+    assert run.features.width == run.student.reconstructor.pred.out_features
+    assert run.features.width == (48 if target == "dino" else 512)
+    # patches of 16 for ours of 8: the images are enlarged to as many patches
+    features = run.features(images().data / 255)
+    assert features.shape == (4, 16, run.features.width)
+    figures = run.loss(run.student, images(), moment())
+    assert 0 < figures["reconstruction"] < 4
+    assert figures["loss_prediction"] > 0
+    figures["loss"].backward()
+    assert all(p.grad is None for p in run.features.parameters())
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random visual tower under CLIP's names, one block deep, with its projection."""
+    width, generator = 768, rng(5)
+    shapes = {
+        "class_embedding": (width,),
+        "positional_embedding": (17, width),
+        "conv1.weight": (width, 3, 16, 16),
+        "proj": (width, 512),
+    }
+    for name in ("ln_pre", "ln_post"):
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    block = "transformer.resblocks.0."
+    for name, shape in {
+        "ln_1.weight": (width,),
+        "ln_1.bias": (width,),
+        "ln_2.weight": (width,),
+        "ln_2.bias": (width,),
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        "attn.out_proj.weight": (width, width),
+        "attn.out_proj.bias": (width,),
+        "mlp.c_fc.weight": (4 * width, width),
+        "mlp.c_fc.bias": (4 * width,),
+        "mlp.c_proj.weight": (width, 4 * width),
+        "mlp.c_proj.bias": (width,),
+    }.items():
+        shapes[block + name] = shape
+    state = {f"visual.{k}": torch.randn(v, generator=generator) * 0.02 for k, v in shapes.items()}
+    state["logit_scale"] = torch.tensor(4.6)
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(state, path)
+    return path
+
+
+def test_14_clip_features_are_normalised_then_projected(clip_file: Path) -> None:
+    network = FeatureNetwork(clip_file, (4, 4))
+    pixels = torch.rand(2, 3, 64, 64, generator=rng())
+    tokens = network.backbone(pixels).patches.flatten(1, 2)
+    state = torch.load(clip_file, weights_only=True)
+    torch.testing.assert_close(network(pixels), tokens @ state["visual.proj"])
 
 
 # 17 -----------------------------------------------------------------------------------------------

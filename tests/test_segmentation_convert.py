@@ -1,6 +1,7 @@
 """The map to mmseg's backbones: every tensor, the same function, at every size."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def assert_same(found: tuple[Tensor, ...], expected: list[Tensor], size: tuple[i
         {"position_rule": "bicubic-antialias", "norm_eps": 1e-5},
     ],
 )
-def test_mmseg_mae_computes_what_timm_does(crop, changes):
+def test_mmseg_mae_computes_what_timm_does(crop: tuple[int, int], changes: dict[str, Any]) -> None:
     weights = noisy(replace(SPEC, **changes))
     model = build(weights, crop)
     assert type(model).__name__ == "MAE"
@@ -85,7 +86,7 @@ def test_mmseg_mae_computes_what_timm_does(crop, changes):
         {"qkv_bias": False},
     ],
 )
-def test_timm_backbone_holds_what_mmseg_cannot(changes):
+def test_timm_backbone_holds_what_mmseg_cannot(changes: dict[str, Any]) -> None:
     weights = noisy(replace(SPEC, **changes))
     model = build(weights, (96, 160))
     assert type(model).__name__ == "TimmMAE"
@@ -94,7 +95,7 @@ def test_timm_backbone_holds_what_mmseg_cannot(changes):
         assert_same(model(images), ours(weights, images), (6, 10))
 
 
-def test_every_tap_can_pass_the_final_norm():
+def test_every_tap_can_pass_the_final_norm() -> None:
     weights = noisy(SPEC)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -105,7 +106,7 @@ def test_every_tap_can_pass_the_final_norm():
         )
 
 
-def test_patch_14_runs_at_the_next_multiple_of_the_crop():
+def test_patch_14_runs_at_the_next_multiple_of_the_crop() -> None:
     spec = replace(SPEC, patch_size=14)
     kind, reasons = choose(spec, (64, 64), relative_bias=True, tap_norm=False)
     assert kind == "TimmMAE"
@@ -116,7 +117,7 @@ def test_patch_14_runs_at_the_next_multiple_of_the_crop():
         assert_same(build(weights, (64, 64))(images), ours(weights, enlarged), (5, 5))
 
 
-def test_mmseg_beit_computes_what_timm_beit_does():
+def test_mmseg_beit_computes_what_timm_beit_does() -> None:
     from timm.models.beit import Beit
 
     spec = replace(SPEC, position="relative", layer_scale=True)
@@ -147,14 +148,14 @@ def test_mmseg_beit_computes_what_timm_beit_does():
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), x[:, 1:], atol=1e-5, rtol=1e-4)
 
 
-def test_beit_runs_at_other_sizes_and_shapes():
+def test_beit_runs_at_other_sizes_and_shapes() -> None:
     weights = noisy(replace(SPEC, position="relative", layer_scale=True))
     for rows, columns in ((8, 8), (6, 10), (3, 5)):
         crop = (16 * rows, 16 * columns)
         assert build(weights, crop)(torch.randn(1, 3, *crop))[0].shape == (1, 48, rows, columns)
 
 
-def test_bias_keeps_its_centre_its_edge_and_its_token_rows():
+def test_bias_keeps_its_centre_its_edge_and_its_token_rows() -> None:
     table = torch.randn(7 * 7 + 3, 2, generator=torch.Generator().manual_seed(0))
     resized = resize_bias(table, grid=(4, 4), to=(9, 9))
     old, new = table[:-3].reshape(7, 7, 2), resized[:-3].reshape(17, 17, 2)
@@ -166,7 +167,7 @@ def test_bias_keeps_its_centre_its_edge_and_its_token_rows():
     assert resize_bias(table, grid=(4, 4), to=(4, 4)) is table
 
 
-def test_relative_bias_starts_from_zero_and_gamma_from_one():
+def test_relative_bias_starts_from_zero_and_gamma_from_one() -> None:
     model = build(noisy(SPEC), (64, 64))
     tables = [v for n, v in model.named_parameters() if n.endswith("relative_position_bias_table")]
     gammas = [v for n, v in model.named_parameters() if "gamma" in n]
@@ -176,7 +177,7 @@ def test_relative_bias_starts_from_zero_and_gamma_from_one():
     assert all((gamma == 1).all() for gamma in gammas)
 
 
-def test_every_tensor_is_used_or_named():
+def test_every_tensor_is_used_or_named() -> None:
     weights = noisy(SPEC)
     found = convert(weights, "MAE", (64, 64), tap_norm=False)
     assert list(found.unused) == ["norm.weight", "norm.bias"]
@@ -187,7 +188,7 @@ def test_every_tensor_is_used_or_named():
     assert not whole.unused
 
 
-def test_table_is_resized_to_the_published_grid():
+def test_table_is_resized_to_the_published_grid() -> None:
     spec = replace(SPEC, grid=(14, 14))
     table = convert(noisy(spec), "MAE", (512, 512), tap_norm=False).tensors["pos_embed"]
     assert table.shape == (1, 1 + 32 * 32, 48)
@@ -198,7 +199,7 @@ def test_table_is_resized_to_the_published_grid():
     torch.testing.assert_close(table, expected)
 
 
-def test_lost_and_misshapen_tensors_are_refused():
+def test_lost_and_misshapen_tensors_are_refused() -> None:
     weights = noisy(SPEC)
     short = {n: v for n, v in weights.tensors.items() if n != "blocks.2.mlp.fc1.weight"}
     with pytest.raises(UserError, match=r"missing blocks\.2\.mlp\.fc1\.weight"):
@@ -208,7 +209,7 @@ def test_lost_and_misshapen_tensors_are_refused():
         backbones.load(model, weights, "MAE", (128, 128), tap_norm=False)
 
 
-def test_what_no_backbone_holds_is_refused_with_the_reason():
+def test_what_no_backbone_holds_is_refused_with_the_reason() -> None:
     with pytest.raises(UserError, match="its positions are rotary, not absolute"):
         choose(replace(SPEC, position="rotary"), (64, 64), relative_bias=True, tap_norm=False)
     with pytest.raises(UserError, match="relative, not absolute"):

@@ -1,7 +1,9 @@
 """The recipe, line by line: published values for B and L, the schedule, who gets which decay."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +50,9 @@ B_AND_L = pytest.mark.parametrize(
 
 
 @B_AND_L
-def test_paper_data_equals_the_published_table(spec, taps, width, depth, source):
+def test_paper_data_equals_the_published_table(
+    spec: VitSpec, taps: list[int], width: int, depth: int, source: DataSource
+) -> None:
     cfg = whole(spec, source)
     assert cfg.train_dataloader.batch_size == 2  # on 8 processes: 16
     assert cfg.train_cfg.max_iters == 160_000
@@ -73,7 +77,9 @@ def test_paper_data_equals_the_published_table(spec, taps, width, depth, source)
 
 
 @B_AND_L
-def test_paper_optimiser_equals_the_published_table(spec, taps, width, depth, source):
+def test_paper_optimiser_equals_the_published_table(
+    spec: VitSpec, taps: list[int], width: int, depth: int, source: DataSource
+) -> None:
     cfg = whole(spec, source)
     optimizer = cfg.optim_wrapper
     assert optimizer.type == "AmpOptimWrapper"
@@ -91,7 +97,9 @@ def test_paper_optimiser_equals_the_published_table(spec, taps, width, depth, so
 
 
 @B_AND_L
-def test_paper_model_equals_the_published_table(spec, taps, width, depth, source):
+def test_paper_model_equals_the_published_table(
+    spec: VitSpec, taps: list[int], width: int, depth: int, source: DataSource
+) -> None:
     model = whole(spec, source).model
     backbone = model.backbone
     assert backbone.type == "MAE"
@@ -114,7 +122,9 @@ def test_paper_model_equals_the_published_table(spec, taps, width, depth, source
 
 
 @B_AND_L
-def test_paper_test_equals_the_published_table(spec, taps, width, depth, source):
+def test_paper_test_equals_the_published_table(
+    spec: VitSpec, taps: list[int], width: int, depth: int, source: DataSource
+) -> None:
     cfg = whole(spec, source)
     assert cfg.model.test_cfg == {"mode": "slide", "crop_size": (512, 512), "stride": (341, 341)}
     test = [step.type for step in cfg.val_dataloader.dataset.pipeline]
@@ -122,7 +132,7 @@ def test_paper_test_equals_the_published_table(spec, taps, width, depth, source)
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (2048, 512)
 
 
-def test_only_the_sizes_that_were_published_go_without_a_remark():
+def test_only_the_sizes_that_were_published_go_without_a_remark() -> None:
     notes = {
         (family, name): upernet.blueprint(spec, upernet.Config(data=Path(), family=family)).notes
         for family in ("mae", "ibot")
@@ -143,20 +153,22 @@ def test_only_the_sizes_that_were_published_go_without_a_remark():
         ("beit", LARGE, (2e-5, 0.95, 0.2)),
     ],
 )
-def test_other_families_take_their_own_values(family, spec, expected):
+def test_other_families_take_their_own_values(
+    family: settings.Family, spec: VitSpec, expected: tuple[float, float, float]
+) -> None:
     found = upernet.blueprint(spec, upernet.Config(data=Path(), family=family))
     assert (found.lr, found.layer_decay, found.backbone["drop_path_rate"]) == expected
     assert found.tap_norm == (family == "ibot")
     assert found.kind == ("TimmMAE" if family == "ibot" else "MAE")
 
 
-def test_override_replaces_a_published_value_and_its_remark():
+def test_override_replaces_a_published_value_and_its_remark() -> None:
     config = upernet.Config(data=Path(), lr=3e-4, layer_decay=0.8, drop_path=0.2)
     found = upernet.blueprint(LARGE, config)
     assert (found.lr, found.layer_decay, found.notes) == (3e-4, 0.8, ())
 
 
-def test_printed_recipe_is_complete(source, tmp_path):
+def test_printed_recipe_is_complete(source: DataSource, tmp_path: Path) -> None:
     cfg = whole(BASE, source)
     file = tmp_path / "printed.py"
     file.write_text(cfg.pretty_text)
@@ -165,7 +177,7 @@ def test_printed_recipe_is_complete(source, tmp_path):
     assert "_base_" not in cfg.pretty_text
 
 
-def test_multiscale_test_never_goes_below_the_window(source):
+def test_multiscale_test_never_goes_below_the_window(source: DataSource) -> None:
     cfg = whole(BASE, source, multiscale=settings.RATIOS)
     scales, flips, *_ = cfg.tta_pipeline[1].transforms
     assert [step.scale for step in scales] == [
@@ -190,7 +202,9 @@ def tiny_groups(source: DataSource, **fields: object) -> tuple[dict[str, tuple[f
     return found, len(names)
 
 
-def test_published_decay_reaches_tables_and_tokens(source, capfd):
+def test_published_decay_reaches_tables_and_tokens(
+    source: DataSource, capfd: pytest.CaptureFixture[str]
+) -> None:
     groups, count = tiny_groups(source)
     assert len(groups) == count
     decay = 0.65
@@ -207,7 +221,9 @@ def test_published_decay_reaches_tables_and_tokens(source, capfd):
     assert groups["neck.upsample_4x.0.weight"] == (1.0, 0.05)
 
 
-def test_spared_variant_moves_only_tables_and_tokens(source, capfd):
+def test_spared_variant_moves_only_tables_and_tokens(
+    source: DataSource, capfd: pytest.CaptureFixture[str]
+) -> None:
     published, _ = tiny_groups(source)
     spared, _ = tiny_groups(source, published_decay=False)
     changed = {name for name in published if published[name] != pytest.approx(spared[name])}
@@ -217,7 +233,9 @@ def test_spared_variant_moves_only_tables_and_tokens(source, capfd):
     assert all(spared[name][0] == pytest.approx(published[name][0]) for name in changed)
 
 
-def test_registers_learn_as_slowly_as_the_class_token(source, capfd):
+def test_registers_learn_as_slowly_as_the_class_token(
+    source: DataSource, capfd: pytest.CaptureFixture[str]
+) -> None:
     spec = replace(TINY, register_tokens=2)
     for published in (True, False):
         groups, _ = tiny_groups(source, spec=spec, published_decay=published)
@@ -225,7 +243,9 @@ def test_registers_learn_as_slowly_as_the_class_token(source, capfd):
         assert groups["backbone.layers.1.norm1.weight"] == (pytest.approx(0.65**3), 0.0)
 
 
-def test_schedule_warms_up_then_falls_to_zero(source, capfd):
+def test_schedule_warms_up_then_falls_to_zero(
+    source: DataSource, capfd: pytest.CaptureFixture[str]
+) -> None:
     from mmengine.registry import PARAM_SCHEDULERS
 
     cfg = whole(TINY, source, crop=(64, 64), precision="fp32", iterations=40, warmup=10)
@@ -244,7 +264,7 @@ def test_schedule_warms_up_then_falls_to_zero(source, capfd):
     assert rates[25] == pytest.approx(1e-4 * (1 - 15 / 29))
 
 
-def test_linear_recipes(ade):
+def test_linear_recipes(ade: Path) -> None:
     forty = linear.Config(data=ade)
     found = linear.blueprint(BASE, forty)
     assert (forty.iterations, forty.batch, forty.warmup) == (40_000, 16, 1_500)
@@ -260,7 +280,7 @@ def test_linear_recipes(ade):
     assert four.decode_head["norm_cfg"] is None
 
 
-def test_a_batch_norm_that_cannot_train_is_refused():
+def test_a_batch_norm_that_cannot_train_is_refused() -> None:
     with pytest.raises(UserError, match="needs two or more"):
         check_batch(plan_batch(16, world=1, at_most=1), synchronised=False)
     check_batch(plan_batch(16, world=16, at_most=1), synchronised=True)
@@ -274,12 +294,44 @@ def test_a_batch_norm_that_cannot_train_is_refused():
         ({"iterations": 100, "warmup": 1}, "at least 2"),
     ],
 )
-def test_impossible_schedules_are_refused(fields, message):
+def test_impossible_schedules_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         upernet.Config(data=Path(), **fields)
 
 
-def test_too_shallow_a_backbone_is_refused():
+def test_too_shallow_a_backbone_is_refused() -> None:
     with pytest.raises(UserError, match="at least four blocks, this backbone has 3"):
         settings.tap_blocks(3)
     assert settings.tap_blocks(4) == (0, 1, 2, 3)
+
+
+def test_the_command_prints_the_whole_recipe(
+    ade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mimbench.checkpoints import write_weights
+    from mimbench.weights import random_weights
+    from transfer.segmentation.__main__ import main
+
+    write_weights(tmp_path / "tiny.safetensors", random_weights(TINY, seed=0))
+    entry = {
+        "title": "mIoU", "group": "segmentation", "task": "transfer.segmentation.upernet",
+        "dataset": "ade", "config": {"lr": 2e-4}, "profiles": {"paper": {"config": {"batch": 8}}},
+    }  # fmt: skip
+    manifest = {
+        "reference_file": str(Path(__file__).parents[1] / "mimbench" / "reference.yaml"),
+        "defaults": {"paper": [], "quick": [], "demo": []},
+        "benchmarks": {"ade-upernet-160": entry},
+    }
+    (tmp_path / "benchmarks.yaml").write_text(json.dumps(manifest))
+    command = [
+        str(tmp_path / "tiny.safetensors"),
+        "--benchmarks",
+        str(tmp_path / "benchmarks.yaml"),
+    ]
+    assert main([*command, "--print-config", "--set", "layer_decay=0.8", "--device", "cpu"]) == 0
+    (tmp_path / "printed.py").write_text(capsys.readouterr().out)
+    cfg = Config.fromfile(tmp_path / "printed.py")
+    assert cfg.optim_wrapper.optimizer.lr == 2e-4
+    assert cfg.optim_wrapper.paramwise_cfg.decay_rate == 0.8
+    assert cfg.train_dataloader.batch_size == 8
+    assert cfg.model.backbone.embed_dims == 24

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
+from mimbench.cluster import Cluster
 from mimbench.commands.table import parse_choices
 from mimbench.config import parse_overrides
-from mimbench.demo import demo_checkpoint
+from mimbench.demo import NAME, demo_checkpoint
 from mimbench.errors import UserError
 from mimbench.manifest import DEFAULT_FILE, PROFILES, load_manifest
 from mimbench.suite import Options, Running, run_suite
@@ -13,7 +14,7 @@ from mimbench.suite import Options, Running, run_suite
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument("checkpoints", type=Path, nargs="*", metavar="CKPT")
+    parser.add_argument("checkpoints", nargs="*", metavar="[NAME=]CKPT")
     parser.add_argument(
         "--demo", action="store_true", help="sample data, tiny pretraining, all tasks"
     )
@@ -37,6 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--per-task", type=int, metavar="N", help="GPUs for one task (default: all of --gpus)"
+    )
+    run.add_argument(
+        "--launcher",
+        choices=["local", "slurm", "submitit"],
+        default="local",
+        help="submitit: its local executor",
+    )
+    run.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="slurm: nodes for heavy tasks"
+    )
+    run.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="submitit's parameters: slurm_partition=gpu",
     )
     run.add_argument(
         "--reference",
@@ -97,13 +114,35 @@ def options_of(args: argparse.Namespace) -> Options:
     )
 
 
+def _cluster(args: argparse.Namespace) -> Cluster | None:
+    if args.launcher == "local":
+        return None
+    kind = "slurm" if args.launcher == "slurm" else "local"
+    gpus = args.gpus if args.gpus is not None else (1 if kind == "slurm" else 0)
+    return Cluster(
+        kind=kind,
+        gpus=gpus,
+        nodes=args.nodes,
+        parameters=parse_overrides(args.slurm),
+        poll=5.0 if kind == "slurm" else 0.5,
+    )
+
+
+def parse_checkpoint(text: str) -> tuple[str, Path]:
+    """Return (row name or '', path) from `NAME=PATH` or a plain path."""
+    name, equals, path = text.partition("=")
+    if equals and name and "/" not in name and not Path(text).exists():
+        return name, Path(path)
+    return "", Path(text)
+
+
 def main(args: argparse.Namespace) -> int:
     """Run the suite."""
     options = options_of(args)
     manifest = load_manifest(args.benchmarks)
-    checkpoints = list(args.checkpoints)
+    checkpoints = [parse_checkpoint(text) for text in args.checkpoints]
     if args.demo:
-        checkpoints.insert(0, demo_checkpoint(options.out))
+        checkpoints.insert(0, (NAME, demo_checkpoint(options.out)))
     if not checkpoints:
         raise UserError("name at least one checkpoint, or --demo: ./run_all.sh ckpt.pth")
     return run_suite(
@@ -118,5 +157,6 @@ def main(args: argparse.Namespace) -> int:
             gpus=args.gpus,
             per_task=args.per_task,
             choice=parse_choices(args.reference),
+            cluster=_cluster(args),
         ),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mimbench.architecture import CLIP_MEAN, CLIP_STD, Family, infer_spec
+from mimbench.architecture import CLIP_MEAN, CLIP_STD, PARTS, Family, infer_spec
 from mimbench.layout import (
     PLAIN,
     Converted,
@@ -80,7 +80,13 @@ def _unsqueezed(tensors: Tensors) -> Tensors:
 
 def _family(state: dict[str, Any]) -> tuple[Family, tuple[str, ...]]:
     if any(name.startswith("visual.trunk.") for name in state):
-        family = Family(position_rule="bicubic-antialias", mean=CLIP_MEAN, std=CLIP_STD)
+        pooled = any(".attn_pool." in name for name in state)
+        family = Family(
+            position_rule="bicubic-antialias",
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            requires=PARTS[1:] if pooled else PARTS,
+        )
         return family, ("a timm tower: CLIP's image statistics assumed",)
     family = Family(
         heads=HEADS,
@@ -88,6 +94,7 @@ def _family(state: dict[str, Any]) -> tuple[Family, tuple[str, ...]]:
         position_rule="bicubic-antialias",
         mean=CLIP_MEAN,
         std=CLIP_STD,
+        requires=("cls_token", "norm_pre.weight", "norm.weight"),
     )
     if "input_resolution" in state:
         return replace(family, activation="quick_gelu"), ("OpenAI's file: QuickGELU",)

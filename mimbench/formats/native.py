@@ -59,7 +59,7 @@ def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
         total = zlib.crc32(
             f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), total
         )
-        total = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy(), total)
+        total = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, total)
     return total
 
 

@@ -12,6 +12,11 @@ NAMES = [
     (r"dist_token", "reg_token"),
     (r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"),
 ]
+PARTS_OF_TIMM = (
+    "cls_token|fc_norm.weight",
+    "patch_embed.proj.bias|norm_pre.weight",
+    "norm.weight|fc_norm.weight",
+)
 EXTRAS = [(r"(head|head_dist|head_drop)\..*", "classifier head"), (r"mask_token", "mask token")]
 
 
@@ -37,7 +42,7 @@ def convert(raw: Raw, options: Options) -> Converted:
 
 def family(raw: Raw) -> Family:
     """Return timm's conventions with what its `config.json` says of the input."""
-    settings = Family(position_rule="bicubic-antialias")
+    settings = Family(position_rule="bicubic-antialias", requires=PARTS_OF_TIMM)
     if "norm_pre.weight" in raw.names:
         quick = "quickgelu" in str(raw.config.get("architecture", ""))
         settings = replace(

@@ -43,7 +43,9 @@ def convert(raw: Raw, options: Options) -> Converted:
     if table is not None and table.dim() == 3 and "cls_token" not in tensors:
         # detectron2 keeps the pre-trained class row and never uses it
         tensors["pos_embed"] = table[:, 1:] if _has_class_row(table) else table
-    spec, asked = infer_spec(tensors, Family(pool="avg"), options.num_heads)
+    spec, asked = infer_spec(
+        tensors, Family(pool="avg", requires=("patch_embed.proj.bias",)), options.num_heads
+    )
     return Converted(
         spec=spec,
         tensors=tensors,

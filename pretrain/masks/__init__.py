@@ -3,6 +3,9 @@
 A strategy is a frozen dataclass `Strategy` whose fields are its configuration. It declares in
 `needs` what must be computed for it; the learner computes just that, and only at the moments when
 `idle` is false. A module may set `NAME` where its file cannot carry the name (`random`).
+
+Not here: SemMAE's semantic parts. Its published stage takes parts from arrays whose learning code
+was never released, so nothing that we wrote could be checked against it.
 """
 
 import importlib
@@ -17,8 +20,22 @@ from torch import Tensor
 from mimbench.config import from_mapping
 from mimbench.errors import UserError, did_you_mean
 
-Need = Literal["difficulty", "attention", "images"]
-"""The teacher's predicted loss; its class token's attention; the normalised images themselves."""
+Need = Literal["difficulty", "attention", "images", "generator"]
+"""The teacher's predicted loss; its class token's attention; the images; a trained generator."""
+
+
+SEMANTIC = frozenset({"semantic", "semantic_parts", "parts", "semmae"})
+"""Names under which somebody may look for SemMAE, which stays out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much an objective hides that draws it: masks of a batch then differ in their counts."""
+
+    share: Tensor
+    """(b,) share of each image's patches to hide; 0 leaves an image whole."""
+    again: float
+    """A second, independent draw of the same law, for strategies that reveal some again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +55,10 @@ class MaskInput:
     """(b, n) attention of the teacher's class token, mean over heads, float32."""
     images: Tensor | None = None
     """(b, 3, H, W), normalised."""
+    log_probability: Tensor | None = None
+    """(b, n) logarithm of the chance at which a trained generator picks each patch first."""
+    amount: Amount | None = None
+    """Set by an objective that replaces tokens; without it a strategy's own count holds."""
     first: int = 0
     """Place of the first image in the effective batch, over all processes and micro-steps."""
     whole: int | None = None
@@ -47,6 +68,13 @@ class MaskInput:
     def patches(self) -> int:
         """Patches of one image."""
         return self.grid[0] * self.grid[1]
+
+    def wanted(self, usual: int) -> int | Tensor:
+        """Return how many patches to hide: the objective's number for each image, or the usual."""
+        if self.amount is None:
+            return usual
+        # a product that should be whole must not fall below it by rounding
+        return (self.amount.share.to(self.device) * self.patches + 1e-4).long()
 
     def uniform(self, rng: torch.Generator, *shape: int) -> Tensor:
         """Return numbers from [0, 1) of shape (b, *shape), this batch's share of the whole's.
@@ -92,8 +120,11 @@ def hidden_count(patches: int, ratio: float) -> int:
     return patches - visible
 
 
-def hide_largest(keys: Tensor, count: int) -> Tensor:
-    """Return the mask that hides the `count` largest keys of each row."""
+def hide_largest(keys: Tensor, count: int | Tensor) -> Tensor:
+    """Return the mask that hides the `count` largest keys of each row: one number, or one per row."""
+    if isinstance(count, Tensor):
+        ranks = keys.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return ranks < count.unsqueeze(1)
     mask = torch.zeros_like(keys, dtype=torch.bool)
     return mask.scatter_(1, keys.topk(count, dim=1).indices, value=True)
 
@@ -114,6 +145,11 @@ def build(config: Mapping[str, Any]) -> MaskStrategy:
     known = available()
     fields = dict(config)
     name = fields.pop("name", None)
+    if name in SEMANTIC:
+        raise UserError(
+            f"mask.name {name!r}: SemMAE's semantic parts are not offered, because the code that "
+            f"learns them was never released; there are {', '.join(sorted(known))}"
+        )
     if name not in known:
         raise UserError(f"unknown mask.name {name!r}{did_you_mean(str(name), known)}")
     return cast(MaskStrategy, from_mapping(cast(Any, known[name]), fields, f"mask ({name})"))

@@ -31,4 +31,4 @@ class Strategy:
 
     def __call__(self, inp: MaskInput, rng: torch.Generator) -> Tensor:
         """Return the mask."""
-        return hide_largest(inp.uniform(rng, inp.patches), self.count(inp.patches))
+        return hide_largest(inp.uniform(rng, inp.patches), inp.wanted(self.count(inp.patches)))

@@ -11,11 +11,7 @@ Points = NDArray[np.float64]
 
 
 class WindowCrop(CropTransform):
-    """fvcore's crop, but polygons are clipped side by side (Sutherland and Hodgman).
-
-    A polygon that leaves the window and comes back stays one polygon whose parts are joined along
-    the window's edge by a line without area: mask and box are those of the separate parts.
-    """
+    """fvcore's crop, but polygons are clipped here: each part inside the window is a polygon."""
 
     x0: int
     y0: int
@@ -24,39 +20,62 @@ class WindowCrop(CropTransform):
 
     def apply_polygons(self, polygons: list[Points]) -> list[Points]:
         """Return the parts of the polygons inside the window, in its coordinates."""
-        clipped = [self._clip(np.asarray(polygon, dtype=np.float64)) for polygon in polygons]
-        return [
-            points - (self.x0, self.y0)
-            for points in clipped
-            if len(points) >= 3 and polygon_area(points) > 0
-        ]
-
-    def _clip(self, points: Points) -> Points:
-        low = (self.x0, self.y0)
-        high = (self.x0 + self.w, self.y0 + self.h)
-        for axis in (0, 1):
-            points = clip_side(points, axis, low[axis], sign=1)
-            points = clip_side(points, axis, high[axis], sign=-1)
-        return points
+        corner = np.array([self.x0, self.y0], dtype=np.float64)
+        parts = [np.asarray(polygon, dtype=np.float64) - corner for polygon in polygons]
+        for axis, extent in ((0, self.w), (1, self.h)):
+            parts = [q for p in parts for q in clip_side(p, axis, 0.0, sign=1)]
+            parts = [q for p in parts for q in clip_side(p, axis, float(extent), sign=-1)]
+        return [part for part in parts if polygon_area(part) > 0]
 
 
-def clip_side(points: Points, axis: int, limit: float, *, sign: int) -> Points:
-    """Return the polygon cut by one line: what lies at `sign * (coordinate - limit) >= 0` stays."""
-    if not len(points):
-        return points
+def clip_side(points: Points, axis: int, limit: float, *, sign: int) -> list[Points]:
+    """Return the parts of a polygon on one side of a line: `sign * (coordinate - limit) >= 0`.
+
+    The outline falls into chains between two crossings of the line. Sorted along the line, the
+    crossings bound in pairs what of the line lies inside the polygon: chains joined by these
+    segments are the parts.
+    """
     ahead = sign * (points[:, axis] - limit)
     if (ahead >= 0).all():
-        return points
-    out = []
-    for i, (point, reach) in enumerate(zip(points, ahead, strict=True)):
-        before, reached = points[i - 1], ahead[i - 1]
-        if (reach >= 0) != (reached >= 0):
-            cut = before + (point - before) * (reached / (reached - reach))
-            cut[axis] = limit
-            out.append(cut)
-        if reach >= 0:
-            out.append(point)
-    return np.asarray(out, dtype=np.float64).reshape(-1, 2)
+        return [points]
+    if (ahead <= 0).all():
+        return []
+    chains = _chains(points, ahead, axis, limit)
+    ends = [(chain[e][1 - axis], i, e) for i, chain in enumerate(chains) for e in (0, -1)]
+    ends.sort(key=lambda end: end[0])
+    partner = {}
+    for (_, *first), (_, *second) in zip(ends[::2], ends[1::2], strict=True):
+        partner[tuple(first)], partner[tuple(second)] = tuple(second), tuple(first)
+    parts, left = [], set(range(len(chains)))
+    while left:
+        chain, entry, walked = min(left), 0, []
+        while chain in left:
+            left.remove(chain)
+            walked += chains[chain] if entry == 0 else chains[chain][::-1]
+            chain, entry = partner[chain, -1 if entry == 0 else 0]
+        parts.append(np.stack(walked))
+    return parts
+
+
+def _chains(points: Points, ahead: Points, axis: int, limit: float) -> list[list[Points]]:
+    """Return the pieces of the outline that lie ahead of the line, each from crossing to crossing."""
+    # a point on the line counts as outside: edges along the line would make spikes without area
+    start = int(np.flatnonzero(ahead <= 0)[0])
+    points, ahead = np.roll(points, -start, axis=0), np.roll(ahead, -start)
+    chains: list[list[Points]] = []
+    for i in range(1, len(points) + 1):
+        here, there = i % len(points), i - 1
+        if (ahead[here] > 0) != (ahead[there] > 0):
+            share = ahead[there] / (ahead[there] - ahead[here])
+            crossing = points[there] + (points[here] - points[there]) * share
+            crossing[axis] = limit
+            if ahead[here] > 0:
+                chains.append([crossing])
+            else:
+                chains[-1].append(crossing)
+        if ahead[here] > 0:
+            chains[-1].append(points[here])
+    return chains
 
 
 def polygon_area(points: Points) -> float:

@@ -1,23 +1,16 @@
 """Training: detectron2's AMP trainer with accumulation, its hooks, and state that resumes exactly."""
 
-import json
 import logging
-import pickle
 import resource
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import AMPTrainer, HookBase, hooks
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.engine import AMPTrainer, hooks
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -25,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from mimbench.errors import UserError
-from mimbench.files import atomic_path, write_text
-from mimbench.progress import Progress
-from mimbench.runtime import Precision, autocast
+from mimbench.runtime import Precision, Ranks, autocast
+from mimbench.watch import StopSignals
 from transfer.detection.order import seed_model
+from transfer.detection.watch import Bar, Checkpoints, Curve, Leave
 
 logger = logging.getLogger(__name__)
 
@@ -86,117 +79,6 @@ class Accumulator(AMPTrainer):
         return losses
 
 
-class Checkpoints(DetectionCheckpointer):
-    """detectron2's checkpointer, writing whole files or none."""
-
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Write model, trainer and `kwargs`, then point `last_checkpoint` at the file."""
-        if not self.save_dir or not self.save_to_disk:
-            return
-        state = {key: item.state_dict() for key, item in self.checkpointables.items()}
-        with atomic_path(Path(self.save_dir) / f"{name}.pth") as part:
-            torch.save({"model": self.model.state_dict(), **state, **kwargs}, part)
-        self.tag_last_checkpoint(f"{name}.pth")
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the newest file."""
-        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
-
-    def read_last(self) -> bool:
-        """Load the newest state, if there is one."""
-        if not self.has_checkpoint():
-            return False
-        path = self.get_checkpoint_file()
-        try:
-            self.load(path)
-        except (AssertionError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"the training state {path} cannot be read: {error}; "
-                "delete the run's folder to start over"
-            ) from error
-        return True
-
-
-class Curve(EventWriter):
-    """Writes the training curve: one JSON object with `step` and figures per line."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # an interrupted run may have written beyond the state that it resumes from
-        kept = [line for line in lines if json.loads(line)["step"] <= start]
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self.file = path.open("a", encoding="utf-8")
-        self.written = start
-
-    def write(self) -> None:
-        """Append the newest value of each figure that is newer than the last line."""
-        storage = get_event_storage()
-        fresh = {k: v for k, (v, at) in storage.latest().items() if at + 1 > self.written}
-        if fresh:
-            self.written = storage.iter + 1
-            self.file.write(json.dumps({"step": self.written, **fresh}) + "\n")
-            self.file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
-
-
-class Bar(HookBase):
-    """Shows progress, loss and time left."""
-
-    def before_train(self) -> None:
-        """Start counting where training starts."""
-        trainer = self.trainer
-        self.bar = Progress("detection", trainer.max_iter, start=trainer.start_iter)
-
-    def after_step(self) -> None:
-        """Count a step."""
-        latest = self.trainer.storage.latest()
-        figures = {"loss": "total_loss", "lr": "lr"}
-        self.bar.step(1, **{k: float(latest[v][0]) for k, v in figures.items() if v in latest})
-
-    def after_train(self) -> None:
-        """End the line."""
-        self.bar.close()
-
-
-class Preemption(HookBase):
-    """On SIGTERM or SIGUSR1: finish the step, save the state, leave."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
-        self.asked: int | None = None
-        self.before: dict[int, Any] = {}
-
-    def before_train(self) -> None:
-        """Listen; only the main thread may."""
-        if threading.current_thread() is threading.main_thread():
-            self.before = {n: signal.signal(n, self._note) for n in self.SIGNALS}
-
-    def after_step(self) -> None:
-        """Leave if asked to; every process must agree, so the main one's wish is not enough."""
-        asked = torch.tensor(int(self.asked is not None))
-        if torch.distributed.is_initialized():
-            asked = asked.to(next(self.checkpoints.model.parameters()).device)
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        if asked:
-            step = self.trainer.iter
-            self.checkpoints.save(f"model_{step:07d}", iteration=step)
-            logger.warning("stopped by a signal after step %d; run again to go on", step + 1)
-            raise SystemExit(128 + (self.asked or signal.SIGTERM))
-
-    def after_train(self) -> None:
-        """Restore what listened before."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.asked = number
-
-
 def save_period(steps: int) -> int:
     """Return the steps between saved states: the official 5000, more often in a short run."""
     return max(1, min(5000, steps // 10))
@@ -216,7 +98,7 @@ class Course:
     """Told the step from which training goes on, before the first batch is drawn."""
 
 
-def fit(trainer: Accumulator, course: Course, out: Path) -> None:
+def fit(trainer: Accumulator, course: Course, out: Path, ranks: Ranks) -> None:
     """Train to the end of the course, from the newest state in `out` or from the start."""
     checkpoints = Checkpoints(trainer.model, str(out / "checkpoints"), trainer=trainer)
     main = checkpoints.save_to_disk
@@ -239,8 +121,8 @@ def fit(trainer: Accumulator, course: Course, out: Path) -> None:
     if main:
         curve = Curve(out / "metrics.jsonl", start)
         trainer.register_hooks([hooks.PeriodicWriter([curve], WRITE_EVERY), Bar()])
-    trainer.register_hooks([Preemption(checkpoints)])
-    with advice(trainer.device):
+    with StopSignals(ranks) as signals, advice(trainer.device):
+        trainer.register_hooks([Leave(checkpoints, signals)])
         trainer.train(start, course.steps)
 
 

@@ -25,9 +25,8 @@ def resize_bias(table: Tensor, *, grid: tuple[int, int], to: tuple[int, int]) ->
     places = [_placed(old, new) for old, new in zip(source, target, strict=True)]
     wanted = [np.arange(-(new // 2), new // 2 + 1) for new in target]
     body = table[:-TOKEN_ROWS].double().reshape(*source, -1).numpy()
-    heads = [
-        RectBivariateSpline(*places, body[..., head])(*wanted) for head in range(body.shape[-1])
-    ]
+    (y, x), (to_y, to_x) = places, wanted
+    heads = [RectBivariateSpline(y, x, body[..., h])(to_y, to_x) for h in range(body.shape[-1])]
     resized = torch.from_numpy(np.stack(heads, axis=-1)).to(table.dtype)
     return torch.cat([resized.flatten(0, 1), table[-TOKEN_ROWS:]])
 

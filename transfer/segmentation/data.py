@@ -129,6 +129,22 @@ def open_source(config: SegmentationConfig) -> DataSource:
     return source
 
 
+def ade20k(config: SegmentationConfig) -> DataSource:
+    """Return ADE20K as it is published, without looking at any file."""
+    return DataSource(
+        root=config.data,
+        folders={
+            "train": (config.train_images, config.train_labels),
+            "val": (config.val_images, config.val_labels),
+        },
+        suffixes={"train": ".jpg", "val": ".jpg"},
+        names=tuple(ADE20KDataset.METAINFO["classes"]),
+        palette=[list(colour) for colour in ADE20KDataset.METAINFO["palette"]],
+        reduce_zero_label=config.reduce_zero_label,
+        ignore_index=config.ignore_index,
+    )
+
+
 def _suffix(folder: Path) -> str:
     found = {p.suffix for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
     if len(found) != 1:

@@ -42,13 +42,12 @@ class StateHook(Hook):
     Args:
         file: Where the state goes.
         digest: Identity of configuration and weights; another run's state is never continued.
-        every: Also save every so many steps (for tests); 0 for by time only.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, file: Path, digest: str, every: int = 0):
-        self.file, self.digest, self.every = file, digest, every
+    def __init__(self, file: Path, digest: str):
+        self.file, self.digest = file, digest
         self.saved = time.monotonic()
         self.stop: int | None = None
 
@@ -76,7 +75,7 @@ class StateHook(Hook):
             return
         step = batch_idx + 1
         due = time.monotonic() - self.saved >= SAVE_SECONDS
-        if due or self.stop is not None or (self.every and step % self.every == 0):
+        if due or self.stop is not None:
             self.save(runner, step)
         if self.stop is not None:
             logger.warning("signal %d: state saved at step %d; run again to go on", self.stop, step)

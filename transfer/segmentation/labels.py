@@ -52,13 +52,13 @@ class LabelReport:
     suspicion: str = ""
 
 
-def check_labels(source: DataSource, split: Split) -> LabelReport:
+def check_labels(source: DataSource, split: Split, *, show: bool = True) -> LabelReport:
     """Read label files of a split; refuse stray values, and say so when labels look one off."""
     pairs = source.pairs(split)
     step = max(1, -(-len(pairs) // CHECKED))
     values = np.zeros(256, dtype=np.int64)
     chosen = pairs[::step]
-    for image, path in track(chosen, f"check {split} labels"):
+    for image, path in track(chosen, f"check {split} labels") if show else chosen:
         labels = read_labels(path)
         with Image.open(image) as picture:
             if picture.size != (labels.shape[1], labels.shape[0]):

@@ -39,6 +39,13 @@ class EffectiveBatchLoop(IterBasedTrainLoop):
         super().run()
         return self.runner.model
 
+    @override
+    def _decide_current_val_interval(self) -> None:
+        """Leave the score after the last step to the run's own test."""
+        super()._decide_current_val_interval()
+        if self._iter == self._max_iters:
+            self.val_begin = self._max_iters + 1
+
     def start_at(self, step: int) -> None:
         """Begin after this many optimiser steps; the sampler skips what they used."""
         self._iter = step
@@ -103,10 +110,12 @@ class PlainRunner(Runner):
             model = revert_sync_batchnorm(model)
         if not self.distributed or self.cfg.get("train_cfg") is None:
             return model
+        cuda = self.chosen.type == "cuda"
         return MMDistributedDataParallel(
             module=model,
-            device_ids=[self.chosen.index] if self.chosen.type == "cuda" else None,
-            broadcast_buffers=False,
+            device_ids=[self.chosen.index] if cuda else None,
+            # local batch norm: all processes follow rank 0's running statistics, the saved ones
+            broadcast_buffers=not cuda,
         )
 
     def _init_model_weights(self) -> None:

@@ -124,6 +124,7 @@ def full_config(
             },
             "val_evaluator": {"type": "ConfusionMetric", "ignore_index": 255},
             "tta_pipeline": multiscale_pipeline(config),
+            "compile": config.machine.compile,
             "randomness": {"seed": config.seed, "deterministic": False},
             "env_cfg": {
                 "cudnn_benchmark": False,

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -67,7 +68,15 @@ class Setup:
         )
 
 
-def set_up(spec: VitSpec, config: SegmentationConfig, blueprint: Blueprint, ranks: Ranks) -> Setup:
+def set_up(
+    spec: VitSpec,
+    config: SegmentationConfig,
+    blueprint: Blueprint,
+    ranks: Ranks,
+    source: DataSource,
+    *,
+    dry: bool = False,
+) -> Setup:
     """Return the setup of a run on this machine.
 
     Args:
@@ -75,14 +84,15 @@ def set_up(spec: VitSpec, config: SegmentationConfig, blueprint: Blueprint, rank
         config: The task's configuration.
         blueprint: The task's model and optimiser.
         ranks: This process among its peers.
+        source: The data.
+        dry: Nothing will be trained here; the recipe need not suit this machine.
     """
     device = pick_device(config.machine.device, ranks.local)
-    if config.precision != "fp32" and device.type != "cuda":
+    if config.precision != "fp32" and device.type != "cuda" and not dry:
         raise UserError(
             f"precision={config.precision} is mixed precision, which mmengine trains on GPUs only; "
             "set precision=fp32 on a CPU (its rows then have a protocol of their own)"
         )
-    source = open_source(config)
     plan = plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch)
     cfg = full_config(spec, config, blueprint, source, plan)
     parts = {"config": config, "blueprint": blueprint, "spec": spec, "source": source}
@@ -119,9 +129,9 @@ def run_task(
     identity = run_identity(task, version, weights, config)
     with process_group() as ranks, quiet(out, ranks), advice(config):
         refuse_other_run(out, identity["digest"])
-        setup = set_up(weights.spec, config, blueprint, ranks)
+        setup = set_up(weights.spec, config, blueprint, ranks, open_source(config))
         check_batch(setup.plan, synchronised=setup.synchronised)
-        labels = [check_labels(setup.source, split) for split in ("train", "val")]
+        labels = [check_labels(setup.source, part, show=ranks.main) for part in ("train", "val")]
         if ranks.main:
             write_json(out / RUN_FILE, identity)
             write_text(out / "mmengine_config.py", setup.cfg.pretty_text)
@@ -161,9 +171,7 @@ def _obtain(model: nn.Module, setup: Setup, out: Path, digest: str) -> None:
         (out / STATE_FILE).unlink(missing_ok=True)
 
 
-def fit(
-    model: nn.Module, setup: Setup, out: Path, digest: str, *, save_every: int = 0
-) -> nn.Module:
+def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
     """Train through mmengine's Runner, from the saved state if there is one; return the model.
 
     Args:
@@ -171,7 +179,6 @@ def fit(
         setup: The run's setup.
         out: Folder of the state and the curve.
         digest: The run's identity.
-        save_every: Also save the state every so many steps.
     """
     state = read_state(out / STATE_FILE, digest)
     start = state["step"] if state else 0
@@ -194,24 +201,19 @@ def fit(
         train_dataloader=cfg.train_dataloader,
         optim_wrapper=cfg.optim_wrapper,
         param_scheduler=cfg.param_scheduler,
-        train_cfg=_loop_config(setup),
+        train_cfg=cfg.train_cfg,
         **validation,
         custom_hooks=[
             StepSeedHook(config.seed),
             CurveHook(out / CURVE_FILE, config.iterations, start),
-            StateHook(out / STATE_FILE, digest, save_every),
+            StateHook(out / STATE_FILE, digest),
         ],
         **runner_options(cfg, setup.ranks, out, "train"),
     )
     runner.train()
+    for buffer in model.buffers():
+        broadcast(buffer)
     return model
-
-
-def _loop_config(setup: Setup) -> dict[str, Any]:
-    loop = dict(setup.cfg.train_cfg)
-    # the last step's score is the run's own test
-    loop["val_interval"] = min(loop["val_interval"], setup.config.iterations)
-    return loop
 
 
 def extras(

@@ -1,0 +1,52 @@
+"""Check in a minute that a checkpoint beats random weights and its own rearrangements."""
+
+import argparse
+import logging
+import math
+import time
+from pathlib import Path
+
+from mimbench.canary import examine, read_cards
+from mimbench.checkpoints import read_weights
+from mimbench.config import to_mapping
+from mimbench.files import write_json
+from mimbench.locations import SAMPLES, locate
+from mimbench.runtime import pick_device
+
+logger = logging.getLogger(__name__)
+CPU_SECONDS = 60.0
+"""After this long on a CPU the less telling rivals are left out."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to `parser`."""
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="default: the sample data")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the verdict as JSON")
+    parser.add_argument("--device", default="auto", metavar="D")
+    parser.add_argument("--which", metavar="W", help="network in the file: student, teacher, ema")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="where the format does not say")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Examine the checkpoint; return 1 if it has a fault."""
+    weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
+    sample = args.data is None or args.data.name in SAMPLES.values()
+    folder = locate("sample-classification", None) if args.data is None else args.data
+    device = pick_device(args.device)
+    size = 32 if sample and weights.spec.image_size[0] <= 64 else weights.spec.image_size[0]
+    began = time.monotonic()
+    cards = read_cards(folder, size)
+    found = examine(weights, cards, device, CPU_SECONDS if device.type == "cpu" else math.inf)
+    for name, score in found.rivals.items():
+        logger.info("canary: %.1f %%, %s %.1f %%", found.score, name, score)
+    if found.not_tried:
+        logger.info("canary: no time for %s", "; ".join(found.not_tried))
+    for fault in found.faults:
+        logger.error("canary: %s", fault)
+    logger.info(
+        "canary: %s in %.0f s", "FAULTY" if found.faults else "sound", time.monotonic() - began
+    )
+    if args.out:
+        write_json(args.out, {**to_mapping(found), "digest": weights.digest})
+    return 1 if found.faults else 0

@@ -1,0 +1,21 @@
+"""Recompute a bundle's metrics and table from its outcomes; fail on any changed field."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mimbench.bundle import verify_bundle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to `parser`."""
+    parser.add_argument("bundle", type=Path, metavar="FILE")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Verify the bundle; return 1 if anything in it is not what it says."""
+    faults = verify_bundle(args.bundle)
+    for fault in faults:
+        sys.stderr.write(f"{args.bundle}: {fault}\n")
+    sys.stdout.write(f"{args.bundle}: {'NOT VERIFIED' if faults else 'verified'}\n")
+    return 1 if faults else 0

@@ -1,0 +1,89 @@
+"""Pictures: what tasks left, detections drawn on their images, nearest neighbours."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from mimbench.backbone import build_backbone
+from mimbench.canary import embed, read_cards
+from mimbench.outcomes import DETECTION, TRUTH
+from mimbench.report.markup import picture
+from mimbench.weights import VitWeights
+
+PICTURES = "pictures"
+MOST, QUERIES, NEIGHBOURS, LEAST_SCORE = 8, 6, 5, 0.5
+TINTS = ["#e4572e", "#29a0b1", "#f3a712", "#6a4c93", "#76b041", "#d81e5b", "#1982c4", "#8d6e63"]
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Return the pictures that a task wrote into its run's folder."""
+    found = sorted((folder / PICTURES).glob("*.png")) + sorted((folder / PICTURES).glob("*.jpg"))
+    return [picture(Image.open(path), path.stem) for path in found[:MOST]]
+
+
+def detections(folder: Path, data: Path) -> list[str]:
+    """Return validation images with the detections of a run drawn on them."""
+    path, truth = folder / DETECTION, data / TRUTH
+    if not path.is_file() or not truth.is_file():
+        return []
+    content = json.loads(truth.read_text(encoding="utf-8"))
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for item in json.loads(path.read_text(encoding="utf-8")):
+        if item["score"] >= LEAST_SCORE:
+            found.setdefault(item["image_id"], []).append(item)
+    images = sorted(content["images"], key=lambda i: i["id"])[:MOST]
+    files = [(i, data / "val2017" / i["file_name"]) for i in images]
+    return [_drawn(file, found.get(i["id"], []), names) for i, file in files if file.is_file()]
+
+
+def _drawn(file: Path, items: list[Mapping[str, Any]], names: Mapping[int, str]) -> str:
+    image = Image.open(file).convert("RGB")
+    scale = max(1, 320 // max(image.size))
+    image = image.resize((image.width * scale, image.height * scale))
+    pen = ImageDraw.Draw(image)
+    for item in items:
+        x, y, w, h = (v * scale for v in item["bbox"])
+        tint = TINTS[item["category_id"] % len(TINTS)]
+        pen.rectangle((x, y, x + w, y + h), outline=tint, width=2)
+        pen.text(
+            (x + 3, y + 1), f"{names.get(item['category_id'], '?')} {item['score']:.2f}", fill=tint
+        )
+    return picture(image, f"{len(items)} detections above {LEAST_SCORE}")
+
+
+def neighbours(weights: VitWeights, data: Path, device: torch.device) -> list[str]:
+    """Return a few validation images, each followed by its nearest training images."""
+    size = weights.spec.image_size[0]
+    cards = read_cards(data, size, classes=QUERIES * 4, bank=20, queries=1)
+    picked = (
+        torch.linspace(0, len(cards.queries) - 1, min(QUERIES, len(cards.queries))).round().long()
+    )
+    backbone = build_backbone(weights).to(device)
+    bank = embed(backbone, cards.bank, device)["avg"]
+    found = (
+        (embed(backbone, cards.queries[picked], device)["avg"] @ bank.T)
+        .topk(NEIGHBOURS, dim=1)
+        .indices
+    )
+    rows = []
+    for query, near in zip(picked, found, strict=True):
+        label = cards.query_labels[query]
+        right = int((cards.bank_labels[near] == label).sum())
+        strip = torch.cat([cards.queries[query], *(cards.bank[i] for i in near)], dim=2)
+        image = Image.fromarray(strip.permute(1, 2, 0).numpy())
+        rows.append(
+            picture(
+                image.resize(
+                    (image.width * max(1, 96 // size), image.height * max(1, 96 // size)),
+                    Image.Resampling.NEAREST,
+                ),
+                f"query, then its neighbours: {right} of {NEIGHBOURS} of its class",
+                side=900,
+            )
+        )
+    return rows

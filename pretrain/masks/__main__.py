@@ -1,0 +1,152 @@
+"""`python -m pretrain.masks`: look at what masking strategies hide, and count it.
+
+  show IMAGE... --ckpt C -o out.png   every strategy side by side on the same images
+  stats --data DIR --ckpt C           ratio, spatial entropy, objects, hard patches: table and figure
+
+C is a pretraining run's folder, its model.safetensors, a checkpoint of HPM, MAE or AutoMAE, or any
+encoder; what it cannot say (a loss predictor, a mask generator) leaves out the strategies that ask
+for it, by name.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mimbench.errors import UserError
+from mimbench.logs import configure_logging
+from mimbench.progress import track
+from pretrain.laboratory import Observer, Sight, Variant, draw, variants
+from pretrain.mask_figures import show_masks, show_statistics
+from pretrain.mask_statistics import Row, describe, find_annotations, find_images, object_cover
+
+logger = logging.getLogger("pretrain.masks")
+
+DRAWS, BATCH = 8, 32
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(
+        prog="python -m pretrain.masks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = out.add_subparsers(dest="verb", required=True)
+    show = verbs.add_parser("show", help="draw all strategies side by side")
+    show.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    show.add_argument("-o", "--output", type=Path, default=Path("masks.png"))
+    stats = verbs.add_parser("stats", help="count what strategies hide")
+    stats.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
+    stats.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="COCO file; found beside DIR by default"
+    )
+    stats.add_argument("--limit", type=int, default=256, help="images to look at (256)")
+    stats.add_argument("-o", "--output", type=Path, help="also draw a figure")
+    for verb in (show, stats):
+        verb.add_argument("--ckpt", type=Path, required=True, metavar="C")
+        verb.add_argument("--heads", type=int, help="attention heads, for widths nobody published")
+        verb.add_argument(
+            "--size", type=int, help="side of the images; by default the checkpoint's"
+        )
+        verb.add_argument(
+            "--ratio", type=float, default=0.75, help="share that all hide (0.75); 0: each its own"
+        )
+        verb.add_argument("--seed", type=int, default=0)
+    return out
+
+
+def usable(observer: Observer, ratio: float) -> list[Variant]:
+    """Return the strategies that the checkpoint can serve; the log names the others."""
+    missing, found = observer.offers(), []
+    for variant in variants(ratio or None, observer.grid):
+        faults = [missing[need] for need in variant.strategy.needs if need in missing]
+        if faults:
+            logger.info("%s is left out: it %s, which C has not", variant.label, faults[0])
+        else:
+            found.append(variant)
+    return found
+
+
+def show(args: argparse.Namespace) -> None:
+    """Draw the figure of masks."""
+    observer = Observer(args.ckpt, num_heads=args.heads, size=args.size)
+    sight = observer.look(observer.load(args.images))
+    masks = {v.label: draw(v, sight, args.seed) for v in usable(observer, args.ratio)}
+    title = f"What each strategy hides, as seen by {args.ckpt.name}"
+    names = [path.stem if len(path.stem) <= 18 else f"…{path.stem[-16:]}" for path in args.images]
+    show_masks(args.output, sight, masks, title=title, names=names)
+    logger.info("%s: %d images, %d strategies", args.output, len(args.images), len(masks))
+
+
+def stats(args: argparse.Namespace) -> list[Row]:
+    """Return the statistics of every strategy; draw them if asked to."""
+    observer = Observer(args.ckpt, num_heads=args.heads, size=args.size)
+    paths = find_images(args.data, args.limit)
+    objects = object_cover(
+        paths,
+        find_annotations(args.data, args.annotations),
+        observer.size,
+        observer.spec.patch_size,
+    )
+    chosen = usable(observer, args.ratio)
+    drawn: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}
+    sights: list[Sight] = []
+    batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
+    for number, part in enumerate(track(batches, "looking")):
+        sight = observer.look(observer.load(part))
+        sights.append(sight)
+        for variant in chosen:
+            seeds = [args.seed + DRAWS * number + k for k in range(DRAWS)]
+            drawn[variant.label].append(torch.stack([draw(variant, sight, s) for s in seeds]))
+    losses = [s.loss for s in sights if s.loss is not None]
+    loss = torch.cat(losses) if losses else None
+    rows = [
+        describe(label, torch.cat(found, dim=1), observer.grid, objects=objects, loss=loss)
+        for label, found in drawn.items()
+    ]
+    if args.output is not None:
+        title = f"{len(paths)} images of {args.data.name}, as seen by {args.ckpt.name}"
+        show_statistics(args.output, rows, title=title)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the statistics as a Markdown table."""
+    lines = [
+        "| strategy | ratio | spatial entropy | clumping | objects hidden | "
+        "rank correlation with true loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        objects, rank = (
+            "-" if value is None else f"{value:.3f}"
+            for value in (row.objects, row.rank_correlation)
+        )
+        lines.append(
+            f"| {row.label} | {row.ratio:.3f} | {row.spatial_entropy:.3f} | {row.clumping:.3f} | "
+            f"{objects} | {rank} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    args = parser().parse_args(arguments)
+    configure_logging()
+    try:
+        if args.verb == "show":
+            show(args)
+        else:
+            sys.stdout.write(table(stats(args)) + "\n")
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The detector learns: above nothing in seconds, and faster from a backbone that knows the objects."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+
+from mimbench.sample import generate
+from mimbench.task import Machine
+from mimbench.weights import VitSpec, VitWeights, random_weights
+from transfer.detection.vitdet import Config, run
+
+COMMON: Mapping[str, Any] = {
+    "patch_size": None,
+    "window": 8,
+    "precision": "fp32",
+    "mask_convs": 1,
+    "box_convs": 1,
+    "anchor_scale": 4.0,
+    "proposals": 64,
+    "flip": 0.0,
+    "drop_path": 0.0,
+    "eval_every": 0,
+    "machine": Machine(device="cpu", workers=0),
+}
+
+
+def test_a_minute_of_training_finds_what_it_was_shown(tmp_path: Path) -> None:
+    """Six pictures, learned by heart: AP50 measured 16.8 after 60 steps, 0 after one."""
+    generate(tmp_path / "s", train_per_class=1, val_per_class=1, train_scenes=6, val_scenes=1)
+    spec = VitSpec(embed_dim=48, depth=2, num_heads=3, mlp_dim=96, patch_size=8, grid=(4, 4))
+    config = Config(
+        **COMMON,
+        data=tmp_path / "s/coco",
+        val_images="train2017",
+        val_json="annotations/instances_train2017.json",
+        image_size=128,
+        global_blocks=1,
+        batch=3,
+        images=3 * 60,
+        pyramid_channels=32,
+        box_width=64,
+        regions=32,
+        layer_decay=1.0,
+        learning_rate=3e-3,
+        weight_decay=0.01,
+        warmup=0.05,
+        drops=(0.8, 0.95),
+        resize=(1.0, 1.0),
+    )
+    before = run(random_weights(spec, 0), replace(config, images=3), tmp_path / "before")
+    after = run(random_weights(spec, 0), config, tmp_path / "after")
+    assert before["box_ap50"] < 1.0
+    assert after["box_ap50"] > 5.0
+    assert after["box_ap"] > before["box_ap"] + 2.0
+
+
+def learned_backbone(twin: VitWeights, out: Path) -> VitWeights:
+    """The backbone of a trained detector, under canonical names."""
+    trained = torch.load(out / "checkpoints/model_final.pth", weights_only=True)["model"]
+    own = {name: trained.get(f"backbone.net.{name}", t) for name, t in twin.tensors.items()}
+    return replace(twin, tensors=own, digest="learned", name="learned")
+
+
+@pytest.mark.slow
+def test_a_backbone_that_knows_the_objects_beats_its_random_twin(tmp_path: Path) -> None:
+    """After 150 steps, measured once: box AP 2.7 against 1.7, mask AP 0.9 against 0.0."""
+    generate(tmp_path / "s")
+    spec = VitSpec(embed_dim=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8, grid=(4, 4))
+    twin = random_weights(spec, 0)
+    config = Config(
+        **COMMON,
+        data=tmp_path / "s/coco",
+        image_size=64,
+        global_blocks=2,
+        batch=8,
+        images=8 * 400,
+        pyramid_channels=48,
+        box_width=96,
+        regions=16,
+        layer_decay=0.6,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        warmup=0.1,
+        drops=(0.75, 0.92),
+        resize=(0.8, 1.25),
+    )
+    run(twin, config, tmp_path / "teach")
+    short = replace(config, images=8 * 150)
+    learned = run(learned_backbone(twin, tmp_path / "teach"), short, tmp_path / "learned")
+    fresh = run(twin, short, tmp_path / "fresh")
+    assert learned["box_ap"] > fresh["box_ap"] + 0.3
+    assert learned["mask_ap"] > fresh["mask_ap"]

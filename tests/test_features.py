@@ -1,0 +1,324 @@
+"""The feature bank: right features, right key, safe against kills, the same from any process count."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from mimbench import extract as extraction
+from mimbench.backbone import build_backbone
+from mimbench.data import ImageList, Source, read_folder
+from mimbench.errors import UserError
+from mimbench.extract import extract
+from mimbench.features import PARTS, BankSpec, check_step, open_bank
+from mimbench.memory import Halving
+from mimbench.preprocess import Preprocess
+from mimbench.runtime import process_group
+from mimbench.task import Machine
+from mimbench.weights import VitSpec, VitWeights, random_weights
+
+PLAIN = BankSpec(preprocess=Preprocess(size=32, resize=None))
+FORK = multiprocessing.get_context("fork")
+ALONE = Machine(device="cpu", workers=0, max_batch=16)
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch, tmp_path):
+    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mimbench.features.SHARD", 10)
+
+
+@pytest.fixture
+def images(painted_images, tmp_path) -> ImageList:
+    return read_folder(painted_images(tmp_path / "data"), "train")
+
+
+def test_cached_features_are_those_of_a_direct_forward(images, small_spec):
+    weights = random_weights(small_spec, 0)
+    bank = extract(weights, images, PLAIN, ALONE)
+    to_tensor = transforms.ToTensor()
+    pixels = torch.stack([to_tensor(images.open(i)) for i in range(len(images))])
+    backbone = build_backbone(weights)
+    blocks = backbone.blocks(pixels, [0, 1, 2, 3], norm=True)
+    last = backbone(pixels)
+    torch.testing.assert_close(bank.load("cls"), last.cls, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        bank.load("avg"), last.patches.mean(dim=(1, 2)), rtol=1e-5, atol=1e-5
+    )
+    four = torch.cat([b.cls for b in blocks] + [last.patches.mean(dim=(1, 2))], dim=1)
+    torch.testing.assert_close(bank.load("cls4+avg"), four, rtol=1e-5, atol=1e-5)
+    assert bank.load("cls+avg").shape == (48, 64)
+    assert len(list(bank.folder.glob("*.safetensors"))) == 5
+
+
+def test_fine_tuned_models_average_through_their_norm(images, small_spec):
+    weights = random_weights(replace(small_spec, final_norm="fc_norm", pool="avg"), 0)
+    bank = extract(weights, images, PLAIN, ALONE)
+    backbone = build_backbone(weights)
+    pixels = torch.stack([transforms.ToTensor()(images.open(i)) for i in range(len(images))])
+    torch.testing.assert_close(
+        bank.load("avg"), backbone.pooled(backbone(pixels)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_any_difference_in_the_key_is_another_bank(images, small_spec, tmp_path):
+    weights = random_weights(small_spec, 0)
+    folders = {
+        "base": open_bank(weights, images, PLAIN),
+        "weights": open_bank(random_weights(small_spec, 1), images, PLAIN),
+        "mean": open_bank(weights.with_spec(mean=(0.5, 0.5, 0.5)), images, PLAIN),
+        "heads": open_bank(weights.with_spec(num_heads=4), images, PLAIN),
+        "images": open_bank(weights, images.subset(range(20)), PLAIN),
+        "labels": open_bank(weights, images.relabel(images.labels[::-1].copy()), PLAIN),
+        "storage": open_bank(weights, images, replace(PLAIN, storage="fp16")),
+        "precision": open_bank(weights, images, replace(PLAIN, precision="bf16")),
+    }
+    for change in ({"size": 24}, {"resize": 40}, {"interpolation": "bilinear"}, {"view": 1}):
+        spec = replace(PLAIN, preprocess=replace(PLAIN.preprocess, **change))
+        folders[str(change)] = open_bank(weights, images, spec)
+    # same names, other content
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "data/train" / images.names[3])
+    folders["content"] = open_bank(weights, read_folder(tmp_path / "data", "train"), PLAIN)
+    assert len({bank.folder for bank in folders.values()}) == len(folders)
+    assert open_bank(weights, images, PLAIN).folder == folders["base"].folder
+
+
+def test_a_finished_bank_is_not_computed_again(images, small_spec, monkeypatch):
+    weights = random_weights(small_spec, 0)
+    extract(weights, images, PLAIN, ALONE)
+    monkeypatch.setattr(extraction, "build_backbone", lambda w: pytest.fail("computed again"))
+    extract(weights, images, PLAIN, ALONE)
+
+
+def test_damaged_and_missing_shards_alone_are_computed_again(images, small_spec, caplog):
+    weights = random_weights(small_spec, 0)
+    bank = extract(weights, images, PLAIN, ALONE)
+    before = bank.load("cls4+avg")
+    bank.path(1).unlink()
+    whole = bank.path(3).read_bytes()
+    bank.path(3).write_bytes(whole[: len(whole) // 2])
+    kept = bank.path(0).stat().st_mtime_ns
+    assert bank.missing() == [1, 3]
+    extract(weights, images, PLAIN, ALONE)
+    assert "damaged" in caplog.text
+    assert torch.equal(bank.load("cls4+avg"), before)
+    assert bank.path(0).stat().st_mtime_ns == kept
+
+
+def test_a_foreign_key_in_the_folder_is_refused(images, small_spec):
+    weights = random_weights(small_spec, 0)
+    bank = extract(weights, images, PLAIN, ALONE)
+    key = json.loads((bank.folder / "bank.json").read_text())
+    (bank.folder / "bank.json").write_text(json.dumps({**key, "weights": "other"}))
+    with pytest.raises(UserError, match="another key"):
+        extract(weights, images, PLAIN, ALONE)
+
+
+def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
+    torch.set_num_threads(1)
+    write = extraction._write
+
+    def slowly(*args):
+        write(*args)
+        time.sleep(0 if args[1] == 0 else 600)
+
+    extraction._write = slowly
+    extract(weights, images, PLAIN, ALONE, root=root)
+
+
+def test_killed_at_any_point_it_continues(images, small_spec, tmp_path):
+    weights, root = random_weights(small_spec, 0), tmp_path / "killed"
+    process = FORK.Process(target=_extract_slowly, args=(weights, images, root))
+    process.start()
+    bank = open_bank(weights, images, PLAIN, root=root)
+    deadline = time.monotonic() + 120
+    while not bank.path(1).exists() and time.monotonic() < deadline:
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert bank.missing() == [2, 3, 4]
+    first = bank.path(0).stat().st_mtime_ns
+    again = extract(weights, images, PLAIN, ALONE, root=root)
+    assert bank.path(0).stat().st_mtime_ns == first
+    direct = extract(weights, images, PLAIN, ALONE, root=tmp_path / "direct")
+    assert torch.equal(again.load("cls4+avg"), direct.load("cls4+avg"))
+
+
+def _extract_as_rank(
+    rank: int, port: int, weights: VitWeights, images: ImageList, root: Path
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    with process_group() as ranks:
+        bank = extract(weights, images, PLAIN, ALONE, ranks=ranks, root=root)
+        # no process goes on before the whole bank is there
+        assert not bank.missing()
+
+
+def test_two_processes_make_the_same_bank(images, small_spec, tmp_path):
+    weights = random_weights(small_spec, 0)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        FORK.Process(target=_extract_as_rank, args=(rank, port, weights, images, tmp_path / "two"))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=200)
+        assert process.exitcode == 0
+    shared = open_bank(weights, images, PLAIN, root=tmp_path / "two")
+    alone = extract(weights, images, PLAIN, ALONE, root=tmp_path / "one")
+    assert shared.missing() == []
+    for shard in range(5):
+        assert shared.path(shard).read_bytes() == alone.path(shard).read_bytes()
+
+
+@pytest.mark.parametrize("storage", ["fp16", "bf16"])
+def test_half_storage_keeps_exact_features_to_compare(images, small_spec, storage, monkeypatch):
+    monkeypatch.setattr("mimbench.features.CHECKED", 20)
+    weights = random_weights(small_spec, 0)
+    full = extract(weights, images, PLAIN, ALONE)
+    half = extract(weights, images, replace(PLAIN, storage=storage), ALONE)
+    rows, exact = half.exact("cls+avg")
+    assert rows.tolist() == list(range(0, 48, check_step(48))) == list(range(0, 48, 3))
+    torch.testing.assert_close(exact, full.load("cls+avg")[rows], rtol=1e-6, atol=1e-6)
+    stored = half.load("cls+avg")
+    assert not torch.equal(stored, full.load("cls+avg"))
+    torch.testing.assert_close(stored, full.load("cls+avg"), rtol=1e-2, atol=1e-2)
+
+
+def test_values_too_large_for_the_storage_are_refused(images, small_spec):
+    weights = random_weights(small_spec, 0)
+    tensors = {**weights.tensors, "norm.weight": torch.full((32,), 1e6)}
+    spec = replace(PLAIN, storage="fp16")
+    with pytest.raises(UserError, match="not finite in fp16"):
+        extract(replace(weights, tensors=tensors), images, spec, ALONE)
+
+
+def test_out_of_memory_halves_and_gives_the_same_features(images, small_spec, monkeypatch):
+    weights = random_weights(small_spec, 0)
+    expected = extract(weights, images, PLAIN, ALONE).load("cls4+avg")
+    real, sizes = extraction.block_vectors, []
+
+    def tight(backbone, pixels, blocks):
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        sizes.append(len(pixels))
+        return real(backbone, pixels, blocks)
+
+    monkeypatch.setattr(extraction, "block_vectors", tight)
+    spec = replace(PLAIN, precision="fp32")
+    bank = extract(weights, images, spec, ALONE, root=images_root(images) / "tight")
+    torch.testing.assert_close(bank.load("cls4+avg"), expected, rtol=1e-5, atol=1e-6)
+    assert set(sizes) == {2}
+
+
+def images_root(images: ImageList) -> Path:
+    return Path(images.where).parent.parent
+
+
+def test_other_errors_are_not_taken_for_memory():
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        Halving(size=8).attempt(lambda size: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
+    with pytest.raises(UserError, match="single image"):
+        Halving(size=4).attempt(lambda size: (_ for _ in ()).throw(MemoryError()))
+
+
+def test_shallow_models_say_which_features_they_lack(images):
+    spec = VitSpec(embed_dim=32, depth=2, num_heads=2, mlp_dim=64, patch_size=8, grid=(4, 4))
+    bank = extract(random_weights(spec, 0), images, PLAIN, ALONE)
+    assert bank.load("cls+avg").shape == (48, 64)
+    with pytest.raises(UserError, match=r"too shallow.*cls, avg"):
+        bank.load("cls4")
+    assert set(bank.vectors(PARTS["cls4"])) == {"cls.2", "cls.1"}
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_preprocessing_is_torchvisions(mode):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (57, 83, 3), dtype=np.uint8))
+    interpolation = transforms.InterpolationMode(mode)
+    reference = transforms.Compose(
+        [
+            transforms.Resize(40, interpolation=interpolation),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+        ]
+    )
+    ours = Preprocess(size=32, resize=40, interpolation=mode)(image)
+    torch.testing.assert_close(ours.float() / 255, reference(image))
+
+
+def test_views_are_fixed_and_differ():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    first, second = (Preprocess(size=32, resize=None, view=v) for v in (1, 2))
+    assert torch.equal(first(image, 5), first(image, 5))
+    assert not torch.equal(first(image, 5), first(image, 6))
+    assert not torch.equal(first(image, 5), second(image, 5))
+    with pytest.raises(UserError, match="40x40 is smaller than the crop of 64"):
+        Preprocess(size=64, resize=None)(image)
+
+
+def test_classes_that_differ_are_listed(painted_images, tmp_path):
+    root = painted_images(tmp_path / "data", train=2, val=2)
+    train, val = Source().open(root)
+    assert train.classes == val.classes == ("class_0", "class_1", "class_2", "class_3")
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    (root / "val/class_2").rename(root / "val/other")
+    with pytest.raises(UserError, match=r"only in train: class_2; only in val: other"):
+        Source().open(root)
+
+
+def test_folders_say_what_is_wrong(painted_images, tmp_path):
+    root = painted_images(tmp_path / "data", train=2, val=2)
+    with pytest.raises(UserError, match=r"no folder 'test' .*\['train', 'val'\]"):
+        read_folder(root, "test")
+    (root / "val/class_9").mkdir()
+    with pytest.raises(UserError, match="class_9 holds no image"):
+        read_folder(root, "val")
+    broken = root / "train/class_1/train_1_000.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    images = read_folder(root, "train")
+    with pytest.raises(UserError, match=r"cannot decode .*train_1_000.png"):
+        images.open(2)
+
+
+@pytest.mark.parametrize("source", ["", "tar", "torch/folder"])
+def test_timm_sources_give_the_same_images(painted_images, tmp_path, source):
+    root = painted_images(tmp_path / "data", train=3, val=2)
+    expected = read_folder(root, "train")
+    if source == "tar":
+        for split in ("train", "val"):
+            subprocess.run(
+                ["tar", "-cf", root / f"{split}.tar", "-C", root / split, "."], check=True
+            )
+    for images in Source(name=source).open(root)[:1]:
+        assert images.labels.tolist() == expected.labels.tolist()
+        assert images.classes == expected.classes
+        for i in (0, len(images) - 1):
+            assert np.array_equal(np.asarray(images.open(i)), np.asarray(expected.open(i)))
+
+
+def test_streams_are_refused(tmp_path):
+    with pytest.raises(UserError, match="streamed"):
+        Source(name="wds/some").open(tmp_path)

@@ -1,0 +1,166 @@
+"""Logistic regression: scikit-learn's answers, the grid, the choice of C, the whole task."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from mimbench.config import from_mapping
+from mimbench.errors import UserError
+from mimbench.metrics import rank_classes, top_percent
+from mimbench.weights import random_weights
+from transfer.classification import logreg
+from transfer.classification.logreg import Config, Grid, choose_and_fit, solve
+from transfer.classification.solver import Objective, fit_grid, principal_axes
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def features(count: int, width: int, classes: int, *, seed: int = 0, noise: float = 2.0):
+    """Correlated features with a falling spectrum and an offset, as a backbone's are."""
+    rng = np.random.default_rng(0)
+    spectrum = np.arange(1, width + 1) ** -0.8
+    turn = np.linalg.qr(rng.standard_normal((width, width)))[0]
+    centres = rng.standard_normal((classes, width)) * spectrum * 0.5
+    rng = np.random.default_rng([1, seed])
+    labels = rng.integers(0, classes, count)
+    x = (centres[labels] + rng.standard_normal((count, width)) * spectrum * noise) @ turn
+    return (5 * x + 1.5).astype(np.float32), labels.astype(np.int64)
+
+
+def test_agrees_with_scikit_learn_over_the_grid():
+    x, y = features(800, 24, 6, noise=1.5)
+    test_x, test_y = features(20000, 24, 6, seed=1, noise=1.5)
+    cs = np.geomspace(1e-4, 1e2, 3).tolist()
+    solution = fit_grid(torch.from_numpy(x), torch.from_numpy(y), 6, cs, tolerance=1e-11)
+    assert all(solution.converged)
+    truth = torch.from_numpy(test_y)
+    for i, c in enumerate(cs):
+        model = LogisticRegression(C=c, max_iter=2000, tol=1e-6).fit(x, y)
+        theirs = 100 * model.score(test_x, test_y)
+        logits = solution.logits(i, torch.from_numpy(test_x))
+        assert top_percent(rank_classes(logits), truth, 1) == pytest.approx(theirs, abs=0.1), c
+        np.testing.assert_allclose(
+            logits.softmax(1).numpy(), model.predict_proba(test_x), atol=2e-2
+        )
+
+
+def test_default_tolerance_costs_no_accuracy():
+    x, y = features(1500, 48, 8)
+    test_x, test_y = (torch.from_numpy(a) for a in features(6000, 48, 8, seed=1))
+    cs = np.geomspace(1e-5, 1e3, 5).tolist()
+    tops = [
+        [top_percent(rank_classes(s.logits(i, test_x)), test_y, 1) for i in range(5)]
+        for s in (
+            fit_grid(torch.from_numpy(x), torch.from_numpy(y), 8, cs, tolerance=t)
+            for t in (1e-6, 1e-10)
+        )
+    ]
+    np.testing.assert_allclose(tops[0], tops[1], atol=0.1)
+
+
+def test_objective_is_scikit_learns_and_its_gradient_is_right():
+    x, y = features(80, 6, 3)
+    axes = principal_axes(torch.from_numpy(x).double())
+    objective = Objective(axes, torch.from_numpy(y), 3, torch.tensor([0.1, 0.7]).double())
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
+    loss, gradient = objective(points, torch.arange(2))
+    plain = (points / objective.scale).requires_grad_()
+    for i, penalty in enumerate((0.1, 0.7)):
+        logits = axes.features @ plain[i, :-1] + plain[i, -1]
+        direct = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y))
+        direct = direct + 0.5 * penalty * plain[i, :-1].square().sum()
+        assert loss[i].item() == pytest.approx(direct.item(), rel=1e-9)
+        (slope,) = torch.autograd.grad(direct, plain)
+        torch.testing.assert_close(gradient[i], slope[i] / objective.scale[i])
+
+
+def test_pieces_give_the_same_loss(monkeypatch):
+    x, y = (torch.from_numpy(a) for a in features(300, 12, 4))
+    whole = fit_grid(x, y, 4, [0.1, 1.0])
+    monkeypatch.setattr("transfer.classification.solver.LOGIT_BYTES", 400)
+    pieces = fit_grid(x, y, 4, [0.1, 1.0])
+    torch.testing.assert_close(whole.weight, pieces.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_wide_features_work_without_rotation(monkeypatch):
+    x, y = features(400, 24, 4)
+    turned = fit_grid(torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], tolerance=1e-9)
+    monkeypatch.setattr("transfer.classification.solver.ROTATE_UP_TO", 10)
+    straight = fit_grid(torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], tolerance=1e-9)
+    torch.testing.assert_close(turned.weight, straight.weight, rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_both_solvers_choose_and_score_alike(classes):
+    x, y = features(600, 16, classes)
+    test_x, test_y = (torch.from_numpy(a) for a in features(5000, 16, classes, seed=1))
+    tops = {}
+    for solver in ("torch", "scikit-learn"):
+        grid = Grid(lowest=1e-3, highest=1e1, steps=3, solver=solver)
+        fitted = choose_and_fit(torch.from_numpy(x), y, classes, grid, seed=0)
+        tops[solver] = top_percent(rank_classes(fitted.solution.logits(0, test_x)), test_y, 1)
+        assert fitted.record["held_out_top1"]
+    assert tops["torch"] == pytest.approx(tops["scikit-learn"], abs=0.1)
+
+
+def test_the_edge_of_the_grid_is_said():
+    x, y = features(300, 12, 3)
+    grid = Grid(lowest=1e-9, highest=1e-8, steps=2)
+    fitted = choose_and_fit(torch.from_numpy(x), y, 3, grid, seed=0)
+    assert fitted.record["at_edge_of_grid"] is True
+
+
+def test_warm_start_reaches_the_same_point():
+    x, y = (torch.from_numpy(a) for a in features(400, 16, 4))
+    cold = fit_grid(x, y, 4, [0.1], tolerance=1e-8)
+    warm = fit_grid(x, y, 4, [0.1], tolerance=1e-8, start=(cold.weight[0], cold.bias[0]))
+    assert warm.iterations[0] < cold.iterations[0]
+    torch.testing.assert_close(warm.weight, cold.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_a_class_without_images_is_never_the_answer():
+    x, y = features(200, 8, 3)
+    y = np.where(y == 1, 2, y)
+    for solver in ("torch", "scikit-learn"):
+        solution = solve(torch.from_numpy(x), y, 3, [1.0], Grid(solver=solver))
+        assert 1 not in rank_classes(solution.logits(0, torch.from_numpy(x)))[:, 0]
+
+
+def test_the_task_end_to_end(painted_images, small_spec, tmp_path):
+    data = painted_images(tmp_path / "data", train=20, val=20)
+    plain = {
+        "data": str(data), "image_size": 32, "resize": None, "choices": ["avg", "cls"],
+        "grid": {"lowest": 1e-2, "highest": 1e3, "steps": 6},
+        "machine": {"device": "cpu", "workers": 0, "max_batch": 64},
+    }  # fmt: skip
+    weights = random_weights(small_spec, 0)
+    settings = from_mapping(Config, plain)
+    metrics = logreg.run(weights, settings, tmp_path / "one")
+    # chance is 25
+    assert metrics["top1"] == metrics["avg_top1"] >= 60
+    extra = json.loads((tmp_path / "one/extra.json").read_text())
+    assert extra["views"] == 1
+    assert extra["train_images"] == 80
+    reference = replace(settings, grid=replace(settings.grid, solver="scikit-learn"))
+    theirs = logreg.run(weights, reference, tmp_path / "two")
+    assert metrics["top1"] == pytest.approx(theirs["top1"], abs=1.3)
+    views = logreg.run(weights, replace(settings, views=3), tmp_path / "three")
+    assert views["top1"] >= 60
+    outcomes = np.load(tmp_path / "one/outcomes.npz")
+    assert outcomes["top5"].shape == (80, 5)
+    assert (outcomes["top5"][:, 4] == -1).all()
+
+
+def test_impossible_grids_are_refused(tmp_path):
+    with pytest.raises(UserError, match="is empty"):
+        from_mapping(Config, {"data": str(tmp_path), "grid": {"lowest": 2.0, "highest": 1.0}})
+    with pytest.raises(UserError, match="holdout 1.0 is not between"):
+        from_mapping(Config, {"data": str(tmp_path), "grid": {"holdout": 1.0}})

@@ -1,0 +1,208 @@
+"""Linear probes: crops, heads, the LARS recipe in full, resumption, chance for shuffled labels."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from mimbench.config import from_mapping
+from mimbench.errors import UserError
+from mimbench.features import PARTS
+from mimbench.runtime import Ranks
+from mimbench.weights import VitWeights, random_weights
+from transfer.classification import linear
+from transfer.classification.linear import Config, Heads, make_optimizer, train_probe
+from transfer.classification.training import Crop
+
+SMALL = {
+    "image_size": 32,
+    "resize": None,
+    "batch": 16,
+    "norm_batch": 8,
+    "epochs": 4,
+    "warmup": 1,
+    "learning_rates": [30.0],
+    "choices": ["avg"],
+    "crop": {"kind": "byol", "scale": [0.9, 1.0], "flip": 0.0},
+    "machine": {"device": "cpu", "workers": 0, "max_batch": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def config(data: Path, **changes) -> Config:
+    return from_mapping(Config, {**SMALL, "data": str(data), **changes})
+
+
+@pytest.fixture
+def weights(small_spec) -> VitWeights:
+    return random_weights(small_spec, 0)
+
+
+def test_mae_recipe_learns_and_says_what_it_did(painted_images, weights, tmp_path):
+    data = painted_images(tmp_path / "data")
+    out = tmp_path / "out"
+    metrics = linear.run(weights, config(data), out)
+    # chance is 25
+    assert metrics["top1"] >= 60
+    assert metrics["top1"] == metrics["top1_last"] <= metrics["top1_best"]
+    outcomes = np.load(out / "outcomes.npz")
+    assert 100 * (outcomes["top5"][:, 0] == outcomes["labels"]).mean() == metrics["top1_last"]
+    assert outcomes["images"][0] == "class_0/val_0_000.png"
+    extra = json.loads((out / "extra.json").read_text())
+    assert extra["head"] == "avg_lr30"
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1]["step"] == 12
+
+
+def test_shuffled_labels_give_chance(painted_images, weights, tmp_path):
+    data = painted_images(tmp_path / "data", train=16, val=25)
+    settings = config(data)
+    train, val = settings.images()
+    shuffled = train.relabel(np.random.default_rng(0).permutation(train.labels))
+    metrics = train_probe(weights, shuffled, val, settings, tmp_path / "out", Ranks())
+    # 100 images, chance 25: three standard deviations
+    assert metrics["top1"] < 38
+
+
+def test_a_grid_is_trained_at_once_as_each_head_alone(painted_images, weights, tmp_path):
+    data = painted_images(tmp_path / "data", train=8, val=4)
+    together = config(
+        data, choices=["cls", "cls4+avg"], learning_rates=[0.1, 3.0], optimiser="sgd",
+        batch_norm=False, epochs=2, report="best",
+    )  # fmt: skip
+    metrics = linear.run(weights, together, tmp_path / "grid")
+    assert metrics["top1"] == metrics["top1_best"]
+    for choice in ("cls", "cls4+avg"):
+        for lr in (0.1, 3.0):
+            alone = replace(together, choices=(choice,), learning_rates=(lr,))
+            single = linear.run(weights, alone, tmp_path / f"{choice}{lr}")
+            assert single["top1_last"] == metrics[f"{choice}_lr{lr:g}_top1_last"]
+
+
+def test_grid_gradients_are_those_of_separate_layers(small_spec, tmp_path):
+    settings = config(tmp_path, choices=["cls", "cls+avg"], learning_rates=[0.1, 1.0])
+    heads = Heads(settings, {"cls": 6, "cls+avg": 12}, 5, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in heads.weights:
+            weight += torch.randn(weight.shape, generator=generator)
+    vectors = {p: torch.randn(9, 6, generator=generator) for p in PARTS["cls+avg"]}
+    labels = torch.arange(9) % 5
+    logits = heads(vectors)
+    sum(F.cross_entropy(one, labels) for one in logits).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    for i, (choice, _) in enumerate(settings.heads):
+        x = torch.cat([vectors[p] for p in PARTS[choice]], dim=1)
+        x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-6).sqrt()
+        weight = heads.weights[i].detach().clone().requires_grad_()
+        F.cross_entropy(x @ weight.T, labels).backward()
+        torch.testing.assert_close(heads.weights[i].grad, weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rates_follow_the_linear_rule(tmp_path):
+    mae = from_mapping(Config, {"data": str(tmp_path)})
+    optimizer = make_optimizer(Heads(mae, {"cls": 4}, 3, seed=0), mae)
+    assert [g["lr_scale"] for g in optimizer.param_groups] == [pytest.approx(6.4)]
+    hpm = from_mapping(
+        Config,
+        {"data": str(tmp_path), "optimiser": "sgd", "batch": 2048, "learning_rates": [1e-3]},
+    )
+    groups = make_optimizer(Heads(hpm, {"cls": 4}, 3, seed=0), hpm).param_groups
+    assert groups[0]["lr_scale"] == pytest.approx(8e-3)
+    assert (groups[0]["momentum"], groups[0]["weight_decay"]) == (0.9, 0.0)
+
+
+def test_lars_trajectory_of_the_probes_optimizer(golden, tmp_path):
+    """The optimizer that the probe makes, on the reference's gradients."""
+    arrays = np.load(golden / "lars.npz")
+    settings = config(tmp_path)
+    heads = Heads(settings, {"avg": 7}, 5, seed=0)
+    optimizer = make_optimizer(heads, settings)
+    with torch.no_grad():
+        heads.weights[0].copy_(torch.from_numpy(arrays["w0"]))
+        heads.biases[0].copy_(torch.from_numpy(arrays["b0"]))
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = float(arrays["lr"]), float(arrays["weight_decay"])
+    for w, b in zip(arrays["grads_w"], arrays["grads_b"], strict=True):
+        heads.weights[0].grad, heads.biases[0].grad = torch.from_numpy(w), torch.from_numpy(b)
+        optimizer.step()
+    np.testing.assert_allclose(heads.weights[0].detach(), arrays["w10"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(heads.biases[0].detach(), arrays["b10"], rtol=1e-5, atol=1e-7)
+
+
+def test_a_finished_run_answers_again_and_another_configuration_is_refused(
+    painted_images, weights, tmp_path
+):
+    data = painted_images(tmp_path / "data", train=8, val=4)
+    settings = config(data, epochs=2)
+    first = linear.run(weights, settings, tmp_path / "out")
+    assert linear.run(weights, settings, tmp_path / "out") == first
+    with pytest.raises(UserError, match="another configuration"):
+        linear.run(weights, replace(settings, warmup=0.0), tmp_path / "out")
+
+
+def test_the_machine_moves_no_number(painted_images, weights, tmp_path):
+    data = painted_images(tmp_path / "data", train=8, val=4)
+    settings = config(data, epochs=2)
+    roomy = replace(settings, machine=replace(settings.machine, max_batch=64))
+    tops = []
+    for i, c in enumerate((settings, roomy)):
+        linear.run(weights, c, tmp_path / f"out{i}")
+        lines = (tmp_path / f"out{i}" / "metrics.jsonl").read_text().splitlines()
+        tops.append([json.loads(line).get("loss") for line in lines])
+    assert [x is None for x in tops[0]] == [x is None for x in tops[1]]
+    losses = [[x for x in t if x is not None] for t in tops]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_out_of_memory_in_the_backbone_is_survived(painted_images, weights, tmp_path, monkeypatch):
+    from mimbench import extract
+
+    data = painted_images(tmp_path / "data", train=8, val=4)
+    settings = config(data, epochs=1, warmup=0)
+    expected = linear.run(weights, settings, tmp_path / "free")
+    real = extract.block_vectors
+
+    def tight(backbone, pixels, blocks):
+        if len(pixels) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return real(backbone, pixels, blocks)
+
+    monkeypatch.setattr(extract, "block_vectors", tight)
+    assert linear.run(weights, settings, tmp_path / "tight") == pytest.approx(expected)
+    extra = json.loads((tmp_path / "tight/extra.json").read_text())
+    assert (extra["backbone_images_at_once"], extra["memory_halved"]) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["byol", "inception"])
+def test_crops_stay_inside_and_cover_the_scale(kind):
+    image = Image.new("RGB", (90, 60))
+    torch.manual_seed(0)
+    crop = Crop(kind=kind, scale=(0.3, 0.6))
+    shares = []
+    for _ in range(300):
+        top, left, height, width = crop.box(image)
+        assert 0 <= top <= 60 - height
+        assert 0 <= left <= 90 - width
+        shares.append(height * width / 5400)
+    # byol cuts what reaches over the edge, so that it may cover less
+    assert (0.25 if kind == "byol" else 0.28) < min(shares) < 0.35
+    assert 0.55 < max(shares) < 0.62
+    assert crop.transform(32)(image).shape == (3, 32, 32)
+
+
+def test_byol_crop_has_no_second_try():
+    torch.manual_seed(0)
+    wide = Image.new("RGB", (300, 20))
+    heights = {Crop(kind="byol", scale=(1.0, 1.0)).box(wide)[2] for _ in range(20)}
+    assert heights == {20}
+    widths = {Crop(kind="byol", scale=(1.0, 1.0)).box(wide)[3] for _ in range(20)}
+    assert len(widths) > 10

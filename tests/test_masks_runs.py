@@ -1,0 +1,203 @@
+"""Whole runs of learned masks and of distillation: killed and continued, alone and in two processes."""
+
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mimbench.checkpoints import read_weights
+from mimbench.snapshots import read_state
+from pretrain.__main__ import main
+from pretrain.adversarial import AdversarialPretraining
+from pretrain.distill.learner import Distillation
+from pretrain.distill.loss import DistillLoss
+
+SHARED = [
+    "encoder.patch=8",
+    "encoder.width=24",
+    "encoder.depth=2",
+    "encoder.heads=2",
+    "data.image_size=32",
+    "optimizer.base_lr=0.05",
+    "optimizer.warmup_epochs=1",
+    "training.precision=fp32",
+    "training.epochs=3",
+    "training.batch=8",
+    "training.log_every=2",
+    "training.save_every=1",
+    "training.tensorboard=false",
+    "machine.device=cpu",
+    "machine.workers=0",
+]
+DECODER = ["decoder.width=16", "decoder.depth=1", "decoder.heads=2", "objective.predict_loss=none"]
+HEAD = ["head.outputs=12", "head.hidden=16", "head.bottleneck=8", "data.local_size=16"]
+KINDS: dict[str, tuple[str, list[str]]] = {
+    "adversarial": ("mae_vit_base_16", [*DECODER, "mask.name=adversarial"]),
+    "attention": ("mae_vit_base_16", [*DECODER, "mask.name=attention", "mask.order=hint"]),
+    "distillation": ("attmask_vit_small_16_100", [*HEAD, "data.locals=2"]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    dice = np.random.default_rng(0)
+    for i in range(26):
+        path = root / "train" / "ab"[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(dice.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def command(kind: str, folder: Path, out: Path, *more: str) -> list[str]:
+    recipe, items = KINDS[kind]
+    overrides = [*SHARED, *items, f"data.root={folder}", *more]
+    return [recipe, "--out", str(out), *(x for item in overrides for x in ("--set", item))]
+
+
+def flat(value: Any, at: str = "") -> dict[str, Tensor]:
+    """Return every tensor in a nested state."""
+    if isinstance(value, Tensor):
+        return {at: value}
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    return {k: t for name, item in items for k, t in flat(item, f"{at}.{name}").items()}
+
+
+def end(out: Path) -> dict[str, Tensor]:
+    state = read_state(out / "checkpoints" / "last.pt")
+    return flat({name: state[name] for name in ("model", "optimizer", "learner")})
+
+
+@pytest.fixture(scope="module")
+def wholes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for kind in KINDS:
+        found[kind] = tmp_path_factory.mktemp(kind)
+        assert main(command(kind, folder, found[kind])) == 0
+    return found
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "name", "count"),
+    [
+        ("adversarial", AdversarialPretraining, "judge", 4),
+        ("adversarial", Path, "replace", 6),
+        ("distillation", DistillLoss, "follow", 5),
+        ("distillation", Distillation, "hide", 7),
+        ("distillation", Path, "replace", 5),
+    ],
+)
+def test_a_killed_run_continues_bit_for_bit(
+    kind: str,
+    owner: Any,
+    name: str,
+    count: int,
+    folder: Path,
+    tmp_path: Path,
+    wholes: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, left = getattr(owner, name), [count]
+
+    def bomb(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, bomb)
+        with pytest.raises(Killed):
+            main(command(kind, folder, tmp_path))
+    assert main(command(kind, folder, tmp_path)) == 0
+    one, other = end(tmp_path), end(wholes[kind])
+    assert one.keys() == other.keys()
+    assert len(one) > 60
+    for key, tensor in other.items():
+        assert torch.equal(one[key], tensor), key
+
+
+def in_processes(target: Any, *arguments: tuple[Any, ...]) -> list[int | None]:
+    # fork: the imports are there already
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=target, args=given) for given in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    return [process.exitcode for process in processes]
+
+
+def peer(rank: int, port: int, arguments: list[str]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.exit(main(arguments))
+
+
+@pytest.mark.parametrize("kind", ["adversarial", "distillation"])
+def test_two_processes_equal_one_with_the_doubled_batch(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # stochastic depth draws from each process's own generator: without it both must agree
+    few = ["training.steps=4", *(["drop_path=0"] if kind == "distillation" else [])]
+    shared = command(kind, folder, tmp_path / "two", *few)
+    assert in_processes(peer, (0, port, shared), (1, port, shared)) == [0, 0]
+    assert main(command(kind, folder, tmp_path / "one", *few)) == 0
+    one, two = end(tmp_path / "one"), end(tmp_path / "two")
+    assert one.keys() == two.keys()
+    compared = 0
+    for key, tensor in one.items():
+        # a constant added to all keys, or to all logits of the generator, changes nothing: their
+        # gradients are rounding, of which Adam makes steps
+        if tensor.is_floating_point() and not key.startswith(".optimizer") and not unmoved(key):
+            error = (two[key] - tensor).norm() / tensor.norm().clamp(min=1e-6)
+            assert error < 1e-4, (key, error)
+            compared += 1
+    assert compared > 30
+
+
+def unmoved(key: str) -> bool:
+    return key.endswith(("qkv.bias", "generator.net.2.bias")) or "rival_optimizer" in key
+
+
+def test_what_is_left_behind_is_read_by_the_suite(wholes: dict[str, Path]) -> None:
+    for kind, out in wholes.items():
+        student = read_weights(out / "encoder.safetensors")
+        assert student.spec.grid == (4, 4)
+        assert student.which == "student"
+        teacher = read_weights(out / "encoder-teacher.safetensors", num_heads=2)
+        assert teacher.digest != student.digest, kind
+
+
+def test_another_recipe_in_the_same_folder_is_refused(
+    wholes: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = wholes["distillation"]
+    assert main(command("distillation", folder, out, "objective.patch_weight=0.5")) == 1
+    assert "another configuration" in capsys.readouterr().err
+    assert main(command("adversarial", folder, out)) == 1
+    assert "another configuration" in capsys.readouterr().err
+
+
+def test_the_command_knows_both_kinds_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["atmask_vit_small_16_100"]) == 1
+    assert "did you mean 'attmask_vit_small_16_100'" in capsys.readouterr().err

@@ -1,0 +1,278 @@
+"""Real training: mmseg's UperNet and the linear head on the sample scenes, on one and two processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+from PIL import Image
+from safetensors.torch import load_file
+
+from mimbench.errors import UserError
+from mimbench.sample import generate
+from mimbench.task import Machine, load_task
+from mimbench.weights import VitSpec, random_weights
+from transfer.segmentation import console, hooks, linear, upernet
+from transfer.segmentation.__main__ import main
+from transfer.segmentation.again import again
+from transfer.segmentation.score import Confusion, score
+
+Finished = tuple[Path, dict[str, float]]
+ROOT = Path(__file__).parents[1]
+SPEC = VitSpec(embed_dim=24, depth=4, num_heads=3, mlp_dim=48, patch_size=16, grid=(2, 2))
+WEIGHTS = random_weights(SPEC, seed=0)
+CPU = Machine(device="cpu", workers=0, max_batch=2)
+SHORT = {
+    "crop": (64, 64), "scale": (256, 64), "stride": (43, 43), "iterations": 6, "warmup": 2,
+    "batch": 4, "precision": "fp32", "lr": 1e-2, "machine": CPU,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sample")
+    generate(root, train_per_class=1, val_per_class=1, train_scenes=10, val_scenes=3)
+    return root / "ade"
+
+
+def upernet_config(ade: Path, **fields: object) -> upernet.Config:
+    options = {"channels": 16, "aux_channels": 8, "evaluate_every": 4} | SHORT | fields
+    return upernet.Config(data=ade, **options)  # pyright: ignore[reportArgumentType]
+
+
+def linear_config(ade: Path, **fields: object) -> linear.Config:
+    """Without batch norm and dropout: the same whatever the micro-batches."""
+    options = {"head_norm": False, "dropout": 0.0} | SHORT | fields
+    return linear.Config(data=ade, **options)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def finished(ade: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """One whole UperNet run with a multi-scale test."""
+    out = tmp_path_factory.mktemp("runs") / "upernet"
+    return out, upernet.run(WEIGHTS, upernet_config(ade, multiscale=(0.5, 1.25)), out)
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_both_tasks_meet_the_contract() -> None:
+    for name in ("upernet", "linear"):
+        task = load_task(f"transfer.segmentation.{name}")
+        assert (task.VERSION, task.MAIN_METRIC) == (1, "miou")
+
+
+def test_a_run_leaves_everything_behind(finished: Finished, ade: Path) -> None:
+    out, metrics = finished
+    assert {"miou", "aacc", "macc", "classes_averaged", "miou_ms"} <= set(metrics)
+    assert {"miou_stuff", "miou_things"} <= set(metrics)
+    lines = curve(out)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "miou" in line] == [4]
+    assert lines[0]["loss"] > lines[-1]["loss"]
+    extra = json.loads((out / "extra.json").read_text())
+    assert extra["backbone"] == "MAE"
+    assert extra["tensors_used"].startswith("52 of 52, besides norm.weight, norm.bias")
+    assert (extra["micro_batch"], extra["micro_steps"]) == (2, 2)
+    assert "2 of the effective batch's 4 images" in extra["batch_norm"]
+    assert extra["classes_averaged"] == metrics["classes_averaged"]
+    assert "wall" in extra["iou"]["single"]
+    names = ["x"] * 150
+    kept = Confusion.read(out / "confusion.npz")
+    assert kept.images[0] == "images/validation/ADE_val_00000001.jpg"
+    assert kept.labelled.shape == (3, 150)
+    assert score(kept, names).miou == metrics["miou"]
+    assert score(Confusion.read(out / "confusion_ms.npz"), names).miou == metrics["miou_ms"]
+    assert not list(out.rglob("*.pth"))
+    assert "UPerHead" in (out / "mmengine_config.py").read_text()
+
+
+def test_chatter_stays_off_the_standard_output(
+    finished: Finished, ade: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    linear.run(WEIGHTS, linear_config(ade, iterations=3), tmp_path)
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "train 3/3 100%" in printed.err
+    assert "test 3/3 100%" in printed.err
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send the signal of a preempted job while this step runs."""
+    original = hooks.StateHook.after_train_iter
+
+    def after(self: hooks.StateHook, runner: Runner, batch_idx: int, **rest: Any) -> None:
+        if batch_idx + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, runner, batch_idx, **rest)
+
+    monkeypatch.setattr(hooks.StateHook, "after_train_iter", after)
+
+
+def test_resume_gives_the_same_weights(
+    finished: Finished, ade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, expected = finished
+    config = upernet_config(ade, multiscale=(0.5, 1.25))
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        with pytest.raises(hooks.Interrupted):
+            upernet.run(WEIGHTS, config, tmp_path)
+    assert (tmp_path / "state.pth").is_file()
+    assert not (tmp_path / "model.safetensors").exists()
+    assert torch.load(tmp_path / "state.pth", weights_only=True)["step"] == 5
+    assert upernet.run(WEIGHTS, config, tmp_path) == expected
+    a, b = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert curve(tmp_path) == curve(whole)
+
+
+def test_another_run_in_the_same_folder_is_refused(finished: Finished, ade: Path) -> None:
+    out, _ = finished
+    with pytest.raises(UserError, match="holds a run of another configuration or checkpoint"):
+        upernet.run(WEIGHTS, upernet_config(ade, lr=1e-3), out)
+    with pytest.raises(UserError, match="another configuration or checkpoint"):
+        upernet.run(random_weights(SPEC, seed=1), upernet_config(ade), out)
+
+
+def test_a_finished_run_is_scored_and_drawn_again(
+    finished: Finished, ade: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, expected = finished
+    assert main(["--eval-only", str(out), "--show", "2", "--device", "cpu"]) == 0
+    printed = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert float(printed["miou"]) == pytest.approx(expected["miou"], abs=1e-4)
+    pictures = sorted((out / "pictures").glob("*.png"))
+    assert [p.stem for p in pictures] == ["ADE_val_00000001", "ADE_val_00000003"]
+    with Image.open(pictures[0]) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+        assert picture.width > 3 * 256
+    # brick is drawn in the colour of ADE20K's wall
+    assert (pixels == (120, 120, 120)).all(axis=1).any()
+    with pytest.raises(UserError, match="holds no segmentation run"):
+        again(out.parent)
+
+
+def test_show_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--show", "2"]) == 2
+    assert "--show needs --eval-only" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def single(ade: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """One whole linear run in one process and one micro-batch."""
+    out = tmp_path_factory.mktemp("runs") / "linear"
+    machine = replace(CPU, max_batch=4)
+    return out, linear.run(WEIGHTS, linear_config(ade, machine=machine), out)
+
+
+def assert_close(a: Path, b: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (a, b))
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)
+
+
+def test_micro_batches_leave_the_result_alone(single: Finished, ade: Path, tmp_path: Path) -> None:
+    whole, expected = single
+    found = linear.run(WEIGHTS, linear_config(ade), tmp_path)
+    assert json.loads((tmp_path / "extra.json").read_text())["micro_steps"] == 2
+    assert_close(whole, tmp_path)
+    assert found["miou"] == pytest.approx(expected["miou"], abs=0.05)
+
+
+def test_frozen_backbone_stays_as_it_was(single: Finished) -> None:
+    out, metrics = single
+    tensors = load_file(out / "model.safetensors")
+    for name, value in WEIGHTS.tensors.items():
+        own = "backbone." + name.replace("blocks.", "layers.")
+        if name != "pos_embed":
+            assert torch.equal(tensors[own], value)
+    extra = json.loads((out / "extra.json").read_text())
+    assert extra["tensors_used"] == "54 of 54"
+    assert metrics["classes_averaged"] >= 8
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+from tests_segmentation_two import WEIGHTS, linear, linear_config
+metrics = linear.run(WEIGHTS, linear_config(Path(sys.argv[1])), Path(sys.argv[2]))
+print(json.dumps(metrics))
+"""
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_give_what_one_gives(single: Finished, ade: Path, tmp_path: Path) -> None:
+    whole, expected = single
+    loader = tmp_path / "tests_segmentation_two.py"
+    loader.write_text(Path(__file__).read_text())
+    port, out = str(free_port()), tmp_path / "run"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(ade), str(out)],
+            cwd=ROOT,
+            env=os.environ
+            | {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "CUDA_VISIBLE_DEVICES": "",
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    printed = [worker.communicate(timeout=600)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert json.loads(printed[0]) == json.loads(printed[1])
+    assert json.loads(printed[0])["miou"] == pytest.approx(expected["miou"], abs=0.05)
+    extra = json.loads((out / "extra.json").read_text())
+    assert (extra["processes"], extra["micro_batch"], extra["micro_steps"]) == (2, 2, 1)
+    assert_close(whole, out)
+    images = [sorted(Confusion.read(f / "confusion.npz").images) for f in (whole, out)]
+    assert images[0] == images[1]
+
+
+def test_mixed_precision_is_never_pretended(ade: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="precision=fp16 is mixed precision"):
+        linear.run(WEIGHTS, linear_config(ade, precision="fp16"), tmp_path)
+
+
+def test_a_lost_loss_stops_the_run(ade: Path, tmp_path: Path) -> None:
+    weights = replace(WEIGHTS, tensors={n: v * float("nan") for n, v in WEIGHTS.tensors.items()})
+    with pytest.raises(UserError, match="the loss is nan at step 1; try a lower learning rate"):
+        linear.run(weights, linear_config(ade), tmp_path)
+
+
+def test_out_of_memory_becomes_advice(ade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card:
+        total_memory = 24 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 23 * 2**30)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
+    config = upernet_config(ade, machine=replace(CPU, max_batch=8), batch=16)
+    with pytest.raises(UserError) as caught, console.advice(config):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    message = str(caught.value)
+    assert "23.0 of 24.0 GiB were in use" in message
+    assert "set machine.max_batch=4" in message
+    assert "effective batch stays 16" in message

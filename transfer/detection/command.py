@@ -1,0 +1,105 @@
+"""The command line: the task of the suite, and what only detection offers.
+
+Not in `__main__`, which the processes that detectron2's launcher starts could not import.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.engine import launch
+from detectron2.utils import comm
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from mimbench.checkpoints import read_weights
+from mimbench.config import from_mapping
+from mimbench.errors import UserError
+from mimbench.runtime import process_group
+from mimbench.task_main import task_main
+from transfer.detection.job import RECORD, read_record
+from transfer.detection.show import show
+from transfer.detection.vitdet import DETECTIONS, Config, evaluate_run
+
+TASK = "transfer.detection.vitdet"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what only detection understands."""
+    parser.add_argument(
+        "--eval-only", type=Path, metavar="RUN", help="score the trained detector in RUN again"
+    )
+    parser.add_argument(
+        "--show",
+        type=int,
+        metavar="N",
+        help="with --eval-only: write N pictures of detections beside ground truth into RUN/pictures",
+    )
+    group = parser.add_argument_group("several GPUs without torchrun (detectron2's launcher)")
+    group.add_argument("--num-gpus", type=int, default=1, metavar="N", help="on each machine")
+    group.add_argument("--num-machines", type=int, default=1, metavar="N")
+    group.add_argument("--machine-rank", type=int, default=0, metavar="K")
+    group.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT")
+
+
+def before(args: argparse.Namespace) -> int | None:
+    """Handle `--eval-only` and `--show`; leave the rest to the suite."""
+    if args.eval_only is None:
+        if args.show is not None:
+            raise UserError(
+                "--show needs --eval-only RUN: it draws the detections of a finished run"
+            )
+        return None
+    if args.checkpoint is None:
+        raise UserError("--eval-only needs the checkpoint that the run started from")
+    weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
+    with process_group() as ranks:
+        scores = evaluate_run(weights, args.eval_only, data_root=args.data, device=args.device)
+        if not ranks.main:
+            return 0
+    sys.stdout.write("".join(f"{name}\t{value:.4f}\n" for name, value in scores.items()))
+    if args.show is not None:
+        draw(args.eval_only, args.show, args.data)
+    return 0
+
+
+def draw(run: Path, count: int, data: Path | None) -> list[Path]:
+    """Write pictures of a run's detections."""
+    mapping = dict(read_record(run)["config"])
+    if data is not None:
+        mapping["data"] = data
+    config = from_mapping(Config, mapping, str(run / RECORD))
+    return show(run / "pictures", run / DETECTIONS, config, count=count)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run in this process, or start one for each GPU."""
+    args, _ = _launch_parser().parse_known_args(argv)
+    if args.num_gpus * args.num_machines == 1:
+        return task_main(TASK, argv, extend=add_options, before=before)
+    try:
+        launch(
+            _worker,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(list(sys.argv[1:] if argv is None else argv),),
+        )
+    except ProcessExitedException as error:
+        # the process has said itself what was wrong
+        return error.exit_code or 1
+    return 0
+
+
+def _worker(argv: list[str]) -> None:
+    # the suite learns the rank from the environment, as torchrun sets it
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(comm.get_rank()), str(comm.get_world_size())
+    sys.exit(task_main(TASK, argv, extend=add_options, before=before))
+
+
+def _launch_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_options(parser)
+    return parser

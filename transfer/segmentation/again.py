@@ -1,0 +1,55 @@
+"""A finished run once more: its scores, and pictures of what it predicts."""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from mimbench.config import from_mapping
+from mimbench.errors import UserError
+from mimbench.runtime import process_group
+from mimbench.weights import VitSpec
+from transfer.segmentation.console import advice, quiet
+from transfer.segmentation.data import open_source
+from transfer.segmentation.evaluate import evaluate
+from transfer.segmentation.identity import read_run
+from transfer.segmentation.labels import check_labels
+from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.show import show
+from transfer.segmentation.train import MODEL_FILE, build_model, figures, set_up
+
+
+def again(
+    run: Path, *, data: Path | None = None, device: str = "auto", pictures: int | None = None
+) -> dict[str, float]:
+    """Return a run's metrics, measured again; its counts and pictures go into the run's folder.
+
+    Args:
+        run: Folder of a finished run.
+        data: Where the data is now; by default where it was.
+        device: Where to test.
+        pictures: Also draw this many validation images.
+    """
+    identity = read_run(run)
+    if not (run / MODEL_FILE).is_file():
+        raise UserError(f"the run in {run} is not finished: it has no {MODEL_FILE}")
+    task: Any = importlib.import_module(identity["task"])
+    mapping = identity["config"] | ({"data": data} if data else {})
+    config: SegmentationConfig = from_mapping(task.Config, mapping, str(run))
+    # a model that was trained in mixed precision is tested in fp32 anywhere
+    machine = replace(config.machine, device=device)
+    config = replace(config, machine=machine, precision="fp32")
+    spec = VitSpec.from_json(identity["spec"])
+    out = run / "again"
+    out.mkdir(exist_ok=True)
+    with process_group() as ranks, quiet(out, ranks), advice(config):
+        setup = set_up(spec, config, task.blueprint(spec, config), ranks, open_source(config))
+        check_labels(setup.source, "val", show=ranks.main)
+        model = build_model(setup)
+        model.load_state_dict(load_file(run / MODEL_FILE))
+        scores = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
+        if pictures is not None and ranks.main:
+            show(model, setup.cfg, setup.source, run / "pictures", pictures)
+    return figures(scores, setup.source.names)
