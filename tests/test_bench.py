@@ -29,7 +29,7 @@ def test_both_steps_compute_the_same_and_a_difference_would_be_seen(
     plain, images = plain_twin(ours), ours.setting.images()
     assert difference(ours, plain, images).equal
     with torch.no_grad():
-        plain.student.decoder_pred.bias += 0.001
+        plain.student.decoder_pred.bias.add_(0.001)
     found = difference(ours, plain, images)
     assert found.losses > 1e-6
     assert not found.equal
@@ -59,7 +59,7 @@ def test_stopwatch_gives_all_time_to_names() -> None:
     watch = Stopwatch(torch.device("cpu"))
     watch.start()
     for name in ("one", "other", "one"):
-        torch.ones(200, 200) @ torch.ones(200, 200)
+        torch.mm(torch.ones(200, 200), torch.ones(200, 200))
         watch.mark(name)
     found = watch.read()
     assert list(found) == ["one", "other"]
