@@ -13,6 +13,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision import transforms
+from torchvision.transforms import functional as first
 
 from bench.stopwatch import Stopwatch, ratios
 from mimbench.files import write_json
@@ -123,10 +125,10 @@ def pixel_difference(files: Sequence[bytes]) -> float:
         torch.manual_seed(i)
         box = crops.crop.make_params([torch.empty(3, HEIGHT, WIDTH)])
         top, left, height, width = (int(box[k]) for k in ("top", "left", "height", "width"))
-        other = transforms.functional.resized_crop(
-            opened(file),  # pyright: ignore[reportArgumentType]  (Pillow images are what it is for)
-            top, left, height, width, [224, 224], transforms.InterpolationMode.BICUBIC,
-        )  # fmt: skip
+        bicubic = transforms.InterpolationMode.BICUBIC
+        # typed for tensors, made for Pillow's images
+        image: Any = opened(file)
+        other = first.resized_crop(image, top, left, height, width, [224, 224], bicubic)
         wanted = torch.from_numpy(np.asarray(other).copy()).permute(2, 0, 1).float()
         if torch.rand(()) < config.flip:
             wanted = wanted.flip(-1)
