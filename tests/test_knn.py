@@ -155,7 +155,7 @@ def test_the_gpu_path_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(4)
     bank, queries = (rng.standard_normal((n, 12)).astype(np.float32) for n in (300, 20))
     both: list[index.Metric] = ["ip", "l2"]
-    expected = {m: search(bank, queries, 15, metric=m) for m in both}
+    expected: dict[index.Metric, Any] = {m: search(bank, queries, 15, metric=m) for m in both}
     calls = []
 
     def knn_gpu(_resources: Any, xq: Any, xb: Any, k: int, *, metric: Any, device: Any):
