@@ -79,7 +79,16 @@ def test_it_fills_the_window_without_sideways_scroll(
         "<script>document.title = document.documentElement.scrollWidth + '/' + innerWidth</script>"
     )
     (tmp_path / "page.html").write_text(page(out).replace("</body>", probe + "</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     command = [
         "chromium",
         *flags,
