@@ -11,7 +11,7 @@ from mimbench.confidence import Comparison, compare_functions, compare_hits, ver
 from mimbench.errors import UserError, did_you_mean
 from mimbench.manifest import Effect, Manifest, Reference
 from mimbench.orders import NOT_PROTOCOL, protocol_config
-from mimbench.outcomes import RESAMPLES, Outcome, read_outcomes
+from mimbench.outcomes import RESAMPLES, Outcome, faithful_outcomes
 from mimbench.results import Result
 from mimbench.survey import Question, survey
 
@@ -108,7 +108,9 @@ def compare_measured(
 ) -> tuple[Result, Comparison] | None:
     """Compare all seeds of two checkpoints under one protocol; None without outcomes on both sides."""
     metric = a[0][1].main_metric
-    sides = [[read_outcomes(path).get(metric) for path, _ in side] for side in (a, b)]
+    sides = [
+        [faithful_outcomes(path, r.metrics).get(metric) for path, r in side] for side in (a, b)
+    ]
     whole: list[list[Outcome]] = [[o for o in side if o] for side in sides]
     if any(len(w) < len(s) for w, s in zip(whole, sides, strict=True)):
         return None

@@ -14,7 +14,7 @@ def heading(column: Column, table: Table) -> str:
     text = column.title
     if column.profile != "paper":
         text += f" [{column.profile}]"
-    elif not column.official:
+    elif not column.official and column.protocol:
         text += " [changed]"
     twins = [
         c for c in table.columns if (c.benchmark, c.profile) == (column.benchmark, column.profile)
