@@ -69,8 +69,8 @@ def _packed(folder: Path) -> Iterator[Path]:
     yield from (folder / name for name in PACKED if (folder / name).is_file())
 
 
-def verify_bundle(path: Path) -> list[str]:
-    """Return every way in which a bundle is not what it says; its table is made anew."""
+def verify_bundle(path: Path) -> tuple[list[str], list[str]]:
+    """Return every way in which a bundle is not what it says, and the runs that kept no outcomes."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         _unpack(path, root)
@@ -81,7 +81,7 @@ def verify_bundle(path: Path) -> list[str]:
                     f"{folder.relative_to(root)}: {fault}" for fault in check_run(folder, result)
                 ]
             faults += _check_table(root)
-        return faults
+        return faults, unverifiable(root / "runs")
 
 
 def _unpack(path: Path, root: Path) -> None:
@@ -130,9 +130,17 @@ def check_run(folder: Path, result: Result) -> list[str]:
         stored, found = result.metrics.get(metric), outcome.whole()
         if stored is not None and abs(stored - found) > TOLERANCE:
             faults.append(f"{metric} is stored as {stored:.4f}, the outcomes give {found:.4f}")
-    if result.main_metric not in outcomes:
-        faults.append(f"no outcomes were kept for {result.main_metric}: it cannot be verified")
     return faults
+
+
+def unverifiable(root: Path) -> list[str]:
+    """Return the runs whose main metric no outcomes were kept for."""
+    runs = read_results_with_folders(root)
+    return [
+        str(p.relative_to(root))
+        for p, r in runs
+        if r.status == "done" and r.main_metric not in read_outcomes(p)
+    ]
 
 
 def _check_table(root: Path) -> list[str]:

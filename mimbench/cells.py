@@ -11,6 +11,7 @@ from mimbench.checkpoints import read_weights
 from mimbench.config import merge, to_mapping
 from mimbench.errors import UserError
 from mimbench.evaluation import describe_weights
+from mimbench.locations import data_name
 from mimbench.manifest import Manifest, Profile
 from mimbench.orders import NOT_PROTOCOL, ORDER_FILE, RESULT_FILE, Order, read_order
 from mimbench.results import Result, read_result
@@ -49,6 +50,7 @@ class Request:
     seeds: int = 1
     first_seed: int = 0
     data: Path | None = None
+    own_data: bool = False
     out: Path = Path("runs")
     machine: Machine = field(default_factory=Machine)
 
@@ -137,7 +139,9 @@ def _ask(manifest: Manifest, request: Request) -> dict[str, Finding]:
                 config={**config, "machine": machine},
             )
         )
-    return dict(zip(request.benchmarks, survey(questions, request.data), strict=True))
+    return dict(
+        zip(request.benchmarks, survey(questions, request.data, own=request.own_data), strict=True)
+    )
 
 
 def _cell(
@@ -154,7 +158,7 @@ def _cell(
         benchmark=name,
         task=benchmark.task,
         profile=request.profile,
-        dataset=dataset,
+        dataset=data_name(dataset, own=request.own_data),
         checkpoint=who.path,
         config={**finding.config, "seed": seed},
         overrides=overrides,

@@ -4,7 +4,7 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Cluster:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """submitit's: timeout_min, slurm_partition, slurm_account, mem_gb..."""
     poll: float = 5.0
+    job: Callable[[str, int, int], Any] = field(default_factory=lambda: CellJob)
+    """What runs a cell, made from its folder, GPUs and nodes."""
 
 
 class CellJob:
@@ -126,7 +128,8 @@ def _submit(
         write_order(cell.folder / ORDER_FILE, cell.order)
     with executor.batch():
         jobs = [
-            executor.submit(CellJob(str(c.folder.resolve()), cluster.gpus, nodes)) for c in cells
+            executor.submit(cluster.job(str(c.folder.resolve()), cluster.gpus, nodes))
+            for c in cells
         ]
     for cell, job in zip(cells, jobs, strict=True):
         logger.info("%s: job %s, log in %s", cell.label, job.job_id, cell.folder / LOG_FILE)

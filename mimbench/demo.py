@@ -29,9 +29,7 @@ def demo_checkpoint(out: Path) -> Path:
         return done
     logger.info("pretraining a tiny HPM into %s", folder)
     command = [sys.executable, "-m", "pretrain", str(RECIPE), "--out", str(folder)]
-    code = subprocess.run(
-        command, env=child_environment(), stdout=sys.stderr, check=False
-    ).returncode
+    code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
     if code or not done.is_file():
         raise UserError(f"the demo's pretraining ended with exit code {code}; see the lines above")
     return done

@@ -1,5 +1,6 @@
 """Where a data set lies: its name and the user's --data folder in, a checked folder out."""
 
+from functools import cache
 from pathlib import Path
 
 from mimbench.doctor.data import ALIASES, LAYOUTS
@@ -38,9 +39,15 @@ def locate(dataset: str, data: Path | None) -> Path:
     )
 
 
-def faults(dataset: str, folder: Path) -> list[str]:
-    """Return what is wrong with a published data set, each with what mends it."""
+@cache
+def known_faults(dataset: str, folder: Path) -> tuple[str, ...]:
+    """Return what is wrong with a published data set, each with what mends it; counted once."""
     if dataset not in LAYOUTS:
-        return []
+        return ()
     checks = LAYOUTS[dataset].check(folder)
-    return [f"{c.name}: {c.detail}; {c.mend}" for c in checks if c.status == "fault"]
+    return tuple(f"{c.name}: {c.detail}; {c.mend}" for c in checks if c.status == "fault")
+
+
+def data_name(dataset: str, *, own: bool) -> str:
+    """Return the name under which results remember a data set."""
+    return f"own-{dataset}" if own and dataset in LAYOUTS else dataset

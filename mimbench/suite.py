@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from mimbench.manifest import Manifest, Profile
 from mimbench.progress import clock
 from mimbench.runner import Ended, run_cells
 from mimbench.runtime import usable_cores
+from mimbench.survey import child_environment
 from mimbench.table import Table, make_table, read_results
 from mimbench.table_formats import FORMATS, SUFFIXES
 from mimbench.task import Machine
@@ -42,6 +44,7 @@ class Options:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
     data: Path | None = None
+    own_data: bool = False
     out: Path = Path("runs")
     which: str | None = None
     num_heads: int | None = None
@@ -49,6 +52,7 @@ class Options:
     workers: int | None = None
     max_batch: int | None = None
     compile: bool = False
+    recompute: bool = False
 
     def request(self, manifest: Manifest) -> Request:
         """Return the request: ids chosen, machine filled in from what this one has."""
@@ -58,6 +62,7 @@ class Options:
             workers=self.workers if self.workers is not None else min(8, usable_cores()),
             max_batch=self.max_batch or usual.max_batch,
             compile=self.compile,
+            recompute=self.recompute,
         )
         return Request(
             profile=self.profile,
@@ -65,6 +70,7 @@ class Options:
             overrides=self.overrides,
             seeds=self.seeds,
             data=self.data,
+            own_data=self.own_data,
             out=self.out,
             machine=machine,
         )
@@ -81,6 +87,8 @@ class Running:
     gpus: int | None = None
     per_task: int | None = None
     choice: Mapping[str, str] = field(default_factory=dict)
+    benchmarks: Path | None = None
+    """Where the manifest came from, for the report."""
     cluster: Cluster | None = None
     """None: this machine."""
 
@@ -104,6 +112,7 @@ def run_suite(
         finally:
             record_actual(options.out, cells)
             table = write_tables(options.out, manifest, running.choice)
+    _report(options.out, running)
     sys.stdout.write(FORMATS["terminal"](table))
     return _verdict(cells, ended)
 
@@ -195,6 +204,22 @@ def _slots(running: Running) -> list[Any]:
     if gpus and not 1 <= per_task <= gpus:
         raise UserError(f"--per-task {per_task} does not fit --gpus {gpus}")
     return make_slots(gpus, per_task)
+
+
+def _report(out: Path, running: Running) -> None:
+    """Write the report in a child process: it may use the GPU and libraries that we must not load."""
+    command = [sys.executable, "-m", "mimbench", "report", str(out)]
+    command += ["--benchmarks", str(running.benchmarks)] if running.benchmarks else []
+    command += [] if running.twin else ["--no-compute"]
+    for name, row in running.choice.items():
+        command += ["--reference", f"{name}={row}"]
+    done = subprocess.run(command, env=child_environment(), stdout=2, check=False)
+    if done.returncode:
+        logger.warning(
+            "no report: the command above ended with %d; repeat: %s",
+            done.returncode,
+            " ".join(command[1:]),
+        )
 
 
 def _verdict(cells: Sequence[Cell], ended: Sequence[Ended]) -> int:

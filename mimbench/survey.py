@@ -18,7 +18,7 @@ from typing import Any
 from mimbench.config import from_mapping, to_mapping
 from mimbench.errors import UserError
 from mimbench.files import write_json
-from mimbench.locations import locate
+from mimbench.locations import data_name, known_faults, locate
 from mimbench.logs import configure_logging
 from mimbench.orders import order_protocol
 from mimbench.task import load_task
@@ -52,17 +52,27 @@ class Finding:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def survey(questions: Sequence[Question], data: Path | None) -> list[Finding]:
-    """Return one finding for each question, answered by a child process."""
+def survey(questions: Sequence[Question], data: Path | None, *, own: bool = False) -> list[Finding]:
+    """Return one finding for each question, answered by a child process.
+
+    Args:
+        questions: Recipes to look into.
+        data: The user's --data.
+        own: The data is the user's own in a published layout: it is not held against the
+            published counts, and its results never stand beside published ones.
+    """
     with tempfile.TemporaryDirectory() as folder:
         asked, told = Path(folder) / "questions.json", Path(folder) / "findings.json"
         write_json(
-            asked, {"data": str(data) if data else None, "questions": to_mapping(list(questions))}
+            asked,
+            {
+                "data": str(data) if data else None,
+                "own": own,
+                "questions": to_mapping(list(questions)),
+            },
         )
         command = [sys.executable, "-m", "mimbench.survey", str(asked), str(told)]
-        code = subprocess.run(
-            command, env=child_environment(), stdout=sys.stderr, check=False
-        ).returncode
+        code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
         if code:
             tasks = ", ".join(sorted({q.task for q in questions}))
             raise UserError(
@@ -77,13 +87,17 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
-def look(question: Question, data: Path | None) -> Finding:
+def look(question: Question, data: Path | None, *, own: bool = False) -> Finding:
     """Return what the question's task says, in this process."""
     try:
         task = load_task(question.task)
         folder = locate(question.dataset, data) if question.needs_data else Path()
         where = f"{question.benchmark}.config"
         config = from_mapping(task.Config, {**question.config, "data": str(folder)}, where)
+        if question.needs_data and not own and (found := known_faults(question.dataset, folder)):
+            return Finding(
+                problem="; ".join(found) + "; if this is data of your own, say --own-data"
+            )
     except UserError as error:
         return Finding(problem=str(error))
     except IMPORT_FAULTS as error:
@@ -93,7 +107,9 @@ def look(question: Question, data: Path | None) -> Finding:
     return Finding(
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
-        protocol=order_protocol(question.task, task.VERSION, question.dataset, config),
+        protocol=order_protocol(
+            question.task, task.VERSION, data_name(question.dataset, own=own), config
+        ),
         config=to_mapping(config),
     )
 
@@ -108,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = json.loads(args.questions.read_text())
     data = Path(asked["data"]) if asked["data"] else None
     questions = [from_mapping(Question, q) for q in asked["questions"]]
-    write_json(args.findings, to_mapping([look(q, data) for q in questions]))
+    write_json(args.findings, to_mapping([look(q, data, own=asked["own"]) for q in questions]))
     return 0
 
 

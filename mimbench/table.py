@@ -117,7 +117,7 @@ def _columns(results: Sequence[Result], manifest: Manifest) -> list[Column]:
         if key in known or failed_only:
             continue
         title = manifest.benchmarks[r.benchmark].title if r.benchmark in order else r.benchmark
-        official = r.profile == "paper" and "overrides" not in r.extra
+        official = r.profile == "paper" and "overrides" not in r.extra and not _own(r)
         known[key] = Column(r.benchmark, r.profile, r.protocol, title, r.main_metric, official)
     for r in results:
         if all(c.benchmark != r.benchmark for c in known.values()):
@@ -129,6 +129,10 @@ def _columns(results: Sequence[Result], manifest: Manifest) -> list[Column]:
         known.values(),
         key=lambda c: (order.get(c.benchmark, len(order)), c.benchmark, not c.official, c.protocol),
     )
+
+
+def _own(result: Result) -> bool:
+    return str(result.config.get("dataset", "")).startswith("own-")
 
 
 def _measured(

@@ -69,6 +69,9 @@ def _parser(
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--device", default="auto", metavar="D")
+    parser.add_argument(
+        "--recompute", action="store_true", help="detection: less memory, more time"
+    )
     parser.add_argument("--which", metavar="W", help="network in the file: student, teacher, ema")
     parser.add_argument("--num-heads", type=int, metavar="N", help="where the format does not say")
     parser.add_argument("--fresh", action="store_true", help="run again even if done")
@@ -104,7 +107,7 @@ def _run(task: str, args: argparse.Namespace) -> Result:
         first_seed=args.seed,
         data=args.data,
         out=args.out,
-        machine=Machine(device=args.device),
+        machine=Machine(device=args.device, recompute=args.recompute),
     )
     who = read_contestant(args.checkpoint, which=args.which, num_heads=args.num_heads)
     [cell] = make_cells(manifest, [who], request)

@@ -23,7 +23,9 @@ def watch(cells: Sequence[Cell], device: str) -> None:
     for who in {cell.contestant.folder: cell.contestant for cell in cells}.values():
         mine = [c for c in cells if c.contestant.folder == who.folder]
         left = [c for c in mine if not c.problem and not finished(c)]
-        labelled = [c for c in mine if c.order.dataset in LABELLED and not c.problem]
+        labelled = [
+            c for c in mine if c.order.dataset.removeprefix("own-") in LABELLED and not c.problem
+        ]
         if who.twin or not left:
             continue
         if not labelled:
@@ -50,7 +52,7 @@ def _sound(who: Contestant, verdict: Path, cell: Cell, device: str) -> bool:
     command += ["--data", str(cell.order.config["data"]), "--device", device]
     command += ["--which", who.which] if who.which else []
     command += ["--num-heads", str(who.num_heads)] if who.num_heads else []
-    done = subprocess.run(command, env=child_environment(), stdout=sys.stderr, check=False)
+    done = subprocess.run(command, env=child_environment(), stdout=2, check=False)
     if not verdict.is_file():
         raise UserError(
             f"the canary did not finish (exit code {done.returncode}); --no-canary skips it"

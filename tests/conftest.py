@@ -35,7 +35,7 @@ def tiny_weights(tiny_spec: VitSpec) -> VitWeights:
 
 @pytest.fixture
 def painted_images() -> Callable[..., Path]:
-    """Makes an image folder of small pictures whose class is the position of a bright square."""
+    """Makes an image folder of small noisy pictures whose class is the colour of a square."""
 
     def make(
         root: Path, *, classes: int = 4, train: int = 12, val: int = 6, size: int = 32
@@ -46,12 +46,12 @@ def painted_images() -> Callable[..., Path]:
             for label in range(classes):
                 folder = root / split / f"class_{label}"
                 folder.mkdir(parents=True)
-                top, left = divmod(label, 2)
+                colour = [(label + 1) >> channel & 1 for channel in range(3)]
                 for i in range(count):
                     image = rng.integers(0, 90, (size, size, 3), dtype=np.uint8)
-                    rows = slice(top % 2 * half, (top % 2 + 1) * half)
-                    columns = slice(left * half, (left + 1) * half)
-                    image[rows, columns, label // 4 % 3] += 150
+                    top, left = rng.integers(0, half, 2)
+                    square = image[top : top + half, left : left + half]
+                    square += np.array(colour, dtype=np.uint8) * np.uint8(150)
                     Image.fromarray(image).save(folder / f"{split}_{label}_{i:03d}.png")
         return root
 

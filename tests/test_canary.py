@@ -42,7 +42,7 @@ def trained(data: Path) -> VitWeights:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        torch.nn.init.trunc_normal_(model.get_submodule("head").weight, std=0.02)
+        torch.nn.init.trunc_normal_(model.get_parameter("head.weight"), std=0.02)
     model.load_state_dict({**model.state_dict(), **random_weights(SPEC, seed=0).tensors})
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=250)

@@ -94,6 +94,7 @@ def test_mistakes_on_the_command_line_are_explained(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_detectron2s_launcher_starts_the_processes(place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "transfer.detection", *arguments(place, "--seed=1", "--num-gpus=2")],
@@ -101,7 +102,7 @@ def test_detectron2s_launcher_starts_the_processes(place: Path) -> None:
         env={**os.environ, "MIMBENCH_CACHE": str(place), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

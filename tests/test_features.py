@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,17 +36,17 @@ ALONE = Machine(device="cpu", workers=0, max_batch=16)
 
 
 @pytest.fixture(autouse=True)
-def _small_shards(monkeypatch, tmp_path):
+def _small_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("mimbench.features.SHARD", 10)
 
 
 @pytest.fixture
-def images(painted_images, tmp_path) -> ImageList:
+def images(painted_images: Callable[..., Path], tmp_path: Path) -> ImageList:
     return read_folder(painted_images(tmp_path / "data"), "train")
 
 
-def test_cached_features_are_those_of_a_direct_forward(images, small_spec):
+def test_cached_features_are_those_of_a_direct_forward(images: ImageList, small_spec: VitSpec):
     weights = random_weights(small_spec, 0)
     bank = extract(weights, images, PLAIN, ALONE)
     to_tensor = transforms.ToTensor()
@@ -62,7 +64,7 @@ def test_cached_features_are_those_of_a_direct_forward(images, small_spec):
     assert len(list(bank.folder.glob("*.safetensors"))) == 5
 
 
-def test_fine_tuned_models_average_through_their_norm(images, small_spec):
+def test_fine_tuned_models_average_through_their_norm(images: ImageList, small_spec: VitSpec):
     weights = random_weights(replace(small_spec, final_norm="fc_norm", pool="avg"), 0)
     bank = extract(weights, images, PLAIN, ALONE)
     backbone = build_backbone(weights)
@@ -72,7 +74,9 @@ def test_fine_tuned_models_average_through_their_norm(images, small_spec):
     )
 
 
-def test_any_difference_in_the_key_is_another_bank(images, small_spec, tmp_path):
+def test_any_difference_in_the_key_is_another_bank(
+    images: ImageList, small_spec: VitSpec, tmp_path: Path
+):
     weights = random_weights(small_spec, 0)
     folders = {
         "base": open_bank(weights, images, PLAIN),
@@ -94,14 +98,18 @@ def test_any_difference_in_the_key_is_another_bank(images, small_spec, tmp_path)
     assert open_bank(weights, images, PLAIN).folder == folders["base"].folder
 
 
-def test_a_finished_bank_is_not_computed_again(images, small_spec, monkeypatch):
+def test_a_finished_bank_is_not_computed_again(
+    images: ImageList, small_spec: VitSpec, monkeypatch: pytest.MonkeyPatch
+):
     weights = random_weights(small_spec, 0)
     extract(weights, images, PLAIN, ALONE)
     monkeypatch.setattr(extraction, "build_backbone", lambda w: pytest.fail("computed again"))
     extract(weights, images, PLAIN, ALONE)
 
 
-def test_damaged_and_missing_shards_alone_are_computed_again(images, small_spec, caplog):
+def test_damaged_and_missing_shards_alone_are_computed_again(
+    images: ImageList, small_spec: VitSpec, caplog: pytest.LogCaptureFixture
+):
     weights = random_weights(small_spec, 0)
     bank = extract(weights, images, PLAIN, ALONE)
     before = bank.load("cls4+avg")
@@ -116,7 +124,7 @@ def test_damaged_and_missing_shards_alone_are_computed_again(images, small_spec,
     assert bank.path(0).stat().st_mtime_ns == kept
 
 
-def test_a_foreign_key_in_the_folder_is_refused(images, small_spec):
+def test_a_foreign_key_in_the_folder_is_refused(images: ImageList, small_spec: VitSpec):
     weights = random_weights(small_spec, 0)
     bank = extract(weights, images, PLAIN, ALONE)
     key = json.loads((bank.folder / "bank.json").read_text())
@@ -129,7 +137,7 @@ def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
     torch.set_num_threads(1)
     write = extraction._write
 
-    def slowly(*args):
+    def slowly(*args: Any):
         write(*args)
         time.sleep(0 if args[1] == 0 else 600)
 
@@ -137,7 +145,7 @@ def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
     extract(weights, images, PLAIN, ALONE, root=root)
 
 
-def test_killed_at_any_point_it_continues(images, small_spec, tmp_path):
+def test_killed_at_any_point_it_continues(images: ImageList, small_spec: VitSpec, tmp_path: Path):
     weights, root = random_weights(small_spec, 0), tmp_path / "killed"
     process = FORK.Process(target=_extract_slowly, args=(weights, images, root))
     process.start()
@@ -171,7 +179,7 @@ def _extract_as_rank(
         assert not bank.missing()
 
 
-def test_two_processes_make_the_same_bank(images, small_spec, tmp_path):
+def test_two_processes_make_the_same_bank(images: ImageList, small_spec: VitSpec, tmp_path: Path):
     weights = random_weights(small_spec, 0)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -193,7 +201,9 @@ def test_two_processes_make_the_same_bank(images, small_spec, tmp_path):
 
 
 @pytest.mark.parametrize("storage", ["fp16", "bf16"])
-def test_half_storage_keeps_exact_features_to_compare(images, small_spec, storage, monkeypatch):
+def test_half_storage_keeps_exact_features_to_compare(
+    images: ImageList, small_spec: VitSpec, storage: Any, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("mimbench.features.CHECKED", 20)
     weights = random_weights(small_spec, 0)
     full = extract(weights, images, PLAIN, ALONE)
@@ -206,7 +216,7 @@ def test_half_storage_keeps_exact_features_to_compare(images, small_spec, storag
     torch.testing.assert_close(stored, full.load("cls+avg"), rtol=1e-2, atol=1e-2)
 
 
-def test_values_too_large_for_the_storage_are_refused(images, small_spec):
+def test_values_too_large_for_the_storage_are_refused(images: ImageList, small_spec: VitSpec):
     weights = random_weights(small_spec, 0)
     tensors = {**weights.tensors, "norm.weight": torch.full((32,), 1e6)}
     spec = replace(PLAIN, storage="fp16")
@@ -214,12 +224,14 @@ def test_values_too_large_for_the_storage_are_refused(images, small_spec):
         extract(replace(weights, tensors=tensors), images, spec, ALONE)
 
 
-def test_out_of_memory_halves_and_gives_the_same_features(images, small_spec, monkeypatch):
+def test_out_of_memory_halves_and_gives_the_same_features(
+    images: ImageList, small_spec: VitSpec, monkeypatch: pytest.MonkeyPatch
+):
     weights = random_weights(small_spec, 0)
     expected = extract(weights, images, PLAIN, ALONE).load("cls4+avg")
     real, sizes = extraction.block_vectors, []
 
-    def tight(backbone, pixels, blocks):
+    def tight(backbone: Any, pixels: Any, blocks: Any):
         if len(pixels) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         sizes.append(len(pixels))
@@ -243,7 +255,7 @@ def test_other_errors_are_not_taken_for_memory():
         Halving(size=4).attempt(lambda size: (_ for _ in ()).throw(MemoryError()))
 
 
-def test_shallow_models_say_which_features_they_lack(images):
+def test_shallow_models_say_which_features_they_lack(images: ImageList):
     spec = VitSpec(embed_dim=32, depth=2, num_heads=2, mlp_dim=64, patch_size=8, grid=(4, 4))
     bank = extract(random_weights(spec, 0), images, PLAIN, ALONE)
     assert bank.load("cls+avg").shape == (48, 64)
@@ -253,7 +265,7 @@ def test_shallow_models_say_which_features_they_lack(images):
 
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
-def test_preprocessing_is_torchvisions(mode):
+def test_preprocessing_is_torchvisions(mode: Any):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (57, 83, 3), dtype=np.uint8))
     interpolation = transforms.InterpolationMode(mode)
@@ -279,7 +291,7 @@ def test_views_are_fixed_and_differ():
         Preprocess(size=64, resize=None)(image)
 
 
-def test_classes_that_differ_are_listed(painted_images, tmp_path):
+def test_classes_that_differ_are_listed(painted_images: Callable[..., Path], tmp_path: Path):
     root = painted_images(tmp_path / "data", train=2, val=2)
     train, val = Source().open(root)
     assert train.classes == val.classes == ("class_0", "class_1", "class_2", "class_3")
@@ -289,7 +301,7 @@ def test_classes_that_differ_are_listed(painted_images, tmp_path):
         Source().open(root)
 
 
-def test_folders_say_what_is_wrong(painted_images, tmp_path):
+def test_folders_say_what_is_wrong(painted_images: Callable[..., Path], tmp_path: Path):
     root = painted_images(tmp_path / "data", train=2, val=2)
     with pytest.raises(UserError, match=r"no folder 'test' .*\['train', 'val'\]"):
         read_folder(root, "test")
@@ -304,7 +316,9 @@ def test_folders_say_what_is_wrong(painted_images, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["", "tar", "torch/folder"])
-def test_timm_sources_give_the_same_images(painted_images, tmp_path, source):
+def test_timm_sources_give_the_same_images(
+    painted_images: Callable[..., Path], tmp_path: Path, source: Any
+):
     root = painted_images(tmp_path / "data", train=3, val=2)
     expected = read_folder(root, "train")
     if source == "tar":
@@ -319,6 +333,6 @@ def test_timm_sources_give_the_same_images(painted_images, tmp_path, source):
             assert np.array_equal(np.asarray(images.open(i)), np.asarray(expected.open(i)))
 
 
-def test_streams_are_refused(tmp_path):
+def test_streams_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="streamed"):
         Source(name="wds/some").open(tmp_path)

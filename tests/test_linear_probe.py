@@ -1,8 +1,10 @@
 """Linear probes: crops, heads, the LARS recipe in full, resumption, chance for shuffled labels."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.features import PARTS
 from mimbench.runtime import Ranks
-from mimbench.weights import VitWeights, random_weights
+from mimbench.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import linear
 from transfer.classification.linear import Config, Heads, make_optimizer, train_probe
 from transfer.classification.training import Crop
@@ -26,7 +28,7 @@ SMALL = {
     "norm_batch": 8,
     "epochs": 4,
     "warmup": 1,
-    "learning_rates": [30.0],
+    "learning_rates": [1000.0],
     "choices": ["avg"],
     "crop": {"kind": "byol", "scale": [0.9, 1.0], "flip": 0.0},
     "machine": {"device": "cpu", "workers": 0, "max_batch": 4},
@@ -34,46 +36,53 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def _cache(monkeypatch, tmp_path):
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
 
 
-def config(data: Path, **changes) -> Config:
+def config(data: Path, **changes: Any) -> Config:
     return from_mapping(Config, {**SMALL, "data": str(data), **changes})
 
 
 @pytest.fixture
-def weights(small_spec) -> VitWeights:
+def weights(small_spec: VitSpec) -> VitWeights:
     return random_weights(small_spec, 0)
 
 
-def test_mae_recipe_learns_and_says_what_it_did(painted_images, weights, tmp_path):
-    data = painted_images(tmp_path / "data")
+def test_mae_recipe_learns_and_says_what_it_did(
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
+):
+    data = painted_images(tmp_path / "data", val=25)
     out = tmp_path / "out"
-    metrics = linear.run(weights, config(data), out)
-    # chance is 25
-    assert metrics["top1"] >= 60
+    metrics = linear.run(weights, config(data, epochs=24), out)
+    # chance is 25, and a standard deviation 4.3
+    assert metrics["top1"] >= 42
     assert metrics["top1"] == metrics["top1_last"] <= metrics["top1_best"]
     outcomes = np.load(out / "outcomes.npz")
     assert 100 * (outcomes["top5"][:, 0] == outcomes["labels"]).mean() == metrics["top1_last"]
     assert outcomes["images"][0] == "class_0/val_0_000.png"
     extra = json.loads((out / "extra.json").read_text())
-    assert extra["head"] == "avg_lr30"
+    assert extra["head"] == "avg_lr1000"
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps[-1]["step"] == 12
+    assert steps[-1]["step"] == 72
 
 
-def test_shuffled_labels_give_chance(painted_images, weights, tmp_path):
+def test_shuffled_labels_give_chance(
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
+):
     data = painted_images(tmp_path / "data", train=16, val=25)
     settings = config(data)
     train, val = settings.images()
-    shuffled = train.relabel(np.random.default_rng(0).permutation(train.labels))
-    metrics = train_probe(weights, shuffled, val, settings, tmp_path / "out", Ranks())
+    rng = np.random.default_rng(0)
+    train, val = (x.relabel(rng.permutation(x.labels)) for x in (train, val))
+    metrics = train_probe(weights, train, val, settings, tmp_path / "out", Ranks())
     # 100 images, chance 25: three standard deviations
     assert metrics["top1"] < 38
 
 
-def test_a_grid_is_trained_at_once_as_each_head_alone(painted_images, weights, tmp_path):
+def test_a_grid_is_trained_at_once_as_each_head_alone(
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
+):
     data = painted_images(tmp_path / "data", train=8, val=4)
     together = config(
         data, choices=["cls", "cls4+avg"], learning_rates=[0.1, 3.0], optimiser="sgd",
@@ -88,7 +97,7 @@ def test_a_grid_is_trained_at_once_as_each_head_alone(painted_images, weights, t
             assert single["top1_last"] == metrics[f"{choice}_lr{lr:g}_top1_last"]
 
 
-def test_grid_gradients_are_those_of_separate_layers(small_spec, tmp_path):
+def test_grid_gradients_are_those_of_separate_layers(small_spec: VitSpec, tmp_path: Path):
     settings = config(tmp_path, choices=["cls", "cls+avg"], learning_rates=[0.1, 1.0])
     heads = Heads(settings, {"cls": 6, "cls+avg": 12}, 5, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -107,7 +116,7 @@ def test_grid_gradients_are_those_of_separate_layers(small_spec, tmp_path):
         torch.testing.assert_close(heads.weights[i].grad, weight.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_learning_rates_follow_the_linear_rule(tmp_path):
+def test_learning_rates_follow_the_linear_rule(tmp_path: Path):
     mae = from_mapping(Config, {"data": str(tmp_path)})
     optimizer = make_optimizer(Heads(mae, {"cls": 4}, 3, seed=0), mae)
     assert [g["lr_scale"] for g in optimizer.param_groups] == [pytest.approx(6.4)]
@@ -120,7 +129,7 @@ def test_learning_rates_follow_the_linear_rule(tmp_path):
     assert (groups[0]["momentum"], groups[0]["weight_decay"]) == (0.9, 0.0)
 
 
-def test_lars_trajectory_of_the_probes_optimizer(golden, tmp_path):
+def test_lars_trajectory_of_the_probes_optimizer(golden: Path, tmp_path: Path):
     """The optimizer that the probe makes, on the reference's gradients."""
     arrays = np.load(golden / "lars.npz")
     settings = config(tmp_path)
@@ -139,7 +148,7 @@ def test_lars_trajectory_of_the_probes_optimizer(golden, tmp_path):
 
 
 def test_a_finished_run_answers_again_and_another_configuration_is_refused(
-    painted_images, weights, tmp_path
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
 ):
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings = config(data, epochs=2)
@@ -149,7 +158,9 @@ def test_a_finished_run_answers_again_and_another_configuration_is_refused(
         linear.run(weights, replace(settings, warmup=0.0), tmp_path / "out")
 
 
-def test_the_machine_moves_no_number(painted_images, weights, tmp_path):
+def test_the_machine_moves_no_number(
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
+):
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings = config(data, epochs=2)
     roomy = replace(settings, machine=replace(settings.machine, max_batch=64))
@@ -163,7 +174,12 @@ def test_the_machine_moves_no_number(painted_images, weights, tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-def test_out_of_memory_in_the_backbone_is_survived(painted_images, weights, tmp_path, monkeypatch):
+def test_out_of_memory_in_the_backbone_is_survived(
+    painted_images: Callable[..., Path],
+    weights: VitWeights,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
     from mimbench import extract
 
     data = painted_images(tmp_path / "data", train=8, val=4)
@@ -171,7 +187,7 @@ def test_out_of_memory_in_the_backbone_is_survived(painted_images, weights, tmp_
     expected = linear.run(weights, settings, tmp_path / "free")
     real = extract.block_vectors
 
-    def tight(backbone, pixels, blocks):
+    def tight(backbone: Any, pixels: Any, blocks: Any):
         if len(pixels) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         return real(backbone, pixels, blocks)
@@ -183,7 +199,7 @@ def test_out_of_memory_in_the_backbone_is_survived(painted_images, weights, tmp_
 
 
 @pytest.mark.parametrize("kind", ["byol", "inception"])
-def test_crops_stay_inside_and_cover_the_scale(kind):
+def test_crops_stay_inside_and_cover_the_scale(kind: Any):
     image = Image.new("RGB", (90, 60))
     torch.manual_seed(0)
     crop = Crop(kind=kind, scale=(0.3, 0.6))

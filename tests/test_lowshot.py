@@ -1,7 +1,10 @@
 """Few labels: fixed lists, files, spread over draws, k-NN and logistic regression."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.extract import extract
+from mimbench.sample import generate
 from mimbench.subsets import (
     Subset,
     draw_fraction,
@@ -18,7 +22,7 @@ from mimbench.subsets import (
     hold_out,
     read_list,
 )
-from mimbench.weights import random_weights
+from mimbench.weights import VitSpec, random_weights
 from transfer.classification import lowshot
 from transfer.classification.lowshot import Config, spread
 
@@ -26,11 +30,11 @@ LABELS = np.repeat(np.arange(10), 100)
 
 
 @pytest.fixture(autouse=True)
-def _cache(monkeypatch, tmp_path):
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
 
 
-def config(data, **changes) -> Config:
+def config(data: Path, **changes: Any) -> Config:
     plain = {
         "data": str(data), "image_size": 32, "resize": None, "choice": "avg", "k": 3,
         "machine": {"device": "cpu", "workers": 0, "max_batch": 64},
@@ -63,7 +67,7 @@ def test_shares_keep_every_class():
     assert 0 in hold_out(single, 0.5, seed=0)[0]
 
 
-def test_lists_may_be_files(painted_images, tmp_path):
+def test_lists_may_be_files(painted_images: Callable[..., Path], tmp_path: Path):
     data = painted_images(tmp_path / "data", train=6)
     train, _ = config(data, per_class=1).images()
     listed = tmp_path / "1percent.txt"
@@ -95,7 +99,9 @@ def test_subsets_of_other_tasks():
         draw_fraction(labels, 1.5, draw=0)
 
 
-def test_mean_and_spread_over_draws(painted_images, small_spec, tmp_path):
+def test_mean_and_spread_over_draws(
+    painted_images: Callable[..., Path], small_spec: VitSpec, tmp_path: Path
+):
     data = painted_images(tmp_path / "data", train=30, val=25)
     weights = random_weights(small_spec, 0)
     metrics = lowshot.run(weights, config(data, per_class=5), tmp_path / "out")
@@ -115,7 +121,9 @@ def test_mean_and_spread_over_draws(painted_images, small_spec, tmp_path):
     assert lowshot.run(weights, settings, tmp_path / "again") == pytest.approx(metrics, abs=1.01)
 
 
-def test_one_image_a_class(painted_images, small_spec, tmp_path):
+def test_one_image_a_class(
+    painted_images: Callable[..., Path], small_spec: VitSpec, tmp_path: Path
+):
     data = painted_images(tmp_path / "data", train=22, val=10)
     weights = random_weights(small_spec, 0)
     metrics = lowshot.run(weights, config(data, per_class=1), tmp_path / "out")
@@ -125,7 +133,9 @@ def test_one_image_a_class(painted_images, small_spec, tmp_path):
     assert metrics["top1"] > 25
 
 
-def test_fractions_and_random_order(painted_images, small_spec, tmp_path):
+def test_fractions_and_random_order(
+    painted_images: Callable[..., Path], small_spec: VitSpec, tmp_path: Path
+):
     data = painted_images(tmp_path / "data", train=20, val=10)
     weights = random_weights(small_spec, 0)
     share = config(data, fraction=0.25, draws=2, methods=["logreg"])
@@ -136,7 +146,9 @@ def test_fractions_and_random_order(painted_images, small_spec, tmp_path):
     assert lowshot.run(weights, random, tmp_path / "random")["top1_sd"] >= 0
 
 
-def test_shuffled_labels_give_chance(painted_images, small_spec, tmp_path):
+def test_shuffled_labels_give_chance(
+    painted_images: Callable[..., Path], small_spec: VitSpec, tmp_path: Path
+):
     data = painted_images(tmp_path / "data", train=30, val=50)
     settings = config(data, per_class=5)
     train, val = settings.images()
@@ -154,7 +166,7 @@ def test_shuffled_labels_give_chance(painted_images, small_spec, tmp_path):
     assert len(train) == 120
 
 
-def test_requests_that_make_no_sense(tmp_path):
+def test_requests_that_make_no_sense(tmp_path: Path):
     for changes, match in (
         ({}, "exactly one of per_class"),
         ({"per_class": 1, "fraction": 0.1}, "exactly one of per_class"),
@@ -163,3 +175,14 @@ def test_requests_that_make_no_sense(tmp_path):
         with pytest.raises(UserError, match=match):
             config(tmp_path, **changes)
     assert spread("knn", [(40.0, 80.0)])["knn_top1_sd"] == 0
+
+
+def test_on_the_sample_data_a_random_backbone_is_above_chance(tmp_path: Path):
+    root = generate(
+        tmp_path / "sample", train_per_class=45, val_per_class=40, train_scenes=1, val_scenes=1
+    )
+    spec = VitSpec(embed_dim=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8, grid=(4, 4))
+    settings = config(root / "classification", per_class=20, draws=2, methods=["logreg"])
+    metrics = lowshot.run(random_weights(spec, 0), settings, tmp_path / "out")
+    # chance is 10; of 400 images a standard deviation is 1.5
+    assert metrics["top1"] > 18

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mimbench.errors import UserError
-from mimbench.locations import locate
+from mimbench.locations import data_name, known_faults, locate
 from mimbench.manifest import Manifest, load_manifest
 
 SMALL = """
@@ -84,12 +84,24 @@ def test_missing_data_says_what_and_how(tmp_path: Path) -> None:
     assert locate("imagenet", tmp_path / "imagenet") == (tmp_path / "imagenet").resolve()
 
 
+def test_data_that_is_not_the_published_set_is_told_apart(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / "1.png").write_bytes(b"x")
+    assert any("ImageNet train" in fault for fault in known_faults("imagenet", tmp_path))
+    assert known_faults("sample-ade", tmp_path) == ()
+    assert data_name("imagenet", own=True) == "own-imagenet"
+    assert data_name("imagenet", own=False) == "imagenet"
+    assert data_name("sample-ade", own=True) == "sample-ade"
+
+
 def test_the_shipped_file_is_sound() -> None:
     shipped = load_manifest()
     for reference in shipped.references:
         assert reference.source
         assert reference.protocol in shipped.protocols
         assert 0 < reference.value < 100
+    assert set(shipped.benchmarks) <= set(shipped.protocols), "docs/protocols.md is made from these"
     assert all(p.source for p in shipped.protocols.values())
     assert all(e.source for e in shipped.effects)
     rows = [tuple(sorted(vars(r).items(), key=str)) for r in shipped.references]

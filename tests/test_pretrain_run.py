@@ -258,7 +258,7 @@ def test_half_precision(folder: Path, tmp_path: Path, precision: str) -> None:
 
 
 def test_saving_memory_changes_nothing(folder: Path, whole: Path, tmp_path: Path) -> None:
-    train(config(folder, "training.save_memory=true"), tmp_path, ranks=Ranks())
+    train(config(folder, "machine.recompute=true"), tmp_path, ranks=Ranks())
     assert same(model_of(tmp_path), model_of(whole))
 
 

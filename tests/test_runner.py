@@ -4,80 +4,21 @@ import logging
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mimbench.cells import Cell, Contestant, finished, safe_name
+from mimbench.cells import Cell, finished, safe_name
 from mimbench.errors import UserError
 from mimbench.launch import Slot, eval_command, make_slots
 from mimbench.lock import folder_lock
 from mimbench.manifest import Manifest
-from mimbench.orders import Order
 from mimbench.results import read_result
 from mimbench.runner import last_lines, run_cells
 from mimbench.table import make_table, read_results
 from mimbench.table_formats import comma
-
-# A child in place of `mimbench eval`: as its result it writes what the order says, after a while.
-CHILD = """
-import json, os, sys, time
-from pathlib import Path
-import yaml
-from mimbench.files import write_json
-out = Path(sys.argv[1]); order = yaml.safe_load((out / "config.yaml").read_text())
-print("working", flush=True)
-time.sleep(order["config"]["seconds"])
-if order["config"].get("fail"):
-    print("broken on purpose", flush=True); sys.exit(3)
-weights = {"name": "a", "digest": order["weights_digest"], "format": "hpm", "which": "", "model": "B/16"}
-source = {"commit": "", "dirty": False, "python": "", "libraries": {}, "device": "cpu", "host_cores": 1,
-          "seed": 0, "seconds": 0.0, "peak_memory_mb": 0.0, "argv": []}
-write_json(out / "result.json", {"benchmark": order["benchmark"], "task": order["task"], "version": 1,
-  "main_metric": "top1", "profile": "paper", "protocol": "p" + order["benchmark"], "metrics": {"top1": order["config"]["answer"]},
-  "config": {}, "weights": weights, "status": "done", "provenance": source})
-"""
-
-
-def child(cell: Cell, slot: Slot) -> list[str]:
-    return [
-        sys.executable,
-        "-S",
-        "-c",
-        f"import sys; sys.path[:0] = {sys.path!r}\n{CHILD}",
-        str(cell.folder),
-    ]
-
-
-def cell(
-    out: Path, name: str, after: tuple[str, ...] = (), problem: str = "", **config: Any
-) -> Cell:
-    who = Contestant(
-        path=out / "a.pth",
-        weights={"name": "a", "digest": "d" * 64, "format": "hpm", "which": "", "model": "B/16"},
-    )
-    order = Order(
-        benchmark=name,
-        task="t",
-        profile="paper",
-        dataset="imagenet",
-        checkpoint=who.path,
-        config={"seconds": 0.05, "answer": 1.0, "seed": 0, **config},
-        weights_digest="d" * 64,
-    )
-    return Cell(
-        order=order,
-        folder=out / who.folder / name,
-        contestant=who,
-        after=after,
-        version=1,
-        main_metric="top1",
-        protocol=f"p{name}",
-        problem=problem,
-    )
+from tests.light_cells import cell, child
 
 
 def cells_of(out: Path) -> list[Cell]:

@@ -1,6 +1,7 @@
 """The map to mmseg's backbones: every tensor, the same function, at every size."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from mimbench.backbone import build_backbone
 from mimbench.errors import UserError
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from transfer.segmentation import backbone as backbones
+from transfer.segmentation import linear
 from transfer.segmentation.bias import resize_bias
 from transfer.segmentation.convert import choose, convert, obstacles, token_grid
 from transfer.segmentation.recipe import backbone_config
@@ -218,3 +220,22 @@ def test_what_no_backbone_holds_is_refused_with_the_reason() -> None:
             (64, 64), relative_bias=True, tap_norm=False,
         )  # fmt: skip
     assert obstacles(SPEC, "MAE", (64, 64)) == []
+
+
+def test_frozen_beit_norms_every_tap_and_never_trains():
+    weights = noisy(replace(SPEC, position="relative", layer_scale=True))
+    config = linear.Config(data=Path(), crop=(64, 64), levels="four")
+    found = linear.blueprint(weights.spec, config)
+    frozen, plain = MODELS.build(found.backbone), build(weights, (64, 64))
+    used = backbones.load(frozen, weights, found.kind, (64, 64), tap_norm=found.tap_norm)
+    frozen.train()
+    assert used.summary == f"{len(weights.tensors)} of {len(weights.tensors)}"
+    assert not any(module.training for module in frozen.layers)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        taps = plain(images)
+    scale, shift = weights.tensors["norm.weight"], weights.tensors["norm.bias"]
+    for tap, normed in zip(taps, frozen(images), strict=True):
+        expected = nn.functional.layer_norm(tap.permute(0, 2, 3, 1), (48,), scale, shift, 1e-6)
+        torch.testing.assert_close(normed.permute(0, 2, 3, 1), expected, atol=1e-5, rtol=1e-4)

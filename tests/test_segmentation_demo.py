@@ -38,5 +38,5 @@ def test_pretrained_beats_its_random_twin_after_the_demo_recipe(
                       config, tmp_path / who)
         for who in ("pretrained", "random")
     }  # fmt: skip
-    assert found["pretrained"]["miou"] > found["random"]["miou"] + 1
+    assert found["pretrained"]["miou"] > found["random"]["miou"] + 0.5
     assert found["pretrained"]["aacc"] > found["random"]["aacc"]

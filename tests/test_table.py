@@ -119,6 +119,8 @@ def test_published_rows_stand_only_beside_the_published_recipe() -> None:
     )
     assert [row.kind for row in changed.rows] == ["measured"]
     assert "Fine-tune [changed]" in terminal(changed)
+    own = make_table([result("in-ft-hpm", 80.0, config={"dataset": "own-imagenet"})], MANIFEST)
+    assert [row.kind for row in own.rows] == ["measured"]
 
 
 def test_different_protocols_never_share_a_column() -> None:

@@ -84,6 +84,11 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--which", metavar="W", help="network in the file: student, teacher, ema")
     what.add_argument("--num-heads", type=int, metavar="N", help="where the format does not say")
     what.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
+    what.add_argument(
+        "--own-data",
+        action="store_true",
+        help="data of your own in these layouts: no published counts, no published rows",
+    )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", metavar="D")
     machine.add_argument("--workers", type=int, metavar="N", help="loader processes per process")
@@ -91,6 +96,9 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batch", type=int, metavar="N", help="images that fit one process at once"
     )
     machine.add_argument("--compile", action="store_true")
+    machine.add_argument(
+        "--recompute", action="store_true", help="detection: less memory, more time"
+    )
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -104,6 +112,7 @@ def options_of(args: argparse.Namespace) -> Options:
         overrides=parse_overrides(args.set),
         seeds=args.seeds,
         data=args.data,
+        own_data=args.own_data,
         out=args.out or (Path("runs/demo") if demo else Path("runs")),
         which=args.which,
         num_heads=args.num_heads,
@@ -111,6 +120,7 @@ def options_of(args: argparse.Namespace) -> Options:
         workers=args.workers,
         max_batch=args.max_batch,
         compile=args.compile,
+        recompute=args.recompute,
     )
 
 
@@ -157,6 +167,7 @@ def main(args: argparse.Namespace) -> int:
             gpus=args.gpus,
             per_task=args.per_task,
             choice=parse_choices(args.reference),
+            benchmarks=args.benchmarks,
             cluster=_cluster(args),
         ),
     )

@@ -1,6 +1,11 @@
 """Pictures: what tasks left, detections drawn on their images, nearest neighbours."""
 
+import importlib.util
 import json
+import logging
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +17,13 @@ from mimbench.backbone import build_backbone
 from mimbench.canary import embed, read_cards
 from mimbench.outcomes import DETECTION, TRUTH
 from mimbench.report.markup import picture
+from mimbench.survey import child_environment
 from mimbench.weights import VitWeights
 
-PICTURES = "pictures"
+logger = logging.getLogger(__name__)
+
+PICTURES, PRETRAINED = "pictures", "model.safetensors"
+MASKED = 4
 MOST, QUERIES, NEIGHBOURS, LEAST_SCORE = 8, 6, 5, 0.5
 TINTS = ["#e4572e", "#29a0b1", "#f3a712", "#6a4c93", "#76b041", "#d81e5b", "#1982c4", "#8d6e63"]
 
@@ -23,6 +32,39 @@ def left_behind(folder: Path) -> list[str]:
     """Return the pictures that a task wrote into its run's folder."""
     found = sorted((folder / PICTURES).glob("*.png")) + sorted((folder / PICTURES).glob("*.jpg"))
     return [picture(Image.open(path), path.stem) for path in found[:MOST]]
+
+
+def masks(checkpoint: Path, data: Path) -> list[str]:
+    """Return masks, predicted loss and reconstructions of a pretraining checkpoint, if it is one.
+
+    The pretraining application draws them, in a process of its own.
+    """
+    run = checkpoint.parent if (checkpoint.parent / PRETRAINED).is_file() else None
+    files = sorted((data / "val").glob("*/*"))
+    images = files[:: max(1, len(files) // MASKED)][:MASKED]
+    if not images or importlib.util.find_spec("pretrain.show") is None:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "masks.png"
+        command = [sys.executable, "-m", "pretrain.show", str(run or checkpoint), *map(str, images)]
+        done = subprocess.run(
+            [*command, "-o", str(out)], env=child_environment(), capture_output=True, check=False
+        )
+        if done.returncode or not out.is_file():
+            logger.info(
+                "%s: no masks to show: %s",
+                checkpoint,
+                done.stderr.decode(errors="replace").strip()[-300:],
+            )
+            return []
+        with Image.open(out) as image:
+            return [
+                picture(
+                    image,
+                    "image, predicted loss, masks from easy to hard, reconstruction",
+                    side=1400,
+                )
+            ]
 
 
 def detections(folder: Path, data: Path) -> list[str]:

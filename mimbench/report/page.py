@@ -8,12 +8,11 @@ from pathlib import Path
 
 from mimbench.checkpoints import read_weights
 from mimbench.errors import UserError
-from mimbench.locations import SAMPLES
 from mimbench.manifest import Manifest
-from mimbench.orders import ORDER_FILE, read_order
+from mimbench.orders import ORDER_FILE, Order, read_order
 from mimbench.report.classes import class_bars, class_scores
 from mimbench.report.curves import METRICS, charts, read_curves
-from mimbench.report.gallery import detections, left_behind, neighbours
+from mimbench.report.gallery import detections, left_behind, masks, neighbours
 from mimbench.report.markup import legend, section, text
 from mimbench.results import Result
 from mimbench.runtime import pick_device
@@ -27,6 +26,7 @@ SECTIONS = {
     "table": "Table",
     "curves": "Curves",
     "classes": "Per class",
+    "masks": "Masks and predicted loss",
     "neighbours": "Nearest neighbours",
     "pictures": "Pictures",
     "provenance": "Provenance",
@@ -55,6 +55,7 @@ def make_report(
         "table": [html_table(table)],
         "curves": _curves(done, rows, manifest),
         "classes": _classes(done, rows, manifest),
+        "masks": _masks(done, rows) if compute else [],
         "neighbours": _neighbours(done, rows) if compute else [],
         "pictures": _pictures(out, done),
         "provenance": [_provenance(runs)],
@@ -135,6 +136,8 @@ def _curves(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Mani
 def _classes(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Manifest) -> list[str]:
     bars = []
     for path, result in runs:
+        if result.provenance.seed:
+            continue
         if scores := class_scores(path):
             number = _number(result, rows)
             bars.append(
@@ -143,25 +146,38 @@ def _classes(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Man
     return [f'<div class="grid">{"".join(bars)}</div>'] if bars else []
 
 
-def _neighbours(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
+def _labelled(
+    runs: Sequence[Run], rows: Sequence[tuple[str, str]]
+) -> list[tuple[str, Order, Path]]:
+    """Return (row, order, data) for each row whose checkpoint and labelled images are still there."""
     found = []
     for row in rows:
         mine = [(p, r) for p, r in runs if (r.weights["name"], r.weights["digest"]) == row]
-        labelled = [
-            (p, r)
-            for p, r in mine
-            if r.config.get("dataset") in ("imagenet", *SAMPLES) and _has_classes(r)
-        ]
-        if not labelled:
+        fit = [(p, r) for p, r in mine if _has_classes(r)]
+        if not fit:
             continue
-        folder, result = labelled[0]
-        order = read_order(folder / ORDER_FILE)
-        if not order.checkpoint.exists():
-            logger.warning("%s is gone: no neighbours are shown for %s", order.checkpoint, row[0])
-            continue
+        order = read_order(fit[0][0] / ORDER_FILE)
+        if order.checkpoint.exists():
+            found.append((row[0], order, Path(fit[0][1].extra["data"])))
+        else:
+            logger.warning("%s is gone: no pictures are computed for %s", order.checkpoint, row[0])
+    return found
+
+
+def _masks(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
+    found = []
+    for name, order, data in _labelled(runs, rows):
+        if shown := masks(order.checkpoint, data):
+            found.append(f'<h3>{text(name)}</h3><div class="wide">{"".join(shown)}</div>')
+    return found
+
+
+def _neighbours(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
+    found = []
+    for name, order, data in _labelled(runs, rows):
         weights = read_weights(order.checkpoint, which=order.which, num_heads=order.num_heads)
-        shown = neighbours(weights, Path(result.extra["data"]), pick_device("auto"))
-        found.append(f'<h3>{text(row[0])}</h3><div class="grid">{"".join(shown)}</div>')
+        shown = neighbours(weights, data, pick_device("auto"))
+        found.append(f'<h3>{text(name)}</h3><div class="grid">{"".join(shown)}</div>')
     return found
 
 

@@ -93,11 +93,12 @@ class Heads(nn.Module):
 
     def __init__(self, config: Config, widths: dict[str, int], classes: int, seed: int) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
         self.choices, self.rates, self.classes = config.choices, config.learning_rates, classes
         self.norms = nn.ModuleList()
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for choice in config.choices:
+            # the same start whatever other choices are trained beside it
+            generator = torch.Generator().manual_seed(seed)
             norm = nn.BatchNorm1d(widths[choice], affine=False, eps=1e-6)
             self.norms.append(norm if config.batch_norm else nn.Identity())
             first = torch.empty(classes, widths[choice]).normal_(0, 0.01, generator=generator)

@@ -49,6 +49,8 @@ class Grid:
     """Values, evenly spaced in the logarithm."""
     holdout: float = 0.1
     """Share of the training images that chooses C."""
+    criterion: Literal["accuracy", "loss"] = "accuracy"
+    """What is best on the held-out images; the loss is steadier where these are few."""
     solver: Solver = "torch"
     """scikit-learn's L-BFGS is the reference; torch's answers the whole grid at once."""
     max_iterations: int = 1000
@@ -173,9 +175,8 @@ def choose_and_fit(
     tiled = np.tile(labels, views)
     began = time.perf_counter()
     tried = solve(features[every], tiled[every], classes, grid.values, grid)
-    truth = torch.from_numpy(labels[held])
     found = [
-        top_percent(rank_classes(tried.logits(i, features[held])).cpu(), truth, 1)
+        held_out_score(tried.logits(i, features[held]), labels[held], grid.criterion)
         for i in range(len(grid.values))
     ]
     # of equal ones the strongest penalty
@@ -185,13 +186,23 @@ def choose_and_fit(
     record = {
         "C": grid.values[best],
         "at_edge_of_grid": best in {0, len(grid.values) - 1} and len(grid.values) > 1,
-        "held_out_top1": dict(zip([f"{c:.3g}" for c in grid.values], found, strict=True)),
+        f"held_out_{grid.criterion}": dict(
+            zip([f"{c:.3g}" for c in grid.values], found, strict=True)
+        ),
         "iterations": tried.iterations,
         "unconverged": sum(not c for c in tried.converged),
         "solver": grid.solver,
         "seconds": time.perf_counter() - began,
     }
     return Fitted(solution=final, c=grid.values[best], record=record)
+
+
+def held_out_score(logits: Tensor, labels: NDArray[np.int64], criterion: str) -> float:
+    """Return top-1 in percent, or minus the cross-entropy: the larger the better."""
+    truth = torch.from_numpy(labels)
+    if criterion == "accuracy":
+        return top_percent(rank_classes(logits).cpu(), truth, 1)
+    return -F.cross_entropy(logits.cpu(), truth).item()
 
 
 def solve(
@@ -225,8 +236,10 @@ def _solve_by_sklearn(
     grid: Grid,
 ) -> Solutions:
     weights, biases, iterations = [], [], []
+    # with two classes scikit-learn trains one vector: half of the multinomial penalty
+    factor = 2.0 if len(np.unique(labels)) == 2 else 1.0
     for c in cs:
-        model = LogisticRegression(C=c, max_iter=grid.max_iterations).fit(features, labels)
+        model = LogisticRegression(C=c * factor, max_iter=grid.max_iterations).fit(features, labels)
         weight = np.zeros((features.shape[1], classes), dtype=np.float32)
         bias = np.full(classes, -np.inf, dtype=np.float32)
         coefficients, intercepts = model.coef_, model.intercept_

@@ -69,7 +69,9 @@ class Config(FrozenConfig):
     """Neighbours; 1 with one image a class."""
     temperature: float = 0.07
     grid: Grid = field(
-        default_factory=lambda: Grid(lowest=1e-2, highest=1e4, steps=13, holdout=0.2)
+        default_factory=lambda: Grid(
+            lowest=1e-2, highest=1e6, steps=17, holdout=0.2, criterion="loss"
+        )
     )
     c_without_choice: float = 10.0
     """C where classes have too few images to hold one out."""

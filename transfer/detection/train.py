@@ -141,8 +141,8 @@ def advice(device: torch.device) -> Iterator[None]:
             raise
         raise UserError(
             f"out of memory on {device} ({peak_memory(device)}): {str(error).splitlines()[0]}\n"
-            "lower machine.max_batch (the effective batch stays: more micro-steps make it up), "
-            "set machine.recompute: true, attention: fused, or precision: bf16; "
+            "lower max_batch (the effective batch stays: more micro-steps make it up), pass "
+            "--recompute, or set attention: fused or precision: bf16; "
             "then run again: training goes on from the last saved state"
         ) from error
 

@@ -13,9 +13,9 @@ from mimbench.runtime import process_group
 from mimbench.weights import VitSpec
 from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.data import open_source
-from transfer.segmentation.evaluate import evaluate
 from transfer.segmentation.identity import read_run
 from transfer.segmentation.labels import check_labels
+from transfer.segmentation.scoring import evaluate
 from transfer.segmentation.settings import SegmentationConfig
 from transfer.segmentation.show import show
 from transfer.segmentation.train import MODEL_FILE, build_model, figures, set_up

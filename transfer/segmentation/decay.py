@@ -13,11 +13,13 @@ from transfer.segmentation.framework import (
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class EmbeddingAwareLayerDecay(LearningRateDecayOptimizerConstructor):
-    """mmseg's layer decay, and what it means to do: no weight decay on tokens and tables.
+    """mmseg's layer decay that knows registers and, if asked, spares tokens and tables.
 
-    mmseg looks for 'pos_embed' and 'cls_token', but parameters are called 'backbone.pos_embed',
-    so the published runs decay position tables, class tokens and relative bias tables. Registers
-    and a norm before the blocks move to the lowest level here, beside the class token.
+    Registers and a norm before the blocks move to the lowest level, beside the class token.
+    With `spare_tables` in `paramwise_cfg` tokens and tables get no weight decay. That is what
+    mmseg means to do, but it looks for 'pos_embed' and 'cls_token' where parameters are called
+    'backbone.pos_embed', so the published runs decay position tables, class tokens and relative
+    bias tables.
     """
 
     @override
@@ -25,12 +27,13 @@ class EmbeddingAwareLayerDecay(LearningRateDecayOptimizerConstructor):
         """Append the parameter groups."""
         groups: list[dict[str, Any]] = []
         super().add_params(groups, module, **options)
+        spare = self.paramwise_cfg["spare_tables"]
         lowest = self.paramwise_cfg["decay_rate"] ** (self.paramwise_cfg["num_layers"] + 1)
         sorted_groups: dict[tuple[float, float], dict[str, Any]] = {}
         for group in groups:
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
                 scale = lowest if is_embedding(name) else group["lr_scale"]
-                decay = 0.0 if is_exempt(name) else group["weight_decay"]
+                decay = 0.0 if spare and is_exempt(name) else group["weight_decay"]
                 new = sorted_groups.setdefault(
                     (scale, decay), {"weight_decay": decay, "params": [], "param_names": []}
                 )

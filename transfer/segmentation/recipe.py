@@ -30,6 +30,8 @@ class Blueprint:
     published_decay: bool
     depth: int
     tap_norm: bool
+    more_embeddings: bool = False
+    """Parameters before the blocks that mmseg's layer decay does not know: registers, a norm."""
     notes: tuple[str, ...] = ()
 
 
@@ -230,16 +232,17 @@ def optim_config(
         # bfloat16 has float32's range: nothing to scale
         out["loss_scale"] = "dynamic" if half else {"enabled": False}
     if blueprint.layer_decay is not None:
+        plain = blueprint.published_decay and not blueprint.more_embeddings
         out["constructor"] = (
-            "LearningRateDecayOptimizerConstructor"
-            if blueprint.published_decay
-            else "EmbeddingAwareLayerDecay"
+            "LearningRateDecayOptimizerConstructor" if plain else "EmbeddingAwareLayerDecay"
         )
         out["paramwise_cfg"] = {
             "num_layers": blueprint.depth,
             "decay_rate": blueprint.layer_decay,
             "decay_type": "layer_wise",
         }
+        if not plain:
+            out["paramwise_cfg"]["spare_tables"] = not blueprint.published_decay
     return out
 
 

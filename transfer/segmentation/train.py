@@ -22,7 +22,6 @@ from transfer.segmentation.backbone import load
 from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.convert import Converted
 from transfer.segmentation.data import DataSource, open_source
-from transfer.segmentation.evaluate import evaluate
 from transfer.segmentation.framework import MODELS
 from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
 from transfer.segmentation.identity import RUN_FILE, refuse_other_run, run_identity
@@ -30,6 +29,7 @@ from transfer.segmentation.labels import LabelReport, check_labels
 from transfer.segmentation.loop import PlainRunner, runner_options
 from transfer.segmentation.recipe import Blueprint, check_batch, full_config
 from transfer.segmentation.score import Score, sample_parts
+from transfer.segmentation.scoring import evaluate
 from transfer.segmentation.settings import SegmentationConfig
 
 logger = logging.getLogger(__name__)

@@ -77,6 +77,7 @@ def blueprint(spec: VitSpec, config: Config) -> Blueprint:
         published_decay=config.published_decay,
         depth=spec.depth,
         tap_norm=norm,
+        more_embeddings=spec.register_tokens > 0 or spec.pre_norm,
         notes=tuple(notes),
     )
 

@@ -1,0 +1,82 @@
+"""Cells whose child is a small script in place of `mimbench eval`: it writes what its order says."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mimbench.cells import Cell, Contestant
+from mimbench.launch import Slot
+from mimbench.orders import Order
+
+CHILD = """
+import sys, time
+from pathlib import Path
+import yaml
+from mimbench.files import write_json
+out = Path(sys.argv[1]); order = yaml.safe_load((out / "config.yaml").read_text())
+config = order["config"]
+print(config.get("say", "working"), flush=True)
+time.sleep(config["seconds"])
+if config.get("fail"):
+    print("broken on purpose", flush=True); sys.exit(3)
+weights = {"name": "a", "digest": order["weights_digest"], "format": "hpm", "which": "", "model": "B/16"}
+source = {"commit": "", "dirty": False, "python": "", "libraries": {}, "device": "cpu", "host_cores": 1,
+          "seed": 0, "seconds": config["seconds"], "peak_memory_mb": 0.0, "argv": []}
+write_json(out / "result.json", {"benchmark": order["benchmark"], "task": order["task"], "version": 1,
+  "main_metric": "top1", "profile": "paper", "protocol": "p" + order["benchmark"],
+  "metrics": {"top1": config["answer"]}, "config": {}, "weights": weights, "status": "done", "provenance": source})
+"""
+
+
+def command(folder: Path) -> list[str]:
+    return [
+        sys.executable,
+        "-S",
+        "-c",
+        f"import sys; sys.path[:0] = {sys.path!r}\n{CHILD}",
+        str(folder),
+    ]
+
+
+def child(cell: Cell, slot: Slot) -> list[str]:
+    return command(cell.folder)
+
+
+class LightJob:
+    """What a node runs in the tests of the cluster."""
+
+    def __init__(self, folder: str, gpus: int, nodes: int) -> None:
+        self.folder, self.command = folder, command(Path(folder))
+
+    def __call__(self) -> int:
+        with (Path(self.folder) / "log.txt").open("ab") as log:
+            return subprocess.run(self.command, stdout=log, stderr=log, check=False).returncode
+
+
+def cell(
+    out: Path, name: str, after: tuple[str, ...] = (), problem: str = "", **config: Any
+) -> Cell:
+    who = Contestant(
+        path=out / "a.pth",
+        weights={"name": "a", "digest": "d" * 64, "format": "hpm", "which": "", "model": "B/16"},
+    )
+    order = Order(
+        benchmark=name,
+        task="t",
+        profile="paper",
+        dataset="imagenet",
+        checkpoint=who.path,
+        config={"seconds": 0.05, "answer": 1.0, "seed": 0, **config},
+        weights_digest="d" * 64,
+    )
+    return Cell(
+        order=order,
+        folder=out / who.folder / name,
+        contestant=who,
+        after=after,
+        version=1,
+        main_metric="top1",
+        protocol=f"p{name}",
+        problem=problem,
+    )

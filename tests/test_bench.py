@@ -1,0 +1,82 @@
+"""The benches: both pretraining steps compute the same, and the lists say what is there."""
+
+import pytest
+import torch
+
+from bench import __main__ as command
+from bench.pretrain_flops import executed, necessary
+from bench.pretrain_subjects import OurStep, Setting, difference, plain_twin
+from bench.stopwatch import Spread, Stopwatch, ratios
+from mimbench.weights import VitSpec
+from pretrain.model import DecoderConfig
+
+
+@pytest.fixture(scope="module")
+def ours() -> OurStep:
+    """A ViT-Ti step on the CPU."""
+    setting = Setting(size="tiny", device=torch.device("cpu"), precision="fp32", batch=1)
+    return OurStep(setting, ["decoder.depth=2", "objective.epsilon=1e-6"])
+
+
+def test_both_steps_compute_the_same_and_a_difference_would_be_seen(
+    ours: OurStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Setting.recipe
+    monkeypatch.setattr(
+        Setting, "recipe", lambda self, further: usual(self, [*further, "decoder.depth=2"])
+    )
+    ours = OurStep(ours.setting)
+    plain, images = plain_twin(ours), ours.setting.images()
+    assert difference(ours, plain, images).equal
+    with torch.no_grad():
+        plain.student.decoder_pred.bias.add_(0.001)
+    found = difference(ours, plain, images)
+    assert found.losses > 1e-6
+    assert not found.equal
+
+
+def test_little_more_than_the_necessary_is_executed(ours: OurStep) -> None:
+    images = ours.setting.images()
+    spec, config = ours.learner.spec, ours.config.decoder
+    needed = sum(necessary(spec, config, 147, predictor=True, teacher=True).values())
+    found = executed(lambda: ours(images))
+    assert 1 <= found / needed < 1.02
+
+
+def test_necessary_flops_of_vit_b() -> None:
+    """By hand: 12 blocks of 24 n d^2 + 4 n^2 d on 197 tokens, and so on."""
+    spec = VitSpec(
+        embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_size=16, grid=(14, 14)
+    )
+    parts = necessary(spec, DecoderConfig(), 147, predictor=True, teacher=True)
+    assert sum(parts.values()) / 1e9 == pytest.approx(133.8, abs=0.2)
+    assert parts["encoder"] / 1e9 == pytest.approx(25.9, abs=0.1)
+    assert parts["teacher"] / 1e9 == pytest.approx(35.1 + 10.7, abs=0.1)
+    assert parts["decoders"] / 1e9 == pytest.approx(31.2 + 30.8, abs=0.1)
+
+
+def test_stopwatch_gives_all_time_to_names() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    watch.start()
+    for name in ("one", "other", "one"):
+        torch.mm(torch.ones(200, 200), torch.ones(200, 200))
+        watch.mark(name)
+    found = watch.read()
+    assert list(found) == ["one", "other"]
+    assert all(seconds >= 0 for seconds in found.values())
+
+
+def test_ratios_are_taken_pair_by_pair() -> None:
+    assert ratios([1, 4, 9], [2, 4, 3]) == Spread((0.5, 1.0, 3.0))
+    assert ratios([1, 4, 9], [2, 4, 3]).median == 1
+
+
+def test_benches_are_listed_and_mistakes_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([]) == 0
+    said = capsys.readouterr().out
+    for name, line in command.benches().items():
+        assert name in said
+        assert line
+    assert set(command.QUICK) <= set(command.benches())
+    assert command.main(["pretrain_lode"]) == 1
+    assert "did you mean 'pretrain_loader'" in capsys.readouterr().err

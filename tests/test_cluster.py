@@ -1,0 +1,64 @@
+"""Cells as jobs, with submitit's local executor."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mimbench.cluster import CellJob, Cluster, levels, submit_cells
+from mimbench.launch import eval_command
+from mimbench.results import read_result
+from tests.light_cells import LightJob, cell
+
+
+def test_cells_wait_for_what_they_need() -> None:
+    out = Path("x")
+    cells = [
+        cell(out, "probe", after=("bank",)),
+        cell(out, "bank"),
+        cell(out, "more", after=("probe",)),
+        cell(out, "free", after=("absent",)),
+    ]
+    assert [[c.order.benchmark for c in wave] for wave in levels(cells)] == [
+        ["bank", "free"],
+        ["probe"],
+        ["more"],
+    ]
+    loop = [cell(out, "a", after=("b",)), cell(out, "b", after=("a",))]
+    assert [len(wave) for wave in levels(loop)] == [2]
+
+
+def test_jobs_run_fail_and_are_skipped_the_second_time(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="the extra 'scale' is not installed")
+    cells = [
+        cell(tmp_path, "probe", after=("bank",)),
+        cell(tmp_path, "bank"),
+        cell(tmp_path, "bad", fail=True),
+    ]
+    cluster = Cluster(kind="local", gpus=0, poll=0.1, job=LightJob)
+    ended = submit_cells(cells, {}, cluster)
+    assert {e.cell.order.benchmark: e.status for e in ended} == {
+        "probe": "done",
+        "bank": "done",
+        "bad": "failed",
+    }
+    bank, probe = (c.folder / "result.json" for c in (cells[1], cells[0]))
+    assert bank.stat().st_mtime <= probe.stat().st_mtime
+    assert read_result(cells[2].folder / "result.json").error == "broken on purpose"
+    again = submit_cells(cells[:2], {}, cluster)
+    assert [e.status for e in again] == ["skipped", "skipped"]
+
+
+def test_a_preempted_job_asks_to_be_queued_again() -> None:
+    submitit = pytest.importorskip("submitit", reason="the extra 'scale' is not installed")
+    job = CellJob("folder", 8, 1)
+    asked = job.checkpoint()
+    assert isinstance(asked, submitit.helpers.DelayedSubmission)
+    assert asked.function is job
+
+
+def test_several_nodes_meet_on_the_first() -> None:
+    command = eval_command(Path("runs/x"), 8, 4, endpoint="node1:29400")
+    assert command[command.index("--nnodes") + 1] == "4"
+    assert command[command.index("--rdzv-endpoint") + 1] == "node1:29400"
+    assert replace(Cluster(), nodes=2).nodes == 2

@@ -1,0 +1,115 @@
+"""`compare`: statistics under one protocol, the differing fields under two."""
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+
+from mimbench.commands import compare
+from mimbench.comparison import differences, find_published, group_of
+from mimbench.errors import UserError
+from mimbench.manifest import Effect, load_manifest
+from tests.results_folder import write_manifest, write_run
+
+TASK = """
+from dataclasses import dataclass, field
+from pathlib import Path
+from mimbench.task import Machine
+VERSION = 1
+MAIN_METRIC = "top1"
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    data: Path
+    k: int = 20
+    temperature: float = 0.07
+    seed: int = 0
+    machine: Machine = field(default_factory=Machine)
+def run(weights, config, out):
+    return {"top1": 1.0}
+"""
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "toy_task.py").write_text(TASK)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
+    write_manifest(tmp_path)
+    write_run(tmp_path / "runs", "good", share=0.8)
+    write_run(tmp_path / "runs", "bad", share=0.6, draw=1)
+    write_run(tmp_path / "runs", "twin", share=0.8, draw=2)
+    write_run(tmp_path / "runs", "other", share=0.8, config={"k": 10})
+    return tmp_path
+
+
+def said(out: Path, a: str, b: str, capsys: pytest.CaptureFixture[str]) -> str:
+    args = argparse.Namespace(a=a, b=b, out=out / "runs", benchmarks=out / "benchmarks.yaml")
+    assert compare.main(args) == 0
+    return capsys.readouterr().out
+
+
+def test_two_rows_under_one_protocol(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(out, "good", "bad", capsys)
+    assert "in-knn: good is better than bad (+" in text
+    assert "McNemar p = " in text
+    assert "spread over seeds not measured" in text
+    assert "no difference shown between good and twin" in said(out, "good", "twin", capsys)
+
+
+def test_two_rows_under_two_protocols_list_the_field_and_what_is_known(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said(out, "good", "other", capsys)
+    assert "not comparable" in text
+    assert "    k: 20 | 10\n      known: k = 20 is usually best [DINO paper]" in text
+    assert "temperature" not in text
+
+
+def test_a_published_row_with_the_same_and_with_another_protocol(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = said(out, "good", "HPM 800", capsys)
+    assert "50.00 published for HPM B/16" in same
+    assert "same protocol (in-knn)" in same
+    other = said(out, "other", "DINO", capsys)
+    assert "76.10 published for DINO B/16 [DINO README]" in other
+    assert "    k: 10 | 20" in other
+
+
+def test_unknown_rows_name_the_nearest(out: Path) -> None:
+    args = argparse.Namespace(
+        a="goof", b="bad", out=out / "runs", benchmarks=out / "benchmarks.yaml"
+    )
+    with pytest.raises(UserError, match="no finished results of 'goof'; did you mean 'good'"):
+        compare.main(args)
+
+
+def test_different_test_images_are_refused(out: Path) -> None:
+    write_run(out / "runs", "short", share=0.8, images=500)
+    args = argparse.Namespace(
+        a="good", b="short", out=out / "runs", benchmarks=out / "benchmarks.yaml"
+    )
+    with pytest.raises(UserError, match="saw different test images"):
+        compare.main(args)
+
+
+def test_published_rows_are_found_by_method_model_and_epochs() -> None:
+    references = load_manifest().references
+    assert {r.epochs for r in find_published(references, "HPM")} == {200, 800, None}
+    assert {r.value for r in find_published(references, "HPM B/16 800") if r.metric == "top1"} == {
+        84.2
+    }
+    assert find_published(references, "No such method") == []
+    assert group_of("coco-cascade-12", load_manifest()) == "detection"
+    assert group_of("in-10pct-linear", load_manifest()) == "lowshot"
+
+
+def test_nested_fields_differ_by_their_full_name() -> None:
+    effects = [Effect(fields=("scale",), known="x", source="y", groups=("linear",))]
+    [found] = differences(
+        {"crop": {"scale": 1, "flip": 0}}, {"crop": {"scale": 2, "flip": 0}}, "linear", effects
+    )
+    assert (found.field, found.a, found.b, found.known) == ("crop.scale", 1, 2, ("x [y]",))
+    assert differences({"a": 1}, {"a": 1}, "knn", []) == []

@@ -1,0 +1,60 @@
+"""Every plug-in satisfies its contract: pyright reads the assignments, the tests load the modules."""
+
+from pathlib import Path
+
+import pytest
+
+import knn.classify
+import mimbench.formats.mae
+import pretrain.masks.hard
+import pretrain.masks.uniform
+import transfer.classification.finetune
+import transfer.classification.linear
+import transfer.classification.logreg
+import transfer.classification.lowshot
+import transfer.detection.vitdet
+import transfer.segmentation.linear
+import transfer.segmentation.upernet
+from mimbench.config import from_mapping, merge
+from mimbench.formats import Format
+from mimbench.manifest import load_manifest
+from mimbench.task import Task, load_task
+from pretrain.masks import MaskStrategy, available
+
+TASKS: list[Task] = [
+    knn.classify,
+    transfer.classification.finetune,
+    transfer.classification.linear,
+    transfer.classification.logreg,
+    transfer.classification.lowshot,
+    transfer.detection.vitdet,
+    transfer.segmentation.linear,
+    transfer.segmentation.upernet,
+]
+FORMAT: Format = mimbench.formats.mae
+STRATEGIES: list[type[MaskStrategy]] = [
+    pretrain.masks.hard.Strategy,
+    pretrain.masks.uniform.Strategy,
+]
+
+MANIFEST = load_manifest()
+CELLS = [(id_, profile) for id_, b in MANIFEST.benchmarks.items() for profile in b.profiles]
+
+
+@pytest.mark.parametrize(("benchmark", "profile"), CELLS)
+def test_every_shipped_benchmark_configures_its_task(
+    benchmark: str, profile: str, tmp_path: Path
+) -> None:
+    entry = MANIFEST.benchmarks[benchmark]
+    change = entry.profiles[profile]  # pyright: ignore[reportArgumentType]
+    task = load_task(entry.task)
+    assert task in TASKS
+    mapping = {**merge(entry.config, change.config), "data": str(tmp_path)}
+    config = from_mapping(task.Config, mapping, benchmark)
+    assert config.data == tmp_path
+
+
+def test_every_mask_strategy_is_found() -> None:
+    assert {"hard", "random"} <= available().keys()
+    for strategy in available().values():
+        assert isinstance(strategy.needs, frozenset)

@@ -1,0 +1,103 @@
+"""The report is one file, needs no network, escapes names, and looks right in a browser."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mimbench.errors import UserError
+from mimbench.manifest import load_manifest
+from mimbench.report.curves import charts, read_curves
+from mimbench.report.page import make_report
+from tests.results_folder import write_manifest, write_run
+
+EVIL = 'x<script>alert("1")</script>'
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    write_manifest(tmp_path)
+    folder = write_run(tmp_path / "runs", "good", share=0.8)
+    write_run(tmp_path / "runs", EVIL, share=0.6, draw=1)
+    write_run(tmp_path / "runs", "good", share=0.7, benchmark="in-ft-hpm")
+    (folder / "pictures").mkdir()
+    Image.new("RGB", (64, 48), "red").save(folder / "pictures" / "some picture.png")
+    return tmp_path
+
+
+def page(out: Path) -> str:
+    return make_report(out / "runs", load_manifest(out / "benchmarks.yaml"), compute=False)
+
+
+def test_all_sections_are_there_and_nothing_is_fetched(out: Path) -> None:
+    html = page(out)
+    for anchor in ("table", "curves", "classes", "pictures", "provenance", "repeat"):
+        assert f'id="{anchor}"' in html
+        assert f'href="#{anchor}"' in html
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html) == []
+    assert "@import" not in html
+    assert "http" not in html
+    assert html.count("<svg") == 4, "loss and top1 for each of two benchmarks"
+    assert "digit3" in html
+    assert "DINO B/16" in html
+    assert "some picture" in html
+    assert "python -m mimbench eval" in html
+
+
+def test_names_from_the_user_are_escaped(out: Path) -> None:
+    html = page(out)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;" in html
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no results in"):
+        make_report(tmp_path, load_manifest(), compute=False)
+
+
+def test_curves_survive_a_torn_line_and_keep_first_and_last(tmp_path: Path) -> None:
+    rows = [f'{{"step": {i}, "loss": {i * i}, "name": "x", "bad": NaN}}' for i in range(3000)]
+    (tmp_path / "m.jsonl").write_text("\n".join([*rows, '{"step": 9']))
+    curves = read_curves(tmp_path / "m.jsonl")
+    assert list(curves) == ["loss"]
+    assert len(curves["loss"]) == 3000
+    [svg] = charts({0: curves})
+    assert svg.count(" L") < 450
+    assert "step 2999" in svg
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="Debian's chromium is not installed")
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (500, 900)])
+def test_it_fills_the_window_without_sideways_scroll(
+    out: Path, tmp_path: Path, width: int, height: int
+) -> None:
+    """The page itself reports its widths into its title, so the browser's own layout is asked."""
+    probe = (
+        "<script>document.title = document.documentElement.scrollWidth + '/' + innerWidth</script>"
+    )
+    (tmp_path / "page.html").write_text(page(out).replace("</body>", probe + "</body>"))
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    command = [
+        "chromium",
+        *flags,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},{height}",
+        "--dump-dom",
+        f"file://{tmp_path / 'page.html'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    found = re.search(r"<title>(\d+)/(\d+)</title>", done.stdout)
+    assert found, done.stdout[:300]
+    assert int(found[1]) <= int(found[2])
