@@ -57,12 +57,18 @@ class Plan:
     benchmarks: Sequence[str]
     strategies: Sequence[str]
     device: str
+    done: bool = False
+    """Table what lies there and compute nothing."""
+
+    def folder(self, label: str, seed: int) -> Path:
+        """Return where a strategy's run lies."""
+        slug = label.replace("(", "").replace(")", "").replace(" ", "-").lower()
+        return self.out / "pretrain" / f"{slug}-{seed}"
 
 
 def pretrain(plan: Plan, label: str, seed: int) -> Path:
     """Return the encoder of one strategy and seed, trained unless it lies there."""
-    slug = label.replace("(", "").replace(")", "").replace(" ", "-").lower()
-    out = plan.out / "pretrain" / f"{slug}-{seed}"
+    out = plan.folder(label, seed)
     overrides = [
         "mask.ratio=0.5",
         *STRATEGIES[label],
@@ -95,6 +101,8 @@ def score(plan: Plan, manifest: Manifest, encoder: Path, seed: int) -> dict[str,
         if cell.problem:
             raise UserError(cell.problem)
         result = finished(cell)
+        if result is None and plan.done:
+            continue
         if result is None:
             write_order(cell.folder / ORDER_FILE, cell.order)
             result = evaluate(cell.order, cell.folder)
@@ -127,7 +135,11 @@ def compare(plan: Plan, manifest: Manifest) -> dict[str, list[dict[str, float]]]
     scores: dict[str, list[dict[str, float]]] = {label: [] for label in plan.strategies}
     for seed in range(plan.seeds):
         for label in plan.strategies:
+            if plan.done and not (plan.folder(label, seed) / ENCODER).is_file():
+                continue
             row = score(plan, manifest, pretrain(plan, label, seed), seed)
+            if not row:
+                continue
             scores[label].append(row)
             logger.info("%s, seed %d: %s", label, seed, row)
     return scores
@@ -149,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strategies", default="", help="parts of names; all by default")
     parser.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--done", action="store_true", help="table what is done, compute nothing")
     args = parser.parse_args(arguments)
     configure_logging()
     wanted = [part for part in args.strategies.split(",") if part]
@@ -159,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         benchmarks=args.only.split(","),
         strategies=[n for n in STRATEGIES if not wanted or any(part in n for part in wanted)],
         device=args.device,
+        done=args.done,
     )
     try:
         scores = compare(plan, load_manifest(args.benchmarks))
