@@ -1,7 +1,6 @@
 """Fine-tuning: golden logits, layer decay and schedule; recipes; kills; memory; chance."""
 
 import json
-import multiprocessing
 import signal
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from mimbench.runtime import Ranks
 from mimbench.sample import generate
 from mimbench.vit import build_vit
 from mimbench.weights import VitSpec, VitWeights, random_weights
+from tests.processes import clean_processes
 from transfer.classification import finetune
 from transfer.classification.classifier import at_size, build_classifier
 from transfer.classification.finetune import (
@@ -273,9 +273,7 @@ def test_killed_after_an_epoch_it_continues_exactly(
 ):
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings, out = config(data, epochs=3), tmp_path / "killed"
-    process = multiprocessing.get_context("fork").Process(
-        target=_train_slowly, args=(weights, settings, out)
-    )
+    process = clean_processes().Process(target=_train_slowly, args=(weights, settings, out))
     process.start()
     saved, deadline = out / "checkpoints/last.pt", time.monotonic() + 200
     while not saved.exists() and time.monotonic() < deadline:

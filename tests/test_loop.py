@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -26,6 +25,7 @@ from mimbench.optim import plan_batch
 from mimbench.runtime import Ranks, process_group
 from mimbench.snapshots import read_state
 from mimbench.task import Machine
+from tests.processes import clean_processes
 
 T = TypeVar("T")
 
@@ -358,7 +358,7 @@ class Doomed(Toy):
 def test_kill_9_of_a_real_process_with_workers(
     tmp_path: Path, whole: tuple[list[Tensor], list[dict[str, Any]]]
 ) -> None:
-    context = multiprocessing.get_context("fork")
+    context = clean_processes()
     process = context.Process(target=run, args=(tmp_path, Doomed()), kwargs={"workers": 1})
     process.start()
     process.join(120)
@@ -388,7 +388,7 @@ def peer(rank: int, port: int, out: Path, learner: Toy, config: LoopConfig) -> N
 def both(out: Path, config: LoopConfig, **learner: Any) -> list[int | None]:
     """Run two processes with one effective batch; return their exit codes."""
     out.mkdir(exist_ok=True)
-    port, context = free_port(), multiprocessing.get_context("fork")
+    port, context = free_port(), clean_processes()
     kind = learner.pop("kind", Toy)
     processes = [
         context.Process(target=peer, args=(rank, port, out, kind(**learner), config))

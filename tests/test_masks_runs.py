@@ -1,6 +1,5 @@
 """Whole runs of learned masks and of distillation: killed and continued, alone and in two processes."""
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -19,6 +18,7 @@ from pretrain.__main__ import main
 from pretrain.adversarial import AdversarialPretraining
 from pretrain.distill.learner import Distillation
 from pretrain.distill.loss import DistillLoss
+from tests.processes import clean_processes
 
 SHARED = [
     "encoder.patch=8",
@@ -135,7 +135,7 @@ def test_a_killed_run_continues_bit_for_bit(
 
 def in_processes(target: Any, *arguments: tuple[Any, ...]) -> list[int | None]:
     # fork: the imports are there already
-    context = multiprocessing.get_context("fork")
+    context = clean_processes()
     processes = [context.Process(target=target, args=given) for given in arguments]
     for process in processes:
         process.start()

@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -32,6 +31,7 @@ from pretrain.learner import Pretraining
 from pretrain.sources import expand, open_source
 from pretrain.stored import read_model, start_from
 from pretrain.train import train
+from tests.processes import clean_processes
 
 SMALL = [
     "encoder.patch=8",
@@ -146,7 +146,7 @@ def test_15_ten_random_kills_change_nothing(
 def in_processes(target: Any, *arguments: tuple[Any, ...]) -> list[int | None]:
     """Run the target once for each tuple of arguments, all at once; return the exit codes."""
     # fork: the imports are there already
-    context = multiprocessing.get_context("fork")
+    context = clean_processes()
     processes = [context.Process(target=target, args=given) for given in arguments]
     for process in processes:
         process.start()

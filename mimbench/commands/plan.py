@@ -1,4 +1,4 @@
-"""Say what a run will cost before spending it: steps, time and memory measured here, disk, what is done."""
+"""Say what a run will cost before spending it: steps, time, memory, disk, what is done already."""
 
 import argparse
 import shutil
