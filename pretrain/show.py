@@ -2,7 +2,8 @@
 
 For each image: the image, where the loss predictor expects the reconstruction to fail, what is
 hidden at the beginning, in the middle and at the end of training, and what the model fills in.
-CKPT is a run's folder, its model.safetensors, or a pretraining checkpoint of HPM or MAE.
+CKPT is a run's folder, finished or not, one of its checkpoints, its model.safetensors, or a
+pretraining checkpoint of HPM or MAE.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def figure(
     """Draw what a checkpoint makes of image files; return the picture's path.
 
     Args:
-        checkpoint: A run's folder, its model.safetensors, or a file of HPM or MAE.
+        checkpoint: A run's folder, one of its states or exports, or a file of HPM or MAE.
         images: Image files, one row for each.
         out: Where to; the ending says the format (.png, .pdf, .svg).
         target: `pixels` or `normalised`, where the file does not say what the model predicts.

@@ -22,6 +22,7 @@ from mimbench.weights import VitSpec, VitWeights, random_weights
 from pretrain import masks
 from pretrain.adversarial import AdversarialPretraining
 from pretrain.attention import backbone_attention
+from pretrain.blocks import Mlp
 from pretrain.config import Config, read_config
 from pretrain.generator import (
     AdversarialAutoencoder,
@@ -35,7 +36,7 @@ from pretrain.layouts import from_official, to_official
 from pretrain.learner import Pretraining
 from pretrain.masks import MaskInput
 from pretrain.masks.adversarial import Strategy
-from pretrain.model import DecoderConfig, Mlp, take, to_patches
+from pretrain.model import DecoderConfig, take, to_patches
 from pretrain.objective import normalise_patches, pixel_loss
 from pretrain.stored import read_model
 

@@ -278,15 +278,16 @@ def test_bf16_trains(tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_stay_and_the_best(tmp_path: Path) -> None:
-    exported: list[int] = []
+    exported: list[tuple[str, int]] = []
 
     class Scored(Toy):
         def end_epoch(self, at: Moment) -> dict[str, float]:
             return {"score": [1.0, 3.0, 2.0, 0.0][at.epoch - 1]}
 
         def saved(self, checkpoint: Path, at: Moment) -> None:
-            assert read_state(checkpoint)["step"] == at.step
-            exported.append(at.epoch)
+            # a state says that its exports are complete: it comes after them
+            assert checkpoint.name == "last.pt" or not checkpoint.exists()
+            exported.append((checkpoint.name, at.epoch))
 
     config = LoopConfig(
         epochs=4, batch=8, keep_every=2, best="score", best_is="largest", tensorboard=True
@@ -299,8 +300,40 @@ def test_checkpoints_that_stay_and_the_best(tmp_path: Path) -> None:
         "epoch-0002.pt": 10,
         "epoch-0004.pt": 20,
     }
-    assert exported == [2, 4, 4]
+    assert exported == [("epoch-0002.pt", 2), ("epoch-0004.pt", 4), ("last.pt", 4)]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("save", range(4))
+def test_killed_between_a_state_and_its_exports_nothing_is_missing(
+    tmp_path: Path, save: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a run: export, best and kept state, last state; killed before each of them."""
+
+    class Exporting(Toy):
+        def saved(self, checkpoint: Path, at: Moment) -> None:
+            (checkpoint.parent / f"{checkpoint.stem}.export").write_text(str(at.step))
+
+    config = LoopConfig(epochs=1, batch=8, keep_every=1, best="first", tensorboard=False)
+    names = ("last.export", "best.pt", "epoch-0001.pt", "last.pt")
+    original = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target).name == names[save]:
+            raise Killed
+        return original(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        if save == 0:
+            patch.setattr(Exporting, "saved", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run(tmp_path, Exporting(), config=config)
+    run(tmp_path, Exporting(), config=config)
+    folder = tmp_path / "checkpoints"
+    assert (folder / "last.export").read_text() == "5"
+    assert (folder / "epoch-0001.export").read_text() == "5"
+    assert {read_state(folder / name)["step"] for name in names[1:]} == {5}
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """Whole pretraining runs on tiny data: ranks, kills, broken images, configs, files left and read."""
 
-import io
 import json
 import os
 import random
 import signal
 import socket
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,14 @@ from mimbench.config import load_yaml, to_mapping
 from mimbench.errors import UserError
 from mimbench.learner import Moment
 from mimbench.runtime import Ranks
-from mimbench.snapshots import read_state
+from mimbench.snapshots import read_state, write_state
+from pretrain import show
 from pretrain.__main__ import main
 from pretrain.config import BASE, CONFIGS, Config, read_config
 from pretrain.data import Crops, DataConfig
 from pretrain.export import write_released
 from pretrain.learner import Pretraining
-from pretrain.sources import expand, open_source
+from pretrain.sources import open_source
 from pretrain.stored import read_model, start_from
 from pretrain.train import train
 from tests.processes import clean_processes
@@ -281,66 +280,6 @@ def test_broken_images(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
         train(config(data, "training.max_broken=0.05"), tmp_path / "strict", ranks=Ranks())
 
 
-def test_every_kind_of_source_gives_the_same_images(folder: Path, tmp_path: Path) -> None:
-    files = sorted((folder / "train").rglob("*.jpg"))
-    names = [str(f.relative_to(folder / "train")) for f in files]
-    lists = tmp_path / "lists"
-    (lists / "train").parent.mkdir()
-    (lists / "train").symlink_to(folder / "train")
-    (lists / "train.txt").write_text("".join(f"{name} {i % 2}\n" for i, name in enumerate(names)))
-    with tarfile.open(tmp_path / "all.tar", "w") as archive:
-        archive.add(folder / "train", arcname="train")
-    for number, half in enumerate((files[:13], files[13:])):
-        with tarfile.open(tmp_path / f"part-{number:03d}.tar", "w") as archive:
-            for file in half:
-                for name, content in ((file.name, file.read_bytes()), (f"{file.stem}.cls", b"1")):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
-    sources = {
-        "folder": open_source("", folder, "train"),
-        "list": open_source("list", lists, "train"),
-        "tar": open_source("", tmp_path / "all.tar", "train"),
-        "shards": open_source("wds/part-{000..001}.tar", tmp_path, "train"),
-        "torchvision": open_source("torch/image_folder", folder, "train"),
-    }
-    wanted = {file.name: file.read_bytes() for file in files}
-    for kind, source in sources.items():
-        assert len(source) == 26, kind
-        if kind == "torchvision":
-            assert isinstance(source.load(3), Tensor)
-            continue
-        for i in range(26):
-            assert source.load(i) == wanted[Path(source.name(i).split(":")[-1]).name], kind
-
-
-@pytest.mark.parametrize(
-    ("name", "root", "message"),
-    [
-        ("", "absent", "absent does not exist"),
-        ("list", ".", "wants .*train.txt with lines"),
-        ("wds/{0..3}.tar", ".", r"shard .*0.tar does not exist"),
-        ("wds/*.tar", ".", "no shard matches"),
-        ("hfds/any", ".", "cannot open data.name 'hfds/any'"),
-        ("torch/nonsense", ".", "Unknown torchvision dataset nonsense"),
-    ],
-)
-def test_sources_say_what_they_miss(tmp_path: Path, name: str, root: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        open_source(name, tmp_path / root, "train")
-    with pytest.raises(UserError, match=r"data.root is not set"):
-        open_source(name, None, "train")
-
-
-def test_shard_patterns(tmp_path: Path) -> None:
-    for name in ("a-08.tar", "a-09.tar", "a-10.tar", "b-08.tar"):
-        (tmp_path / name).touch()
-    found = [p.name for p in expand(tmp_path, "a-{08..10}.tar")]
-    assert found == ["a-08.tar", "a-09.tar", "a-10.tar"]
-    assert [p.name for p in expand(tmp_path, "{a,b}-08.tar")] == ["a-08.tar", "b-08.tar"]
-    assert len(expand(tmp_path, "a-*.tar")) == 3
-
-
 def test_crops(folder: Path) -> None:
     source = open_source("", folder, "train")
     crops = Crops(source, DataConfig(image_size=32))
@@ -460,6 +399,56 @@ def test_stored_models_can_be_built(whole: Path) -> None:
     assert teacher is not None
     assert model.predictor is not None
     assert not model.training
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints", "checkpoints/last.pt", "checkpoints/best.pt"])
+def test_a_run_and_each_of_its_states_is_a_model(
+    folder: Path, whole: Path, tmp_path: Path, name: str
+) -> None:
+    own, again = read_model(whole / "model.safetensors"), read_model(whole / name)
+    for what in ("spec", "decoder", "target", "mask"):
+        assert getattr(again, what) == getattr(own, what)
+    assert again.student.keys() == own.student.keys()
+    assert again.teacher is not None
+    assert own.teacher is not None
+    assert again.teacher.keys() == own.teacher.keys()
+    if not name.endswith("best.pt"):
+        assert again.epochs_done == own.epochs_done == 4
+        assert same(dict(again.student), dict(own.student))
+    picture = show.figure(whole / name, [folder / "train" / "a" / "00.jpg"], tmp_path / "out.png")
+    assert picture.stat().st_size > 10_000
+    state = read_state(whole / "checkpoints" / "last.pt")
+    assert state["config"] == to_mapping(config(folder))
+
+
+def test_an_unfinished_run_is_a_model_too(folder: Path, tmp_path: Path) -> None:
+    short = config(folder, "training.steps=2", "training.save_every=2", "machine.max_batch=4")
+    train(short, tmp_path / "run", ranks=Ranks())
+    for path in (tmp_path / "run").glob("*.*"):
+        if path.is_file():
+            path.unlink()
+    found = read_model(tmp_path / "run")
+    assert found.epochs_done == 0
+    write_released(tmp_path / "released.pth", found, "hpm")
+    assert read_weights(tmp_path / "released.pth", num_heads=2).format == "hpm"
+    begun = config(folder, f"start.weights={tmp_path / 'run'}")
+    student = Pretraining(begun, torch.device("cpu"), tmp_path).student
+    start_from(tmp_path / "run", student, None, num_heads=2)
+    assert torch.equal(student.neck.mask_token, found.student["neck.mask_token"])
+
+
+def test_what_holds_no_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds neither model.safetensors nor checkpoints/last.pt"):
+        read_model(tmp_path)
+    path = tmp_path / "state.pt"
+    for content, message in (
+        ({}, "state of another task"),
+        ({"method": "distillation", "objective": {}}, "distillation run, which has no decoders"),
+        (to_mapping(Config()), "no complete training state: 'learner' is missing"),
+    ):
+        write_state(path, {"config": content, "step": 0, "model": {"w": torch.zeros(1)}})
+        with pytest.raises(UserError, match=message):
+            read_model(path)
 
 
 def test_start_and_resume_from_released_files(folder: Path, whole: Path, tmp_path: Path) -> None:
