@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.linear import Linear, linear
+
 
 class Attention(nn.Module):
     """Self-attention in one fused kernel."""
@@ -15,8 +17,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, last: int | None = None) -> Tensor:
         """Return what tokens (b, n, d) gather; for the `last` tokens only if that is given."""
@@ -25,9 +27,9 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(x[:, n - last :], weight[:width], bias[:width])
+            q = linear(x[:, n - last :], weight[:width], bias[:width])
             q = q.reshape(b, last, self.heads, -1).transpose(1, 2)
-            kv = F.linear(x, weight[width:], bias[width:])
+            kv = linear(x, weight[width:], bias[width:])
             k, v = kv.reshape(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(b, -1, width))
@@ -38,7 +40,7 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.fc1, self.fc2 = Linear(width, hidden), Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mapped tokens."""

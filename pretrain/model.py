@@ -6,15 +6,15 @@ for its last tokens only: its last block computes queries, MLP and head for thos
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimbench.positions import resize_table, sincos_table
 from mimbench.weights import VitSpec
 from pretrain.blocks import Block, run_block
+from pretrain.linear import Linear, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class PatchEmbed(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Return the embeddings of patches (b, k, size * size * 3)."""
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches, weight, self.proj.bias)
+        return linear(patches, weight, cast(Tensor, self.proj.bias))
 
 
 class Encoder(nn.Module):
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
             Block(config.width, config.heads, 4 * config.width, eps) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=eps)
-        self.pred = nn.Linear(config.width, outputs)
+        self.pred = Linear(config.width, outputs)
 
     def forward(self, x: Tensor, last: int) -> Tensor:
         """Return the head's outputs (b, last, outputs) for the last tokens."""
@@ -151,7 +151,7 @@ class Neck(nn.Module):
     def __init__(self, spec: VitSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
-        self.embed = nn.Linear(spec.embed_dim, width)
+        self.embed = Linear(spec.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("pos_embed", sincos_table(width, spec.grid, class_row=True))
 

@@ -269,6 +269,37 @@ def test_fp16_scales_and_a_bad_loss_ends_it(tmp_path: Path) -> None:
         run(tmp_path / "b", Toy(poison=5), config=config)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_clipped_norm_is_the_unscaled_one_and_the_rate_moves_once_a_step(
+    tmp_path: Path, precision: Any
+) -> None:
+    class Steep(Toy):
+        def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+            rates.append((at.step, self.optimizer.param_groups[0]["lr"]))
+            found = super().loss(model, batch, at)
+            return {**found, "loss": 100 * found["loss"]}
+
+        def before_update(self, at: Moment) -> None:
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norms.append(torch.stack([g.norm() for g in grads]).norm().item())
+
+    rates: list[tuple[int, float]] = []
+    norms: list[float] = []
+    config = LoopConfig(
+        epochs=3, batch=8, log_every=1, precision=precision, clip_grad=0.5, tensorboard=False
+    )
+    run(tmp_path, Steep(), config=config)
+    # two micro-steps of 4 images each
+    assert [step for step, _ in rates] == [s for s in range(15) for _ in range(2)]
+    assert [lr for _, lr in rates] == [pytest.approx(0.01 * (1 - s / 15)) for s, _ in rates]
+    written = [row["gradient_norm"] for row in lines(tmp_path)]
+    pairs = [(n, w) for n, w in zip(norms, written, strict=True) if w is not None and w > 0.5]
+    assert len(pairs) > 5
+    assert all(norm == pytest.approx(0.5, rel=1e-4) for norm, _ in pairs)
+    # scaled by 65536 it would be far larger
+    assert all(true < 5000 for _, true in pairs)
+
+
 def test_bf16_trains(tmp_path: Path) -> None:
     config = LoopConfig(epochs=3, batch=8, log_every=15, precision="bf16", tensorboard=False)
     learner = run(tmp_path, Toy(), config=config)

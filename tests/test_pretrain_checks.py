@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from mimbench.batches import Batch, StepSampler
 from mimbench.checkpoints import write_weights
-from mimbench.learner import Moment
+from mimbench.learner import Moment, Place
+from mimbench.loop import _Run
 from mimbench.optim import Schedule, plan_batch
 from mimbench.positions import sincos_table
 from mimbench.runtime import Ranks
+from mimbench.task import Machine
+from mimbench.watch import LossWatch
 from mimbench.weights import VitSpec, VitWeights
 from pretrain import masks
 from pretrain.config import Config, read_config
@@ -95,6 +98,18 @@ def test_1_position_table() -> None:
     assert not torch.equal(grid[0, 0, :16], grid[0, 1, :16])
 
 
+def test_1_the_largest_model_has_the_released_entries() -> None:
+    config = read_config("hpm_vit_base_16", ["encoder.size=huge", "encoder.patch=14"])
+    with torch.device("meta"):
+        spec = config.encoder.spec(config.data)
+        model = MaskedAutoencoder(spec, config.decoder, outputs=None, predictor=True)
+    official = to_official(model.state_dict(), pixels=588)
+    assert len(official) == 110 + 100 + 12 * 32
+    assert official["pos_embed"].shape == (1, 257, 1280)
+    for head in ("decoder_pred.weight", "decoder_pred_losspred.weight"):
+        assert official[head].shape == (588, 512)
+
+
 @pytest.mark.parametrize(
     ("size", "total", "trained", "entries", "encoder"),
     [
@@ -115,6 +130,24 @@ def test_1_parameter_counts_of_the_released_models(
     tables = official["pos_embed"].numel() + official["decoder_pos_embed"].numel()
     assert total - tables == trained
     assert sum(t.numel() for t in model.encoder.state_dict().values()) == encoder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["encoder.size=tiny", "encoder.width=null", "encoder.heads=null"],
+        ["data.image_size=40", "encoder.patch=10"],
+        ["data.image_size=64", "encoder.patch=4"],
+    ],
+)
+def test_1_any_size_of_encoder_image_and_patch(change: list[str]) -> None:
+    run = learner(*change)
+    side = run.config.data.image_size
+    batch = Batch(torch.arange(4), torch.randint(0, 256, (4, 3, side, side)).byte(), ())
+    figures = run.loss(run.student, batch, moment())
+    figures["loss"].backward()
+    assert torch.isfinite(figures["loss"])
+    assert run.student.encoder.patch_embed.proj.weight.grad is not None
 
 
 # 2, 3: golden -------------------------------------------------------------------------------------
@@ -475,6 +508,7 @@ def test_11_learning_rate_and_decay_groups() -> None:
     assert all(p.ndim == 1 for p in free["params"])
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0)
     assert config.loop().clip_grad == 5.0
+    assert all(group["fused"] for group in run.optimizer.param_groups)
 
 
 # 12 -----------------------------------------------------------------------------------------------
@@ -641,6 +675,62 @@ def test_17_prediction_learns_and_its_masks_are_harder() -> None:
     guided = run.loss(run.student, fixed, last)["reconstruction"]
     run.strategy = masks.build({"name": "random"})
     assert guided > 1.02 * run.loss(run.student, fixed, last)["reconstruction"]
+
+
+# no host read -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        [],
+        ["mask.name=random", "objective.predict_loss=none"],
+        ["mask.per=step", "mask.order=easiest", "teacher.tokens=0.3"],
+        ["objective.predict_loss=absolute", "objective.target=ema"],
+        ["mask.name=attention", "objective.target=pixels"],
+        ["mask.name=block", "machine.recompute=true"],
+    ],
+    ids=lambda change: ",".join(change) or "usual",
+)
+def test_a_step_reads_nothing_back_from_the_device(
+    change: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device there is nothing to read, so any read within a step would fail."""
+    generator, adamw, meta = torch.Generator, torch.optim.AdamW, torch.device("meta")
+    monkeypatch.setattr(torch, "Generator", lambda device=None: generator())
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *a, fused, **k: adamw(*a, foreach=True, **k))
+    config = tiny(*change, "training.batch=4", "training.log_every=4", "training.save_every=0")
+    own = Pretraining(config, meta, out=tmp_path)
+    samples = Pictures(40)
+    place = Place(out=tmp_path, digest="d", machine=Machine(workers=0, max_batch=2))
+    run = _Run(own, samples, config.loop(), place)
+    # the device's own flag stops a fused optimizer, so that the host need not look
+    monkeypatch.setattr(LossWatch, "always", property(lambda self: False))
+    batches = iter([images(2, seed) for seed in range(8)])
+    for _ in range(3):
+        run._update(batches)
+        run._look()
+        run._keep()
+    assert run.now.step == 3
+    run._update(batches)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        run._look()
+
+
+class Pictures:
+    """A data set that is never asked for anything."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError(index)
+
+    def name(self, index: int) -> str:
+        return str(index)
 
 
 # 18 -----------------------------------------------------------------------------------------------

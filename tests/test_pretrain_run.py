@@ -1,5 +1,7 @@
 """Whole pretraining runs on tiny data: ranks, kills, broken images, configs, files left and read."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -96,11 +98,21 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
-    train(config(folder), out, ranks=Ranks())
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        train(config(folder), out, ranks=Ranks())
+    (out / "said.txt").write_text(said.getvalue())
     return out
 
 
 # continuation -------------------------------------------------------------------------------------
+
+
+def test_the_live_line_says_how_it_goes(whole: Path) -> None:
+    last = (whole / "said.txt").read_text().strip().splitlines()[-1]
+    for what in ("pretrain 12/12 100%", "left 0s", "loss ", "reconstruction ", "loss_prediction "):
+        assert what in last
+    for what in ("rank_correlation ", "img/s ", "GiB ", "gradient_norm "):
+        assert what in last
 
 
 class Killed(BaseException):
@@ -127,7 +139,12 @@ def test_15_ten_random_kills_change_nothing(
 
     while kills < 11:
         owner, name = dice.choice(
-            [(Pretraining, "loss"), (Pretraining, "after_update"), (Path, "replace")]
+            [
+                (Pretraining, "loss"),
+                (Pretraining, "after_update"),
+                (Pretraining, "saved"),
+                (Path, "replace"),
+            ]
         )
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, bomb(getattr(owner, name), dice.randrange(1, 3)))
@@ -139,6 +156,8 @@ def test_15_ten_random_kills_change_nothing(
     train(config(folder), tmp_path, ranks=Ranks())
     assert same(model_of(tmp_path), model_of(whole))
     assert rows(tmp_path) == rows(whole)
+    for name in ("encoder.safetensors", "encoder-teacher.safetensors", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     assert [row["epoch"] for row in rows(whole)] == [row["step"] / 3 for row in rows(whole)]
 
 
