@@ -5,9 +5,12 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from pretrain.config import BASE, CONFIGS, Config, read_config
 from pretrain.data import Crops, DataConfig
 from pretrain.export import write_released
 from pretrain.learner import Pretraining
+from pretrain.recipes import read_recipe
 from pretrain.sources import open_source
 from pretrain.stored import read_model, start_from
 from pretrain.train import train
@@ -242,6 +246,38 @@ def unmoved(name: str) -> bool:
     return name in {"predictor.norm.bias", "predictor.pred.bias"} or name[0].isdigit()
 
 
+@pytest.mark.slow
+def test_torchrun_on_two_nodes_equals_one_process(folder: Path, tmp_path: Path) -> None:
+    """The documented command for many machines, both of them this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    few = [*SMALL, f"data.root={folder}", "training.steps=4", "training.log_every=1"]
+    arguments = command(tmp_path / "two", *few, "machine.max_batch=2")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    torchrun += ["--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "pretrain", *arguments]
+    nodes = [subprocess.Popen(torchrun) for _ in range(2)]
+    assert [node.wait(300) for node in nodes] == [0, 0]
+    assert main(command(tmp_path / "one", *few)) == 0
+    assert len(read_state(tmp_path / "two" / "checkpoints" / "last.pt")["processes"]) == 2
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+
+
+def test_every_option_of_the_slurm_and_torchrun_examples_is_understood() -> None:
+    """What docs/pretraining.md shows: each command names recipes and overrides that exist."""
+    text = (Path(__file__).parents[1] / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    block = text.split("```")[1].replace("\\\n", " ")
+    commands = [
+        line.split("#")[0].split("-m pretrain ")[1].split() for line in block.strip().splitlines()
+    ]
+    assert len(commands) >= 5
+    for words in commands:
+        changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        read_recipe(words[0], [item for item in changes if "FILE" not in item])
+
+
 # switches -----------------------------------------------------------------------------------------
 
 
@@ -328,10 +364,37 @@ def test_base_spells_out_every_default() -> None:
 def test_every_recipe_loads_and_says_what_it_stands_for(path: Path) -> None:
     found = read_config(str(path), [])
     assert read_config(path.stem, []).digest() == found.digest()
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    if path != BASE:
-        assert "python -m pretrain" in "".join(header) or "-m pretrain" in "".join(header)
-        assert "Published" in "".join(header) or "published" in "".join(header)
+    if path == BASE:
+        return
+    lines = path.read_text().splitlines()
+    header = "".join(line for line in lines if line.startswith("#"))
+    assert f"-m pretrain {path.stem}" in header
+    if path.stem == "demo":
+        assert "Nothing published" in header
+    else:
+        assert re.search(r"Published \(.*\): .*%", header)
+        assert "Unknown: " in header
+
+
+def test_a_recipe_names_only_what_differs_from_the_base() -> None:
+    def leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for key, item in value.items():
+            if isinstance(item, dict):
+                yield from leaves(item, *path, key)
+            else:
+                yield (*path, key), item
+
+    base = dict(leaves(load_yaml(BASE)))
+    for path in CONFIGS.glob("*.yaml"):
+        if path != BASE:
+            same = [key for key, value in leaves(load_yaml(path)) if base.get(key, ...) == value]
+            assert not same, (path.stem, same)
+
+
+def test_hpm_and_its_baseline_differ_in_the_method_alone() -> None:
+    hpm, mae = (to_mapping(read_config(n, [])) for n in ("hpm_vit_base_16", "mae_vit_base_16_200"))
+    assert {key for key in hpm if hpm[key] != mae[key]} == {"objective", "mask"}
+    assert hpm["objective"] == {**mae["objective"], "predict_loss": "relative"}
 
 
 @pytest.mark.parametrize(
