@@ -47,6 +47,12 @@ class Standing:
             self._restore()
         else:
             seed_everything(derive_seed(config.seed, place.ranks.rank))
+        steps = gather(self.step)
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"the processes stand at different steps ({', '.join(map(str, sorted(set(steps))))}): "
+                f"{place.out} must be one folder that all machines see"
+            )
 
     def improves(self, figures: Mapping[str, float], config: LoopConfig) -> bool:
         """Tell whether an epoch's figures are the best so far, and note it if they are."""

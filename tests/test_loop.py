@@ -374,6 +374,16 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         fit(Toy(), Numbers(), CONFIG, Place(out=tmp_path, digest="other", machine=machine))
 
 
+def test_machines_that_do_not_share_the_folder_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, Toy())
+    # what a process on another machine says, which finds no state
+    monkeypatch.setattr("mimbench.standing.gather", lambda value: [value, 0])
+    with pytest.raises(UserError, match=r"different steps \(0, 15\): .* that all machines see"):
+        run(tmp_path, Toy())
+
+
 def test_best_must_be_a_figure_and_data_must_fill_a_batch(tmp_path: Path) -> None:
     config = LoopConfig(epochs=1, batch=8, best="accuracy", tensorboard=False)
     with pytest.raises(UserError, match="'accuracy' is no figure of this run; it has loss, first"):

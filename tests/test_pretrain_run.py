@@ -316,6 +316,26 @@ def test_saving_memory_changes_nothing(folder: Path, whole: Path, tmp_path: Path
     assert same(model_of(tmp_path), model_of(whole))
 
 
+def test_compiled_networks_compute_the_same(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured in one graph each, then run without code generation, which wants a C++ compiler."""
+    original, compiled = torch.nn.Module.compile, []
+
+    def compile_(self: torch.nn.Module) -> None:
+        compiled.append(type(self).__name__)
+        original(self, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    # one hidden patch is chosen by difficulty from the first epoch on, so that the teacher works
+    changes = ["mask.alpha_start=0.2", "training.steps=4"]
+    train(config(folder, *changes, "machine.compile=true"), tmp_path / "a", ranks=Ranks())
+    assert compiled == ["Teacher", "MaskedAutoencoder"]
+    train(config(folder, *changes), tmp_path / "b", ranks=Ranks())
+    for a, b in zip(rows(tmp_path / "a"), rows(tmp_path / "b"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+
+
 # data ---------------------------------------------------------------------------------------------
 
 
