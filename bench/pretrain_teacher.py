@@ -1,6 +1,6 @@
 """What cheaper teachers cost in accuracy: k-NN after short runs of the demo recipe on the sample data.
 
-    python -m bench.pretrain_teacher [--seeds 3] [--set training.epochs=8] [--out DIR]
+    python -m bench.pretrain_teacher [--seeds 0 1 2] [--set training.epochs=8] [--out DIR]
 
 Every option of the teacher that goes beyond equal mathematics, beside the usual one and random
 masks, at the same number of steps. Interrupted, the same command goes on where it was.
@@ -79,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("runs") / "bench-teacher")
     args = parser.parse_args(argv)
     configure_logging()
     found: dict[str, list[float]] = {name: [] for name in (*OPTIONS, TWIN)}
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for name, scores in found.items():
             scores.append(score(name, seed, args.set, args.out))
     sys.stdout.write(f"{'teacher':<16}{'mean':>6}{'sd':>6}  seeds\n")
