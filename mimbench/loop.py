@@ -56,9 +56,8 @@ class _Run:
             config.batch, world=self.ranks.world, at_most=place.machine.max_batch
         )
         self.per_epoch = len(samples) // config.batch
-        self.total = min(
-            config.epochs * self.per_epoch, config.steps or config.epochs * self.per_epoch
-        )
+        whole = config.epochs * self.per_epoch
+        self.total = min(whole, config.steps or whole)
         self.now = Standing(learner, config, place, steps_per_epoch=self.per_epoch)
         self.device, self.scaler = self.now.device, self.now.scaler
         self.faults = Faults(config.max_broken, len(samples))
@@ -118,7 +117,7 @@ class _Run:
         set_lr(optimizer, self.learner.rate(self.at()))
         optimizer.zero_grad(set_to_none=True)
         for micro in range(micro_steps):
-            batch = self._receive(next(batches))
+            batch = next(batches)
             with self._no_reduce(more=micro < micro_steps - 1):
                 with autocast(self.device, self.config.precision):
                     figures = self.learner.loss(self.model, batch, self.at(micro))
@@ -250,8 +249,6 @@ class _Run:
             stop=self.total,
         )
         workers, pin = self.place.machine.workers, self.device.type == "cuda"
-        return iter(loader(self.samples, sampler, workers=workers, pin=pin))
-
-    def _receive(self, batch: Batch) -> Batch:
-        self.faults.add(batch.faults)
-        return batch._replace(data=to_device(batch.data, self.device))
+        for batch in loader(self.samples, sampler, workers=workers, pin=pin):
+            self.faults.add(batch.faults)
+            yield batch._replace(data=to_device(batch.data, self.device))
