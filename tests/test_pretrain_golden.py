@@ -22,6 +22,7 @@ from pretrain.objective import (
     pixel_loss,
     relative_loss,
 )
+from pretrain.stored import start_from
 from pretrain.teacher import Teacher
 
 TOLERANCE = 1e-5
@@ -168,3 +169,33 @@ def test_mask_counts_and_hardest_patches(golden: Path) -> None:
         assert mask.sum(1).tolist() == [row["masked"]] * len(predicted)
         hardest = predicted.argsort(dim=1, descending=True)[:, : row["hard"]]
         assert mask.gather(1, hardest).all()
+
+
+@pytest.mark.parametrize("name", ["hpm_official_norm", "mae_official"])
+def test_a_released_checkpoint_starts_a_run(
+    name: str, golden: Path, tiny_spec: VitSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The files as they are: `module.` prefixes, a model that is a string, an argparse namespace."""
+    path = golden / f"{name}.pth"
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        file = torch.load(path, weights_only=True)
+    model = MaskedAutoencoder(tiny_spec, DECODER, outputs=None, predictor=True)
+    teacher = Teacher(model)
+    untouched = {n: t.clone() for n, t in model.state_dict().items() if n.startswith("predictor")}
+    caplog.set_level("INFO")
+    done = start_from(path, model, teacher, num_heads=tiny_spec.num_heads)
+    own, average = model.state_dict(), teacher.state_dict()
+    if name == "mae_official":
+        # MAE counts from 0 and stores the last epoch that was completed
+        assert done == file["epoch"] + 1
+        wanted = {**from_official(file["model"]), **untouched}
+        assert "new: predictor" in caplog.text
+        expected = own
+    else:
+        assert done == file["epoch"]
+        wanted = from_official(file["state_dict"])
+        expected = from_official(file["ema_state_dict"])
+    for tensor_name, tensor in own.items():
+        assert torch.equal(tensor, wanted[tensor_name].float()), tensor_name
+    for tensor_name, tensor in average.items():
+        assert torch.equal(tensor, expected[tensor_name].float()), tensor_name
