@@ -1,27 +1,31 @@
-"""The acceptance list for Hard Patches Mining, in its order; golden tensors cover 1 to 4 as well.
+"""The acceptance list for Hard Patches Mining, in its order.
 
-Not here: 16 (fine-tuning's loading and layer decay) and the scoring half of 18 belong to the
-classification and k-NN tests; 15 and the data half of 18 are in test_pretrain_run.py.
+Elsewhere: 2 and 3 (the released files, MAE's outputs) in test_pretrain_golden.py; 11's clipping and
+rate within an accumulation window in test_loop.py; 15 (resumption) in test_pretrain_run.py; 16
+(fine-tuning's missing keys, layer decay) in test_finetune.py.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mimbench.batches import Batch, StepSampler
 from mimbench.checkpoints import write_weights
+from mimbench.config import from_mapping
 from mimbench.learner import Moment, Place
 from mimbench.loop import _Run
 from mimbench.optim import Schedule, plan_batch
 from mimbench.positions import sincos_table
 from mimbench.runtime import Ranks
-from mimbench.task import Machine
+from mimbench.task import Machine, load_task
 from mimbench.watch import LossWatch
-from mimbench.weights import VitSpec, VitWeights
+from mimbench.weights import VitSpec, VitWeights, random_weights
 from pretrain import masks
 from pretrain.config import Config, read_config
 from pretrain.features import FeatureNetwork
@@ -739,6 +743,41 @@ class Pictures:
 def test_18_every_image_of_a_full_epoch_is_seen_once() -> None:
     sampler = StepSampler(40, 8, plan_batch(8, world=1, at_most=4), Ranks(), 0, 0, 5)
     assert sorted(i for batch in sampler for _, i in batch) == list(range(40))
+
+
+@pytest.mark.parametrize("task", ["knn.classify", "transfer.classification.linear"])
+def test_18_every_validation_image_is_scored_with_its_own_label(
+    task: str,
+    painted_images: Callable[..., Path],
+    small_spec: VitSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Classes of different sizes, and a batch that does not divide the images."""
+    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
+    data = painted_images(tmp_path / "data", train=6, val=5)
+    (data / "val" / "class_1" / "val_1_000.png").unlink()
+    settings: dict[str, Any] = {
+        "data": str(data),
+        "image_size": 32,
+        "resize": None,
+        "choices": ["avg"],
+        "machine": {"device": "cpu", "workers": 0, "max_batch": 4},
+    }
+    more = {"k": [5], "main_k": 5}
+    if task.endswith("linear"):
+        more = {"batch": 8, "norm_batch": 8, "epochs": 1, "warmup": 0, "learning_rates": [1.0]}
+    module = load_task(task)
+    config = from_mapping(module.Config, {**settings, **more})
+    metrics = module.run(random_weights(small_spec, 0), config, tmp_path / "out")
+    found = np.load(tmp_path / "out" / "outcomes.npz")
+    files = sorted((data / "val").rglob("*.png"))
+    assert len(files) == 19
+    assert sorted(found["images"].tolist()) == [str(f.relative_to(data / "val")) for f in files]
+    for name, label in zip(found["images"], found["labels"], strict=True):
+        assert name.startswith(f"class_{label}/")
+    right = found["top5"][:, 0] == found["labels"]
+    assert metrics["top1"] == pytest.approx(100 * right.mean())
 
 
 def test_decoders_of_the_spec(tiny_spec: VitSpec) -> None:
