@@ -343,6 +343,7 @@ def test_killed_between_a_state_and_its_exports_nothing_is_missing(
 
     class Exporting(Toy):
         def saved(self, checkpoint: Path, at: Moment) -> None:
+            checkpoint.parent.mkdir(exist_ok=True)
             (checkpoint.parent / f"{checkpoint.stem}.export").write_text(str(at.step))
 
     config = LoopConfig(epochs=1, batch=8, keep_every=1, best="first", tensorboard=False)
