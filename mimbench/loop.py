@@ -79,7 +79,7 @@ class _Run:
 
     def go(self) -> Moment:
         """Run to the end."""
-        if self.now.step >= self.total:
+        if self.now.step >= self.total and not self._unscored():
             return self.at()
         if self.ranks.main:
             self.record = Record(
@@ -96,6 +96,8 @@ class _Run:
     def _train(self, signals: StopSignals) -> None:
         batches = self._batches()
         fresh = True
+        if self._unscored():
+            self._keep()
         while self.now.step < self.total:
             if fresh or self.now.step % self.per_epoch == 0:
                 fresh = False
@@ -187,6 +189,9 @@ class _Run:
         """Save what is due after a step."""
         config, step = self.config, self.now.step
         ended, last = step % self.per_epoch == 0, step == self.total
+        if self._unscored():
+            # scoring takes long and may fail: the epoch is safe before it
+            self._save()
         better = ended and self._end_epoch()
         if not (ended or last or (config.save_every and step % config.save_every == 0)):
             return
@@ -211,6 +216,10 @@ class _Run:
         if self.ranks.main:
             for name in names[1:]:
                 duplicate(folder / names[0], folder / name)
+
+    def _unscored(self) -> bool:
+        ended = self.now.step > 0 and self.now.step % self.per_epoch == 0
+        return ended and self.learner.unscored(self.at())
 
     def _end_epoch(self) -> bool:
         """Close an epoch; tell whether it was the best so far."""
