@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from knn.index import search
-from mimbench.metrics import Neighbours, vote_scores, weighted_votes
+from knn.vote import Ballot, predict
+from mimbench.metrics import vote_scores
 from mimbench.runtime import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,10 @@ def make(rows: int, queries: int) -> tuple[Floats, Ids, Floats, Ids]:
 
 
 def ours(bank: Floats, labels: Ids, queries: Floats, truth: Ids, ks: Sequence[int]) -> list[float]:
-    """Return top-1 at every k by one search."""
-    similarity, ids = search(bank, queries, max(ks))
-    found = Neighbours(
-        similarity=torch.from_numpy(similarity), labels=torch.from_numpy(labels[ids])
-    )
-    voted = weighted_votes(found, ks=ks, temperature=TEMPERATURE, classes=CLASSES)
-    return [vote_scores(voted[k], torch.from_numpy(truth), k)[0] for k in ks]
+    """Return top-1 at every k by one search, as the task does it."""
+    ballot = Ballot(classes=CLASSES, ks=ks, temperatures=[TEMPERATURE])
+    voted = predict(lambda q, k: search(bank, q, k), labels, queries, ballot)
+    return [vote_scores(voted[k, TEMPERATURE], torch.from_numpy(truth), k)[0] for k in ks]
 
 
 def published(

@@ -27,7 +27,7 @@ from mimbench.preprocess import Preprocess
 from mimbench.runtime import configure_logging
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, random_weights
-from transfer.classification.solver import Objective, fit_grid, principal_axes
+from transfer.classification.solver import Objective, Until, fit_grid, principal_axes
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def grid(rows: int, width: int, classes: int, steps: int) -> None:
     x, y = make(rows, width, classes, 0)
     test_x, test_y = make(10_000, width, classes, 1)
     cs = np.geomspace(1e-4, 1e3, steps).tolist()
-    fit_grid(x[:200], y[:200], classes, cs, max_iterations=2)
+    fit_grid(x[:200], y[:200], classes, cs, until=Until(max_iterations=2))
     began = time.perf_counter()
     ours = fit_grid(x, y, classes, cs)
     took = time.perf_counter() - began

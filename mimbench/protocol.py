@@ -1,6 +1,8 @@
 """What every classification protocol states: how images are read, and how features are made of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +20,8 @@ from mimbench.task import Machine
 from mimbench.weights import VitWeights
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +83,13 @@ def run_digest(weights: VitWeights, train: ImageList, val: ImageList, config: Im
     return value_digest([weights.digest, weights.spec.to_json(), train.digest, val.digest, plain])
 
 
-def from_main(value: T | None, ranks: Ranks) -> T:
-    """Return the first process's value in every process."""
-    box: list[Any] = [value]
-    if ranks.world > 1:
-        dist.broadcast_object_list(box, src=0)
+def from_main(work: Callable[[], T], ranks: Ranks) -> T:
+    """Return in every process what the first one computes; the others wait as long as it takes."""
+    if ranks.world == 1:
+        return work()
+    # made before the work: a group of the usual patience would give up on hours of it
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    box: list[Any] = [work() if ranks.main else None]
+    dist.broadcast_object_list(box, src=0, group=group)
+    dist.destroy_process_group(group)
     return box[0]

@@ -16,8 +16,9 @@ from mimbench.errors import UserError
 from mimbench.metrics import rank_classes, top_percent
 from mimbench.weights import VitSpec, random_weights
 from transfer.classification import logreg
-from transfer.classification.logreg import Config, Grid, choose_and_fit, solve
-from transfer.classification.solver import Objective, fit_grid, principal_axes
+from transfer.classification.grid import Grid, choose_and_fit, solve
+from transfer.classification.logreg import Config
+from transfer.classification.solver import Objective, Until, fit_grid, principal_axes
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,9 @@ def test_agrees_with_scikit_learn_over_the_grid():
     x, y = features(800, 24, 6, noise=1.5)
     test_x, test_y = features(20000, 24, 6, seed=1, noise=1.5)
     cs = np.geomspace(1e-2, 1e2, 3).tolist()
-    solution = fit_grid(torch.from_numpy(x), torch.from_numpy(y), 6, cs, tolerance=1e-11)
+    solution = fit_grid(
+        torch.from_numpy(x), torch.from_numpy(y), 6, cs, until=Until(tolerance=1e-11)
+    )
     assert all(solution.converged)
     truth = torch.from_numpy(test_y)
     for i, c in enumerate(cs):
@@ -70,7 +73,7 @@ def test_default_tolerance_costs_no_accuracy():
     tops = [
         [top_percent(rank_classes(s.logits(i, test_x)), test_y, 1) for i in range(5)]
         for s in (
-            fit_grid(torch.from_numpy(x), torch.from_numpy(y), 8, cs, tolerance=t)
+            fit_grid(torch.from_numpy(x), torch.from_numpy(y), 8, cs, until=Until(tolerance=t))
             for t in (1e-6, 1e-10)
         )
     ]
@@ -106,9 +109,13 @@ def test_pieces_give_the_same_loss(monkeypatch: pytest.MonkeyPatch):
 
 def test_wide_features_work_without_rotation(monkeypatch: pytest.MonkeyPatch):
     x, y = features(400, 24, 4)
-    turned = fit_grid(torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], tolerance=1e-9)
+    turned = fit_grid(
+        torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], until=Until(tolerance=1e-9)
+    )
     monkeypatch.setattr("transfer.classification.solver.ROTATE_UP_TO", 10)
-    straight = fit_grid(torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], tolerance=1e-9)
+    straight = fit_grid(
+        torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], until=Until(tolerance=1e-9)
+    )
     torch.testing.assert_close(turned.weight, straight.weight, rtol=1e-2, atol=2e-3)
 
 
@@ -134,8 +141,10 @@ def test_the_edge_of_the_grid_is_said():
 
 def test_warm_start_reaches_the_same_point():
     x, y = (torch.from_numpy(a) for a in features(400, 16, 4))
-    cold = fit_grid(x, y, 4, [0.1], tolerance=1e-8)
-    warm = fit_grid(x, y, 4, [0.1], tolerance=1e-8, start=(cold.weight[0], cold.bias[0]))
+    cold = fit_grid(x, y, 4, [0.1], until=Until(tolerance=1e-8))
+    warm = fit_grid(
+        x, y, 4, [0.1], until=Until(tolerance=1e-8), start=(cold.weight[0], cold.bias[0])
+    )
     assert warm.iterations[0] < cold.iterations[0]
     torch.testing.assert_close(warm.weight, cold.weight, rtol=1e-2, atol=1e-3)
 

@@ -38,7 +38,8 @@ from mimbench.protocol import FrozenConfig, from_main
 from mimbench.runtime import Ranks, pick_device, process_group
 from mimbench.subsets import draw_fraction, draw_per_class, first_per_class, read_list
 from mimbench.weights import VitWeights
-from transfer.classification.logreg import Grid, choose_and_fit, scale, solve
+from transfer.classification.grid import Grid, choose_and_fit, solve
+from transfer.classification.logreg import scale
 
 logger = logging.getLogger(__name__)
 

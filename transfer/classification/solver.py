@@ -7,7 +7,7 @@ each axis by the root of that curvature makes tens of iterations do where hundre
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,16 @@ FLOOR = 1e-7
 """Smallest variance of an axis, relative to the largest: below is rounding."""
 SUFFICIENT = 1e-4
 SHRINKS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Until:
+    """When a fit ends."""
+
+    tolerance: float = 1e-6
+    """The expected decrease is this fraction of the loss."""
+    max_iterations: int = 1000
+    """At most so many for each C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +132,9 @@ def fit_grid(
     classes: int,
     cs: Sequence[float],
     *,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
+    until: Until | None = None,
     start: tuple[Tensor, Tensor] | None = None,
+    finished: Callable[[int], None] | None = None,
 ) -> Solutions:
     """Return the classifiers for all values of C.
 
@@ -133,16 +143,17 @@ def fit_grid(
         labels: (n,) int64 on the same device.
         classes: Number of classes.
         cs: Inverse strengths of the penalty, scikit-learn's C.
-        tolerance: Stop when the expected decrease is this fraction of the loss.
-        max_iterations: At most so many for each C.
+        until: When to stop.
         start: Weight (d, classes) and bias to begin from, for all C.
+        finished: Told how many values of C have just converged.
     """
+    until = until or Until()
     axes = principal_axes(features)
     penalty = torch.tensor([1 / (c * len(labels)) for c in cs], device=features.device)
     objective = Objective(axes, labels, classes, penalty.to(features.dtype))
     points = _begin(axes, objective, classes, start)
     scale = objective.scale.clone()
-    found, iterations, converged = _minimise(objective, points, tolerance, max_iterations)
+    found, iterations, converged = _minimise(objective, points, until, finished)
     plain = found / scale
     weight, bias = plain[:, :-1], plain[:, -1]
     if axes.rotation is not None:
@@ -150,7 +161,9 @@ def fit_grid(
     bias = bias - (axes.mean[None, :, None] * weight).sum(dim=1)
     if not all(converged):
         late = sum(not c for c in converged)
-        logger.info("%d of %d values of C reached %d iterations", late, len(cs), max_iterations)
+        logger.info(
+            "%d of %d values of C reached %d iterations", late, len(cs), until.max_iterations
+        )
     return Solutions(weight=weight, bias=bias, iterations=iterations, converged=converged)
 
 
@@ -167,24 +180,30 @@ def _begin(
 
 
 def _minimise(
-    objective: Objective, points: Tensor, tolerance: float, max_iterations: int
+    objective: Objective,
+    points: Tensor,
+    until: Until,
+    finished: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, list[int], list[bool]]:
     """Minimise all problems together; each leaves when it has converged."""
     count = len(points)
     out = torch.empty_like(points)
-    iterations, converged = [max_iterations] * count, [False] * count
+    most = until.max_iterations
+    iterations, converged = [most] * count, [False] * count
     alive = list(range(count))
     loss, gradient = objective(points, torch.arange(count, device=points.device))
     pairs: list[tuple[Tensor, Tensor]] = []
-    for iteration in range(max_iterations + 1):
+    for iteration in range(most + 1):
         decrement = (gradient.square().sum(dim=(1, 2), dtype=torch.float64) / 2).cpu()
-        done = decrement <= tolerance * loss.cpu()
-        if iteration == max_iterations:
+        done = decrement <= until.tolerance * loss.cpu()
+        if iteration == most:
             out[alive] = points
             break
         for place in done.nonzero().flatten().tolist():
             out[alive[place]] = points[place]
             iterations[alive[place]], converged[alive[place]] = iteration, True
+        if finished is not None:
+            finished(int(done.sum()))
         if done.any():
             rows = (~done).nonzero().flatten()
             alive = [alive[i] for i in rows.tolist()]
