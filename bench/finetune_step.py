@@ -29,8 +29,8 @@ from mimbench.loop import _Run
 from mimbench.runtime import Ranks, autocast, configure_logging
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, random_weights
-from transfer.classification.finetune import Config, FineTune
 from transfer.classification.training import TrainImages
+from transfer.classification.tuner import Config, FineTune
 
 logger = logging.getLogger(__name__)
 

@@ -110,11 +110,22 @@ def vote_scores(ranked: Tensor, labels: Tensor, k: int) -> tuple[float, float]:
     return top_percent(ranked, labels, 1), top_percent(ranked, labels, min(5, k))
 
 
-def write_outcomes(out: Path, images: ImageList, top5: NDArray[np.int64]) -> None:
-    """Write what was predicted for each image: `outcomes.npz` with images, labels, top5."""
+def write_outcomes(
+    out: Path,
+    images: ImageList,
+    top5: NDArray[np.int64],
+    *,
+    draws: NDArray[np.int64] | None = None,
+) -> None:
+    """Write what was predicted for each image: `outcomes.npz` with images, labels, top5.
+
+    Where the metric is a mean over draws of the training images, `draws` (draws, n) is the best class
+    in each of them, and `top5` that of the first.
+    """
     if top5.shape != (len(images), 5):
         raise ValueError(f"predictions of shape {top5.shape} for {len(images)} images")
+    arrays = {"images": np.array(images.names, dtype=np.str_), "labels": images.labels}
+    arrays |= {"top5": top5} if draws is None else {"top5": top5, "draws": draws}
     with atomic_path(out / "outcomes.npz") as part, part.open("wb") as file:
-        np.savez(
-            file, images=np.array(images.names, dtype=np.str_), labels=images.labels, top5=top5
-        )
+        # pyright takes the keyword `allow_pickle` for one of the arrays
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]

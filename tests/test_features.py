@@ -1,10 +1,7 @@
 """The feature bank: right features, right key, safe against kills, the same from any process count."""
 
 import json
-import multiprocessing
-import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,6 +16,7 @@ from PIL import Image
 from torchvision import transforms
 
 from mimbench import extract as extraction
+from mimbench import features
 from mimbench.backbone import build_backbone
 from mimbench.data import ImageList, Source, read_folder
 from mimbench.errors import UserError
@@ -29,9 +27,10 @@ from mimbench.preprocess import Preprocess
 from mimbench.runtime import process_group
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, VitWeights, random_weights
+from tests.processes import as_two_ranks, clean_processes
 
 PLAIN = BankSpec(preprocess=Preprocess(size=32, resize=None))
-FORK = multiprocessing.get_context("fork")
+
 ALONE = Machine(device="cpu", workers=0, max_batch=16)
 
 
@@ -135,6 +134,8 @@ def test_a_foreign_key_in_the_folder_is_refused(images: ImageList, small_spec: V
 
 def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
     torch.set_num_threads(1)
+    # another process: what the fixture sets here does not hold there
+    features.SHARD = 10
     write = extraction._write
 
     def slowly(*args: Any):
@@ -147,7 +148,7 @@ def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
 
 def test_killed_at_any_point_it_continues(images: ImageList, small_spec: VitSpec, tmp_path: Path):
     weights, root = random_weights(small_spec, 0), tmp_path / "killed"
-    process = FORK.Process(target=_extract_slowly, args=(weights, images, root))
+    process = clean_processes().Process(target=_extract_slowly, args=(weights, images, root))
     process.start()
     bank = open_bank(weights, images, PLAIN, root=root)
     deadline = time.monotonic() + 120
@@ -165,14 +166,9 @@ def test_killed_at_any_point_it_continues(images: ImageList, small_spec: VitSpec
     assert torch.equal(again.load("cls4+avg"), direct.load("cls4+avg"))
 
 
-def _extract_as_rank(
-    rank: int, port: int, weights: VitWeights, images: ImageList, root: Path
-) -> None:
+def _extract_as_rank(weights: VitWeights, images: ImageList, root: Path) -> None:
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+    features.SHARD = 10
     with process_group() as ranks:
         bank = extract(weights, images, PLAIN, ALONE, ranks=ranks, root=root)
         # no process goes on before the whole bank is there
@@ -181,18 +177,7 @@ def _extract_as_rank(
 
 def test_two_processes_make_the_same_bank(images: ImageList, small_spec: VitSpec, tmp_path: Path):
     weights = random_weights(small_spec, 0)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        FORK.Process(target=_extract_as_rank, args=(rank, port, weights, images, tmp_path / "two"))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=200)
-        assert process.exitcode == 0
+    assert as_two_ranks(_extract_as_rank, weights, images, tmp_path / "two") == [0, 0]
     shared = open_bank(weights, images, PLAIN, root=tmp_path / "two")
     alone = extract(weights, images, PLAIN, ALONE, root=tmp_path / "one")
     assert shared.missing() == []

@@ -18,7 +18,8 @@ from mimbench.features import PARTS
 from mimbench.runtime import Ranks
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import linear
-from transfer.classification.linear import Config, Heads, make_optimizer, train_probe
+from transfer.classification.heads import Config, Heads, make_optimizer
+from transfer.classification.linear import train_probe
 from transfer.classification.training import Crop
 
 SMALL = {
