@@ -86,9 +86,9 @@ def legend(table: Table) -> list[str]:
     if any(v.interval is not None for v in values):
         lines.append("± 95 % interval over test images")
     if any(v.spread is not None for v in values):
-        lines.append("sd n=: standard deviation over n seeds")
+        lines.append("sd: standard deviation over n seeds")
     if any(v.draw_sd is not None for v in values):
-        lines.append("sd d=: standard deviation over d draws of the training images")
+        lines.append("sd with d: standard deviation over d draws of the training images")
     if any(v.difference is not None for v in values):
         lines.append("(+/-) difference from the matching published row")
     if any(v.best for v in values):

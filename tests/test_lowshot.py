@@ -13,6 +13,7 @@ import torch
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.extract import extract
+from mimbench.outcomes import intervals, read_outcomes
 from mimbench.sample import generate
 from mimbench.subsets import (
     Subset,
@@ -110,6 +111,13 @@ def test_mean_and_spread_over_draws(
     tops = [extra[f"knn, offset {o}"]["top1"] for o in (0, 5, 10, 15, 20)]
     assert metrics["top1"] == pytest.approx(np.mean(tops))
     assert metrics["top1_sd"] == pytest.approx(np.std(tops, ddof=1))
+    # the outcomes of every draw are kept: the mean and its spread follow from them
+    found = read_outcomes(tmp_path / "out")
+    assert found["top1"].whole() == pytest.approx(metrics["top1"])
+    assert found["top1_sd"].whole() == pytest.approx(metrics["top1_sd"])
+    halves = intervals(tmp_path / "out", metrics)
+    assert 0 < halves["top1"] < 10
+    assert set(halves) == {"top1", "top1_sd"}
     # chance is 25
     assert metrics["knn_top1"] > 45
     assert metrics["logreg_top1"] > 45
