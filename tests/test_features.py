@@ -18,13 +18,14 @@ from torchvision import transforms
 from mimbench import extract as extraction
 from mimbench import features
 from mimbench.backbone import build_backbone
-from mimbench.data import ImageList, Source, read_folder
+from mimbench.data import ImageList, read_folder
 from mimbench.errors import UserError
 from mimbench.extract import extract
 from mimbench.features import PARTS, BankSpec, check_step, open_bank
 from mimbench.memory import Halving
 from mimbench.preprocess import Preprocess
 from mimbench.runtime import process_group
+from mimbench.sources import Source
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from tests.processes import as_two_ranks, clean_processes
@@ -316,6 +317,25 @@ def test_timm_sources_give_the_same_images(
         assert images.classes == expected.classes
         for i in (0, len(images) - 1):
             assert np.array_equal(np.asarray(images.open(i)), np.asarray(expected.open(i)))
+
+
+@pytest.mark.parametrize("source", ["", "tar"])
+def test_changed_content_of_a_timm_source_is_another_bank(
+    painted_images: Callable[..., Path], tmp_path: Path, small_spec: VitSpec, source: Any
+):
+    root = painted_images(tmp_path / "data", train=3, val=2)
+
+    def digest() -> str:
+        if source == "tar":
+            for split in ("train", "val"):
+                subprocess.run(
+                    ["tar", "-cf", root / f"{split}.tar", "-C", root / split, "."], check=True
+                )
+        return Source(name=source).open(root)[0].digest
+
+    before = digest()
+    Image.new("RGB", (32, 32), "red").save(root / "train/class_0/train_0_000.png")
+    assert digest() != before
 
 
 def test_streams_are_refused(tmp_path: Path):
