@@ -110,6 +110,15 @@ class Learner:
     def after_update(self, at: Moment) -> None:
         """Act after each optimizer step, once: moving averages, further optimizers."""
 
+    def unscored(self, at: Moment) -> bool:
+        """Tell whether the epoch that ended at `at` is still to be scored by `end_epoch`.
+
+        If so, the state is saved before that as well, and a run that was killed meanwhile only
+        scores; without a long `end_epoch` there is no need to.
+        """
+        del at
+        return False
+
     def end_epoch(self, at: Moment) -> dict[str, float]:
         """Return further figures of the epoch that ended, such as a validation accuracy."""
         del at

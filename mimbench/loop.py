@@ -93,7 +93,7 @@ class _Run:
 
     def go(self) -> Moment:
         """Run to the end."""
-        if self.step >= self.total:
+        if self.step >= self.total and not self._unscored():
             return self.at()
         main, config = self.ranks.main, self.config
         self.bar = Progress(self.place.label, self.total, start=self.step) if main else None
@@ -116,6 +116,8 @@ class _Run:
     def _train(self, signals: StopSignals) -> None:
         batches = self._batches()
         fresh = True
+        if self._unscored():
+            self._keep()
         while self.step < self.total:
             if fresh or self.step % self.per_epoch == 0:
                 fresh = False
@@ -214,6 +216,9 @@ class _Run:
     def _keep(self) -> None:
         """Save what is due after a step."""
         config, ended = self.config, self.step % self.per_epoch == 0
+        if self._unscored():
+            # scoring takes long and may fail: the epoch is safe before it
+            self._save()
         better = ended and self._end_epoch()
         last = self.step == self.total
         if not (ended or last or (config.save_every and self.step % config.save_every == 0)):
@@ -232,6 +237,10 @@ class _Run:
             self.learner.saved(copy, self.at())
         if last:
             self.learner.saved(folder / LAST, self.at())
+
+    def _unscored(self) -> bool:
+        ended = self.step > 0 and self.step % self.per_epoch == 0
+        return ended and self.learner.unscored(self.at())
 
     def _end_epoch(self) -> bool:
         """Close an epoch; tell whether it was the best so far."""

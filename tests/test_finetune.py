@@ -254,7 +254,7 @@ def test_micro_batches_are_even_where_images_are_mixed():
     assert micro_batch(16, 1, 1, even=True) == 2
 
 
-def _train_slowly(weights: VitWeights, settings: Config, out: Path) -> None:
+def _train_slowly(weights: VitWeights, settings: Config, out: Path, where: str) -> None:
     torch.set_num_threads(1)
     real = FineTune.loss
 
@@ -263,16 +263,20 @@ def _train_slowly(weights: VitWeights, settings: Config, out: Path) -> None:
             time.sleep(600)
         return real(self, model, batch, at)
 
-    FineTune.loss = slowly
+    if where == "training":
+        FineTune.loss = slowly
+    else:
+        FineTune.predict = lambda self: time.sleep(600)  # pyright: ignore[reportAttributeAccessIssue]
     finetune.run(weights, settings, out)
 
 
+@pytest.mark.parametrize("where", ["training", "scoring"])
 def test_killed_after_an_epoch_it_continues_exactly(
-    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path, where: str
 ):
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings, out = config(data, epochs=3), tmp_path / "killed"
-    process = clean_processes().Process(target=_train_slowly, args=(weights, settings, out))
+    process = clean_processes().Process(target=_train_slowly, args=(weights, settings, out, where))
     process.start()
     saved, deadline = out / "checkpoints/last.pt", time.monotonic() + 200
     while not saved.exists() and time.monotonic() < deadline:

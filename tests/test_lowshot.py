@@ -14,7 +14,6 @@ from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.extract import extract
 from mimbench.outcomes import intervals, read_outcomes
-from mimbench.sample import generate
 from mimbench.subsets import (
     Subset,
     draw_fraction,
@@ -183,14 +182,3 @@ def test_requests_that_make_no_sense(tmp_path: Path):
         with pytest.raises(UserError, match=match):
             config(tmp_path, **changes)
     assert spread("knn", [(40.0, 80.0)])["knn_top1_sd"] == 0
-
-
-def test_on_the_sample_data_a_random_backbone_is_above_chance(tmp_path: Path):
-    root = generate(
-        tmp_path / "sample", train_per_class=45, val_per_class=40, train_scenes=1, val_scenes=1
-    )
-    spec = VitSpec(embed_dim=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8, grid=(4, 4))
-    settings = config(root / "classification", per_class=20, draws=2, methods=["logreg"])
-    metrics = lowshot.run(random_weights(spec, 0), settings, tmp_path / "out")
-    # chance is 10; of 400 images a standard deviation is 1.5
-    assert metrics["top1"] > 18

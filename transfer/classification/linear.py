@@ -109,9 +109,14 @@ class Probe(Learner):
         del at
         self.heads.end_step()
 
+    def unscored(self, at: Moment) -> bool:
+        """Tell whether val is due for the epoch that ended, and not scored yet."""
+        due = at.epoch % self.config.eval_every == 0 or at.step >= at.steps
+        return due and str(at.epoch) not in self.history
+
     def end_epoch(self, at: Moment) -> dict[str, float]:
         """Score every head on val."""
-        if at.epoch % self.config.eval_every and at.step < at.steps:
+        if not self.unscored(at):
             return {"top1": self.best_so_far()}
         epoch = str(at.epoch)
         self.history[epoch] = self.tops(self.val)

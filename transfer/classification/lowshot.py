@@ -215,7 +215,11 @@ def vote(
     similarity, ids = [], []
     for start in range(0, len(queries), QUERIES):
         scores = queries[start : start + QUERIES] @ shots.T
-        best = rank_classes(scores, k)
+        values, best = scores.topk(min(k + 1, len(shots)), dim=1)
+        tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
+        best = best[:, :k]
+        if tied.any():
+            best[tied] = rank_classes(scores[tied], k)
         similarity.append(scores.gather(1, best).cpu())
         ids.append(best.cpu())
     found = Neighbours(

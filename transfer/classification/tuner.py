@@ -143,9 +143,14 @@ class FineTune(Learner):
         """Return the learning rate of the last layer."""
         return self.schedule(at.fraction)
 
+    def unscored(self, at: Moment) -> bool:
+        """Tell whether val is due for the epoch that ended, and not scored yet."""
+        due = at.epoch % self.config.eval_every == 0 or at.step >= at.steps
+        return due and str(at.epoch) not in self.history
+
     def end_epoch(self, at: Moment) -> dict[str, float]:
         """Score val when it is due."""
-        if at.epoch % self.config.eval_every == 0 or at.step >= at.steps:
+        if self.unscored(at):
             ranked = self.predict()
             labels = torch.from_numpy(self.val.labels)
             self.history[str(at.epoch)] = [top_percent(ranked, labels, k) for k in (1, 5)]
