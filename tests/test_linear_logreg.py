@@ -15,7 +15,7 @@ from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.metrics import rank_classes, top_percent
 from mimbench.weights import VitSpec, random_weights
-from transfer.classification import logreg
+from transfer.classification import grid, logreg
 from transfer.classification.grid import Grid, choose_and_fit, solve
 from transfer.classification.logreg import Config
 from transfer.classification.solver import Objective, Until, fit_grid, principal_axes
@@ -182,6 +182,63 @@ def test_the_task_end_to_end(
     outcomes = np.load(tmp_path / "one/outcomes.npz")
     assert outcomes["top5"].shape == (80, 5)
     assert (outcomes["top5"][:, 4] == -1).all()
+
+
+def test_out_of_memory_halves_the_values_solved_at_once(monkeypatch: pytest.MonkeyPatch):
+    x, y = features(300, 12, 3)
+    solver = Grid(lowest=1e-2, highest=1e2, steps=5)
+    whole = choose_and_fit(torch.from_numpy(x), y, 3, solver, seed=0)
+    real, sizes = grid.fit_grid, []
+
+    def tight(features: Any, labels: Any, classes: int, cs: Any, **options: Any):
+        if len(cs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(cs))
+        return real(features, labels, classes, cs, **options)
+
+    monkeypatch.setattr(grid, "fit_grid", tight)
+    pieces = choose_and_fit(torch.from_numpy(x), y, 3, solver, seed=0, label="pieces")
+    # five values in pieces, and the last fit at one of them
+    assert sizes == [2, 2, 1, 1]
+    assert (pieces.record["values_at_once"], pieces.record["memory_halved"]) == (2, True)
+    assert pieces.c == whole.c
+    torch.testing.assert_close(pieces.solution.weight, whole.solution.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_features_too_large_for_the_device_are_solved_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    x, y = features(120, 6, 3)
+    config = Config(data=Path("none"), grid=Grid(lowest=1.0, highest=1.0, steps=1))
+    real, places = logreg.choose_and_fit, []
+
+    def tight(features: Any, *arguments: Any, **options: Any):
+        places.append(features.device.type)
+        if features.device.type != "cpu":
+            raise UserError("single image") from torch.OutOfMemoryError("CUDA out of memory")
+        return real(features, *arguments, **options)
+
+    monkeypatch.setattr(logreg, "choose_and_fit", tight)
+    fitted = logreg._fit(torch.from_numpy(x), y, 3, "cls", config, torch.device("meta"))
+    assert places == ["meta", "cpu"]
+    assert fitted.c == 1.0
+
+
+def test_what_half_storage_does_is_said(
+    painted_images: Callable[..., Path], small_spec: VitSpec, tmp_path: Path
+):
+    data = painted_images(tmp_path / "data", train=12, val=8)
+    settings = from_mapping(
+        Config,
+        {
+            "data": str(data), "image_size": 32, "resize": None, "choices": ["avg"],
+            "storage": "bf16", "grid": {"lowest": 1e-1, "highest": 1e1, "steps": 2},
+            "machine": {"device": "cpu", "workers": 0, "max_batch": 64},
+        },
+    )  # fmt: skip
+    metrics = logreg.run(random_weights(small_spec, 0), settings, tmp_path / "out")
+    effect = json.loads((tmp_path / "out/extra.json").read_text())["storage_effect"]
+    assert effect["top1_bf16"] == pytest.approx(metrics["top1"], abs=3.2)
+    assert effect["difference"] == effect["top1_bf16"] - effect["top1_fp32"]
+    assert (effect["bank_images"], effect["images"]) == (48, 32)
 
 
 def test_impossible_grids_are_refused(tmp_path: Path):

@@ -21,14 +21,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mimbench.errors import UserError
 from mimbench.features import Choice, FeatureBank
 from mimbench.files import write_json
+from mimbench.memory import is_out_of_memory
 from mimbench.metrics import rank_classes, top_percent, write_outcomes
 from mimbench.protocol import FrozenConfig, from_main
 from mimbench.runtime import pick_device, process_group
 from mimbench.storage import storage_effect
 from mimbench.weights import VitWeights
-from transfer.classification.grid import Grid, choose_and_fit, solve
+from transfer.classification.grid import Fitted, Grid, choose_and_fit, solve
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +81,7 @@ def _evaluate(
     for choice in config.choices:
         train = torch.cat([scale(v.load(choice), normalise=config.normalise) for v in views])
         queries = scale(val.load(choice), normalise=config.normalise).to(device)
-        fitted = choose_and_fit(
-            train.to(device),
-            labels,
-            len(val.images.classes),
-            config.grid,
-            seed=config.seed,
-            views=config.views,
-            label=f"logistic regression on {choice}",
-        )
+        fitted = _fit(train, labels, len(val.images.classes), choice, config, device)
         ranked = rank_classes(fitted.solution.logits(0, queries)).cpu()
         truth = torch.from_numpy(val.images.labels)
         metrics |= {
@@ -105,6 +99,36 @@ def _evaluate(
         extra["storage_effect"] = storage_effect(views[0], val, config.choices[0], rank)
     write_json(out / "extra.json", extra)
     return metrics
+
+
+def _fit(
+    train: Tensor,
+    labels: NDArray[np.int64],
+    classes: int,
+    choice: Choice,
+    config: Config,
+    device: torch.device,
+) -> Fitted:
+    """Return the fit on the device, or on the CPU where not even one value of C fits there."""
+
+    def on(place: torch.device) -> Fitted:
+        return choose_and_fit(
+            train.to(place),
+            labels,
+            classes,
+            config.grid,
+            seed=config.seed,
+            views=config.views,
+            label=f"logistic regression on {choice}",
+        )
+
+    try:
+        return on(device)
+    except (RuntimeError, UserError) as error:
+        if device.type == "cpu" or not is_out_of_memory(error.__cause__ or error):
+            raise
+    logger.warning("the features do not fit on %s: solving on the CPU", device)
+    return on(torch.device("cpu"))
 
 
 def _rank_at(
