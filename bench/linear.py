@@ -28,7 +28,8 @@ from mimbench.preprocess import Preprocess
 from mimbench.runtime import configure_logging
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, random_weights
-from transfer.classification.solver import Objective, Until, fit_grid, principal_axes
+from transfer.classification.objective import Objective, principal_axes
+from transfer.classification.solver import Until, fit_grid
 
 logger = logging.getLogger(__name__)
 
