@@ -127,5 +127,4 @@ def write_outcomes(
     arrays = {"images": np.array(images.names, dtype=np.str_), "labels": images.labels}
     arrays |= {"top5": top5} if draws is None else {"top5": top5, "draws": draws}
     with atomic_path(out / "outcomes.npz") as part, part.open("wb") as file:
-        # pyright takes the keyword `allow_pickle` for one of the arrays
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        np.savez(file, **arrays)

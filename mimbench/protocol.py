@@ -90,6 +90,7 @@ def from_main(work: Callable[[], T], ranks: Ranks) -> T:
         return work()
     # made before the work: a group of the usual patience would give up on hours of it
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)
     box: list[Any] = [work() if ranks.main else None]
     dist.broadcast_object_list(box, src=0, group=group)
     dist.destroy_process_group(group)

@@ -88,8 +88,9 @@ def read_timm(name: str, data: Path, split: str) -> ImageList:
 def _stamps(dataset: Any, root: Path, count: int) -> tuple[str, ...]:
     """Return what tells changed images from the old ones, as finely as the source shows it."""
     reader = getattr(dataset, "reader", None)
-    rows = getattr(reader, "samples", None) or getattr(dataset, "samples", None) or []
-    paths = [row[0] for row in rows if isinstance(row, (tuple, list))]
+    found = [getattr(holder, "samples", None) for holder in (reader, dataset)]
+    rows = next((rows for rows in found if isinstance(rows, list)), [])
+    paths = [row[0] for row in rows if isinstance(row, tuple)]
     if len(paths) == count and all(isinstance(p, str) and Path(p).is_file() for p in paths):
         return tuple(_stamp(Path(p)) for p in paths)
     return (_whole_stamp(dataset, reader, root),) * count

@@ -104,17 +104,32 @@ def assert_same_run(one: Path, two: Path) -> None:
         torch.testing.assert_close(second["model"][name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_a_probe_by_two_processes_is_that_by_one(
+def _probe_and_tune(weights: VitWeights, probe: Any, tune: Any, out: Path, tight: int) -> None:
+    _probe(weights, probe, out / "probe")
+    _tune(weights, tune, out / "tune", tight=tight)
+
+
+def test_two_processes_do_what_one_does_and_halve_together(
     data: Path, weights: VitWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """Both tasks by the same two processes, which are slow to start; memory is short in the second."""
     monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "own"))
-    alone = linear.run(weights, probing(data), tmp_path / "one")
-    assert as_two_ranks(_probe, weights, probing(data), tmp_path / "two") == [0, 0]
-    assert_same_run(tmp_path / "one", tmp_path / "two")
+    probe, tune = probing(data), tuning(data, epochs=1)
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert as_two_ranks(_probe_and_tune, weights, probe, tune, two, 2) == [0, 0]
+    alone = linear.run(weights, probe, one / "probe")
+    assert_same_run(one / "probe", two / "probe")
     # batch norm's running statistics are those of all images, not of the first process's half
-    [state] = states(tmp_path / "two")
+    [state] = states(two / "probe")
     assert state["model"]["norms.0.mean"].abs().max() > 0
     assert alone["top1"] == alone["top1_last"]
+    extra = json.loads((two / "tune/extra.json").read_text())
+    assert (extra["micro_batch"], extra["micro_steps"], extra["effective_batch"]) == (2, 4, 16)
+    assert extra["memory_halved"] is True
+    # the rehearsal leaves no trace
+    roomy = replace(tune, machine=replace(tune.machine, max_batch=2))
+    finetune.run(weights, roomy, one / "tune")
+    assert_same_run(one / "tune", two / "tune")
 
 
 def test_processes_that_would_change_batch_norm_are_refused(data: Path):
@@ -147,20 +162,6 @@ def test_a_fine_tune_by_two_killed_after_an_epoch_is_that_by_one(
     one, two = (json.loads((tmp_path / n / "extra.json").read_text()) for n in ("one", "two"))
     assert (one["micro_batch"], one["micro_steps"]) == (8, 2)
     assert (two["micro_batch"], two["micro_steps"]) == (8, 1)
-
-
-def test_all_processes_halve_where_one_runs_out_of_memory(
-    data: Path, weights: VitWeights, tmp_path: Path
-):
-    settings, out = tuning(data, epochs=1), tmp_path / "two"
-    assert as_two_ranks(_tune, weights, settings, out, -1, 2) == [0, 0]
-    extra = json.loads((out / "extra.json").read_text())
-    assert (extra["micro_batch"], extra["micro_steps"], extra["effective_batch"]) == (2, 4, 16)
-    assert extra["memory_halved"] is True
-    # the rehearsal leaves no trace
-    roomy = replace(settings, machine=replace(settings.machine, max_batch=2))
-    finetune.run(weights, roomy, tmp_path / "one")
-    assert_same_run(tmp_path / "one", out)
 
 
 def _run_out_later(weights: VitWeights, config: Any, out: Path) -> None:

@@ -52,15 +52,15 @@ def weights() -> VitWeights:
 
 def probing(data: Path) -> linear.Config:
     own = {
-        "choices": ["avg"], "learning_rates": [25.0], "batch": 100, "norm_batch": 100,
-        "epochs": 14, "warmup": 1, "crop": {"kind": "byol", "scale": [0.9, 1.0], "flip": 0.0},
+        "choices": ["avg"], "learning_rates": [200.0], "batch": 50, "norm_batch": 50,
+        "epochs": 12, "warmup": 1, "crop": {"kind": "byol", "scale": [0.9, 1.0], "flip": 0.0},
     }  # fmt: skip
     return from_mapping(linear.Config, {**PLAIN, **own, "data": str(data)})
 
 
 def tuning(data: Path, **changes: Any) -> finetune.Config:
     own = {
-        "recipe": "mae", "batch": 50, "epochs": 9, "warmup": 1, "lr": 5e-3, "layer_decay": 0.85,
+        "recipe": "mae", "batch": 50, "epochs": 9, "warmup": 1, "lr": 1e-2, "layer_decay": 0.85,
         "drop_path": 0.0, "precision": "fp32", "eval_every": 9,
         "augment": {
             "randaugment": None, "scale": [0.9, 1.0], "flip": 0.0, "erase": 0.0,

@@ -37,6 +37,7 @@ def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def config(data: Path, **changes: Any) -> Config:
     plain = {
         "data": str(data), "image_size": 32, "resize": None, "choice": "avg", "k": 3,
+        "grid": {"lowest": 1e-1, "highest": 1e3, "steps": 3, "holdout": 0.2, "criterion": "loss"},
         "machine": {"device": "cpu", "workers": 0, "max_batch": 64},
     }  # fmt: skip
     return from_mapping(Config, {**plain, **changes})

@@ -114,7 +114,7 @@ class Probe(Learner):
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()
-    def storage_effect(self, head: int) -> dict[str, float]:
+    def storage_effect(self, head: int) -> dict[str, Any]:
         """Return what storing val features in half precision does to one head's top-1."""
         self.heads.eval()
         bank, choice = self.val.bank, self.config.heads[head][0]
