@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,14 @@ def timms_step(one: FineTune, batch: Batch, precision: Any) -> Any:
     return step
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     configure_logging()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

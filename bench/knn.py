@@ -154,14 +154,14 @@ def _now() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--case", choices=sorted(CASES), action="append")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink both sizes")
     parser.add_argument("--memory", choices=sorted(CASES), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     configure_logging()
     if args.memory:
         memory(args.memory, args.scale)

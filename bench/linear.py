@@ -137,7 +137,7 @@ def throughput(count: int) -> None:
     logger.info("disk to features, ViT-S/16: %.1f images a second on one core", whole)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=5000)
@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--grid-repeat", type=int, default=2)
     parser.add_argument("--images", type=int, default=64)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     configure_logging()
     logger.info("%d threads", torch.get_num_threads())
     epoch(20_000, 768, 1000, args.repeat)
