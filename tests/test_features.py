@@ -60,6 +60,8 @@ def test_cached_features_are_those_of_a_direct_forward(images: ImageList, small_
     )
     four = torch.cat([b.cls for b in blocks] + [last.patches.mean(dim=(1, 2))], dim=1)
     torch.testing.assert_close(bank.load("cls4+avg"), four, rtol=1e-5, atol=1e-5)
+    means = torch.cat([b.patches.mean(dim=(1, 2)) for b in blocks], dim=1)
+    torch.testing.assert_close(bank.load("avg4"), means, rtol=1e-5, atol=1e-5)
     assert bank.load("cls+avg").shape == (48, 64)
     assert len(list(bank.folder.glob("*.safetensors"))) == 5
 
