@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
-from mimbench.table import Column, Row, Table, Value
+from mimbench.rows import Column, Row, Table, Value
 
 
 def heading(column: Column, table: Table) -> str:
@@ -33,6 +33,8 @@ def text_of(value: Value | None, plus_minus: str = "±") -> str:
         text += f" {plus_minus}{value.interval:.2f}"
     if value.spread is not None:
         text += f" sd {value.spread:.2f} n={value.seeds}"
+    if value.draw_sd is not None:
+        text += f" sd {value.draw_sd:.2f} d={value.draws}"
     if value.difference is not None:
         text += f" ({value.difference:+.2f})"
     return text
@@ -85,6 +87,8 @@ def legend(table: Table) -> list[str]:
         lines.append("± 95 % interval over test images")
     if any(v.spread is not None for v in values):
         lines.append("sd: standard deviation over n seeds")
+    if any(v.draw_sd is not None for v in values):
+        lines.append("sd with d: standard deviation over d draws of the training images")
     if any(v.difference is not None for v in values):
         lines.append("(+/-) difference from the matching published row")
     if any(v.best for v in values):
@@ -132,6 +136,8 @@ def comma(table: Table) -> str:
             "interval95",
             "seed_sd",
             "seeds",
+            "draw_sd",
+            "draws",
             "difference",
             "source",
             "error",
@@ -139,7 +145,7 @@ def comma(table: Table) -> str:
     )
     for row in table.rows:
         for c, v in row.values.items():
-            numbers = [v.value, v.interval, v.spread, v.seeds, v.difference]
+            numbers = [v.value, v.interval, v.spread, v.seeds, v.draw_sd, v.draws, v.difference]
             shown = ["" if n is None else n if isinstance(n, int) else f"{n:.4f}" for n in numbers]
             writer.writerow(
                 [

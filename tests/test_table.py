@@ -166,6 +166,22 @@ def test_seeds_are_averaged_with_their_spread() -> None:
     assert fine.difference == pytest.approx(0.0)
 
 
+def test_the_spread_over_draws_stands_beside_that_over_seeds() -> None:
+    drawn = {"draws": ["offset 0", "offset 5"], "intervals": {"top1": 0.5, "top1_sd": 0.1}}
+    results = [
+        result("in-knn", v, metrics={"top1": v, "top1_sd": sd}, seed=s, extra=drawn)
+        for s, (v, sd) in enumerate([(40.0, 1.0), (41.0, 2.0)])
+    ]
+    shown = terminal(make_table(results, MANIFEST))
+    assert "40.50 ±0.50 sd 0.71 n=2 sd 1.50 d=2" in shown
+    assert "over d draws of the training images" in shown
+    alone = make_table(results[:1], MANIFEST)
+    assert "40.00 ±0.50 sd 1.00 d=2" in markdown(alone)
+    # one list has no spread
+    listed = result("in-knn", 40.0, metrics={"top1": 40.0, "top1_sd": 0.0}, extra={"draws": ["a"]})
+    assert " d=" not in terminal(make_table([listed], MANIFEST))
+
+
 def test_names_from_the_user_are_escaped() -> None:
     assert r"a_b & <c>\|d" in markdown(example())
     assert r"a\_b \& <c>|d" in latex(example())

@@ -15,7 +15,8 @@ def class_scores(folder: Path) -> dict[str, float]:
     if (path := folder / CLASSIFICATION).is_file():
         with np.load(path, allow_pickle=False) as file:
             names, labels = file["images"], file["labels"]
-            hits = file["top5"][:, 0] == labels
+            drawn = file["draws"] if "draws" in file else file["top5"][None, :, 0]
+            hits = (drawn == labels).mean(axis=0)
         found = {}
         for label in np.unique(labels):
             mine = labels == label

@@ -15,8 +15,9 @@ from mimbench.report.curves import METRICS, charts, read_curves
 from mimbench.report.gallery import detections, left_behind, masks, neighbours
 from mimbench.report.markup import legend, section, text
 from mimbench.results import Result
+from mimbench.rows import Column, Row, Table, Value
 from mimbench.runtime import pick_device
-from mimbench.table import Column, Row, Table, Value, make_table, read_results_with_folders
+from mimbench.table import make_table, read_results_with_folders
 from mimbench.table_formats import heading
 from mimbench.table_formats import legend as table_legend
 
@@ -106,6 +107,8 @@ def _value(value: Value | None) -> str:
     small = f"±{value.interval:.2f}" if value.interval is not None else ""
     if value.spread is not None:
         small += f" sd {value.spread:.2f} n={value.seeds}"
+    if value.draw_sd is not None:
+        small += f" sd {value.draw_sd:.2f} d={value.draws}"
     if value.difference is not None:
         sign = "up" if value.difference >= 0 else "down"
         small += f' <span class="{sign}">{value.difference:+.2f}</span>'
