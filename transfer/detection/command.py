@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
@@ -76,6 +77,9 @@ def draw(run: Path, count: int, data: Path | None) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run in this process, or start one for each GPU."""
     args, _ = _launch_parser().parse_known_args(argv)
+    if fault := _launch_fault(args):
+        sys.stderr.write(f"error: {fault}\n")
+        return 2
     if args.num_gpus * args.num_machines == 1:
         return task_main(TASK, argv, extend=add_options, before=before)
     try:
@@ -97,6 +101,21 @@ def _worker(argv: list[str]) -> None:
     # the suite learns the rank from the environment, as torchrun sets it
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(comm.get_rank()), str(comm.get_world_size())
     sys.exit(task_main(TASK, argv, extend=add_options, before=before))
+
+
+def _launch_fault(args: argparse.Namespace) -> str:
+    """Return what is wrong with the launcher's options, or nothing."""
+    for name in ("num_gpus", "num_machines"):
+        if getattr(args, name) < 1:
+            return f"--{name.replace('_', '-')} is {getattr(args, name)}, expected 1 or more"
+    if not 0 <= args.machine_rank < args.num_machines:
+        return f"--machine-rank is {args.machine_rank}, expected 0 to {args.num_machines - 1}"
+    if args.num_machines > 1 and args.dist_url == "auto":
+        return f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT of machine 0"
+    gpus = torch.cuda.device_count()
+    if torch.cuda.is_available() and args.num_gpus > gpus:
+        return f"--num-gpus is {args.num_gpus}, but this machine has {gpus}"
+    return ""
 
 
 def _launch_parser() -> argparse.ArgumentParser:
