@@ -98,7 +98,7 @@ def test_mistakes_on_the_command_line_are_explained(
     assert main([f"--eval-only={place}"]) == 2
     assert "needs the checkpoint" in capsys.readouterr().err
     with pytest.raises(UserError, match="is not the folder of a detection run"):
-        draw(place, 1, None)
+        draw(place, 1, None, threshold=0.5)
 
 
 def free_port() -> int:

@@ -37,6 +37,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --eval-only: write N pictures of detections beside ground truth into RUN/pictures",
     )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, metavar="T", help="lowest score that --show draws"
+    )
     group = parser.add_argument_group("several GPUs without torchrun (detectron2's launcher)")
     group.add_argument("--num-gpus", type=int, default=1, metavar="N", help="on each machine")
     group.add_argument("--num-machines", type=int, default=1, metavar="N")
@@ -61,17 +64,17 @@ def before(args: argparse.Namespace) -> int | None:
             return 0
     sys.stdout.write("".join(f"{name}\t{value:.4f}\n" for name, value in scores.items()))
     if args.show is not None:
-        draw(args.eval_only, args.show, args.data)
+        draw(args.eval_only, args.show, args.data, threshold=args.threshold)
     return 0
 
 
-def draw(run: Path, count: int, data: Path | None) -> list[Path]:
+def draw(run: Path, count: int, data: Path | None, *, threshold: float) -> list[Path]:
     """Write pictures of a run's detections."""
     mapping = dict(read_record(run)["config"])
     if data is not None:
         mapping["data"] = data
     config = from_mapping(Config, mapping, str(run / RECORD))
-    return show(run / "pictures", run / DETECTIONS, config, count=count)
+    return show(run / "pictures", run / DETECTIONS, config, count=count, threshold=threshold)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
