@@ -169,7 +169,9 @@ def _cell(
     overrides = {k: v for k, v in request.overrides.items() if k in (name, benchmark.group)}
     parts = [name]
     parts += [request.profile] if request.profile != "paper" else []
-    parts += [finding.protocol[:6] or "changed"] if overrides else []
+    # the machine moves no number: the run goes on in the same folder
+    recipe_changed = any(set(change) - {"machine"} for change in overrides.values())
+    parts += [finding.protocol[:6] or "changed"] if recipe_changed else []
     parts += [f"seed{seed}"] if seed else []
     order = Order(
         benchmark=name,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mimbench import cells
-from mimbench.cells import Request, make_cells
+from mimbench.cells import Contestant, Request, make_cells
 from mimbench.errors import UserError
 from mimbench.manifest import Manifest, load_manifest
 from mimbench.survey import Finding, Question
@@ -57,6 +57,19 @@ def test_a_benchmarks_own_limit_holds_until_the_user_says_otherwise(
 def test_one_benchmark_alone_can_be_told(manifest: Manifest, asked: list[Question]) -> None:
     changed = {"narrow": {"machine": {"max_batch": 2}}}
     assert batches(manifest, asked, overrides=changed, max_batch=8) == {"narrow": 2, "wide": 8}
+
+
+def test_another_machine_goes_on_in_the_same_folder(
+    manifest: Manifest, asked: list[Question], tmp_path: Path
+) -> None:
+    who = Contestant(path=tmp_path, weights={"digest": "d" * 64, "name": "ckpt"})
+
+    def folder(overrides: dict[str, Any]) -> str:
+        request = Request(profile="paper", benchmarks=["narrow"], overrides=overrides)
+        return make_cells(manifest, [who], request)[0].folder.name
+
+    assert folder({"narrow": {"machine": {"max_batch": 2}}}) == folder({}) == "narrow"
+    assert folder({"narrow": {"batch": 2}}) == "narrow.changed"
 
 
 def test_a_batch_of_nothing_is_refused() -> None:
