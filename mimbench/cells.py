@@ -53,6 +53,13 @@ class Request:
     own_data: bool = False
     out: Path = Path("runs")
     machine: Machine = field(default_factory=Machine)
+    max_batch: int | None = None
+    """The user's own figure; it wins over those of the benchmarks."""
+
+    def __post_init__(self) -> None:
+        """Refuse a batch of nothing."""
+        if self.max_batch is not None and self.max_batch < 1:
+            raise UserError(f"--max-batch is {self.max_batch}, expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,18 +137,28 @@ def _ask(manifest: Manifest, request: Request) -> dict[str, Finding]:
     questions = []
     for name in request.benchmarks:
         dataset, config = manifest.recipe(name, request.profile, request.overrides)
-        machine = merge(to_mapping(request.machine), manifest.limits(name, request.profile))
         questions.append(
             Question(
                 benchmark=name,
                 task=manifest.benchmarks[name].task,
                 dataset=dataset,
-                config={**config, "machine": machine},
+                config={**config, "machine": _machine(manifest, request, name, config)},
             )
         )
     return dict(
         zip(request.benchmarks, survey(questions, request.data, own=request.own_data), strict=True)
     )
+
+
+def _machine(
+    manifest: Manifest, request: Request, name: str, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the machine for one benchmark: what is said later in this list wins."""
+    asked = {} if request.max_batch is None else {"max_batch": request.max_batch}
+    machine = to_mapping(request.machine)
+    for change in (manifest.limits(name, request.profile), asked, config.get("machine", {})):
+        machine = merge(machine, change)
+    return machine
 
 
 def _cell(
@@ -152,7 +169,9 @@ def _cell(
     overrides = {k: v for k, v in request.overrides.items() if k in (name, benchmark.group)}
     parts = [name]
     parts += [request.profile] if request.profile != "paper" else []
-    parts += [finding.protocol[:6] or "changed"] if overrides else []
+    # the machine moves no number: the run goes on in the same folder
+    recipe_changed = any(set(change) - {"machine"} for change in overrides.values())
+    parts += [finding.protocol[:6] or "changed"] if recipe_changed else []
     parts += [f"seed{seed}"] if seed else []
     order = Order(
         benchmark=name,

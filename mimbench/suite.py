@@ -56,11 +56,9 @@ class Options:
 
     def request(self, manifest: Manifest) -> Request:
         """Return the request: ids chosen, machine filled in from what this one has."""
-        usual = Machine()
         machine = Machine(
             device=self.device,
             workers=self.workers if self.workers is not None else min(8, usable_cores()),
-            max_batch=self.max_batch or usual.max_batch,
             compile=self.compile,
             recompute=self.recompute,
         )
@@ -73,6 +71,7 @@ class Options:
             own_data=self.own_data,
             out=self.out,
             machine=machine,
+            max_batch=self.max_batch,
         )
 
 
