@@ -22,8 +22,10 @@ from transfer.segmentation.labels import read_labels
 logger = logging.getLogger(__name__)
 
 PICTURE_FOLDER = "pictures"
-MARGIN, ROW, ENTRY, SMALLEST = 8, 18, 180, 256
-"""Pixels between panels, of a legend line and a legend entry, and of the least panel height."""
+MARGIN, ROW, ENTRY = 8, 18, 180
+"""Pixels between panels, of a legend line and of a legend entry."""
+SMALLEST, SMALL = 256, 384
+"""Pixels of a panel's longer side: the least of all, and the most of those left for the report."""
 PAPER, INK = (255, 255, 255), (0, 0, 0)
 UNLABELLED = (0, 0, 0)
 FONT = ImageFont.load_default()
@@ -38,7 +40,7 @@ def show(
     folder: Path,
     count: int,
     *,
-    tallest: int | None = None,
+    largest: int | None = None,
 ) -> list[Path]:
     """Write `count` pictures, spread evenly over the validation images; return their paths.
 
@@ -48,7 +50,7 @@ def show(
         source: The data.
         folder: Where the pictures go.
         count: How many.
-        tallest: Shrink panels to this height; None keeps the pictures' own.
+        largest: Shrink panels to this longer side; None keeps the pictures' own.
     """
     if count < 1:
         raise UserError(f"--show {count}: ask for at least one picture")
@@ -62,7 +64,7 @@ def show(
         with Image.open(image) as opened:
             pixels = np.asarray(opened.convert("RGB"))
         truth = source.loaded(read_labels(labels))
-        panels = compose(pixels, prediction, truth, source.palette, source.names, tallest=tallest)
+        panels = compose(pixels, prediction, truth, source.palette, source.names, largest=largest)
         name = image.relative_to(source.root / source.folders["val"][0]).with_suffix("")
         path = folder / f"{'_'.join(name.parts)}.png"
         with atomic_path(path) as part:
@@ -94,7 +96,7 @@ def compose(
     palette: Sequence[Sequence[int]],
     names: Sequence[str],
     *,
-    tallest: int | None = None,
+    largest: int | None = None,
 ) -> Image.Image:
     """Return the panels 'image', 'prediction' and 'ground truth' over a legend of their classes."""
     if not image.shape[:2] == prediction.shape == truth.shape:
@@ -102,7 +104,7 @@ def compose(
             f"image, prediction and truth differ in size: {image.shape[:2]}, {prediction.shape}, "
             f"{truth.shape}"
         )
-    width, height = _panel_size(image.shape[1], image.shape[0], tallest)
+    width, height = _panel_size(image.shape[1], image.shape[0], largest)
     panels = {
         "image": image,
         "prediction": painted(prediction, palette),
@@ -130,12 +132,13 @@ def compose(
     return canvas
 
 
-def _panel_size(width: int, height: int, tallest: int | None) -> tuple[int, int]:
+def _panel_size(width: int, height: int, largest: int | None) -> tuple[int, int]:
     """Return a panel's width and height: small pictures are enlarged by a whole number."""
-    scale = max(1, -(-SMALLEST // height))
-    if tallest is None or height * scale <= tallest:
+    side = max(width, height)
+    scale = max(1, -(-SMALLEST // side))
+    if largest is None or side * scale <= largest:
         return width * scale, height * scale
-    return max(1, round(width * tallest / height)), tallest
+    return max(1, round(width * largest / side)), max(1, round(height * largest / side))
 
 
 def _by_area(prediction: Labels, truth: Labels) -> list[int]:

@@ -29,7 +29,7 @@ from transfer.segmentation.recipe import Blueprint, check_batch
 from transfer.segmentation.score import Score, sample_parts
 from transfer.segmentation.scoring import evaluate
 from transfer.segmentation.settings import SegmentationConfig
-from transfer.segmentation.show import PICTURE_FOLDER, SMALLEST, show
+from transfer.segmentation.show import PICTURE_FOLDER, SMALL, show
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,8 @@ def run_task(
         scores = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
         if ranks.main:
             write_json(out / "extra.json", extras(setup, used, labels, scores))
-            show(
-                model, setup.cfg, setup.source, out / PICTURE_FOLDER, LEFT_BEHIND, tallest=SMALLEST
-            )
+            folder = out / PICTURE_FOLDER
+            show(model, setup.cfg, setup.source, folder, LEFT_BEHIND, largest=SMALL)
         return figures(scores, setup.source.names)
 
 
