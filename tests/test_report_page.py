@@ -25,6 +25,7 @@ def out(tmp_path: Path) -> Path:
     write_run(tmp_path / "runs", "good", share=0.7, benchmark="in-ft-hpm")
     (folder / "pictures").mkdir()
     Image.new("RGB", (64, 48), "red").save(folder / "pictures" / "some picture.png")
+    Image.new("RGB", (900, 300), "blue").save(folder / "pictures" / "three panels.png")
     return tmp_path
 
 
@@ -44,6 +45,7 @@ def test_all_sections_are_there_and_nothing_is_fetched(out: Path) -> None:
     assert "digit3" in html
     assert "DINO B/16" in html
     assert "some picture" in html
+    assert re.findall(r'<figure class="broad"><img alt="([^"]*)"', html) == ["three panels"]
     assert "python -m mimbench eval" in html
 
 

@@ -25,13 +25,15 @@ logger = logging.getLogger(__name__)
 PICTURES, PRETRAINED = "pictures", "model.safetensors"
 MASKED = 4
 MOST, QUERIES, NEIGHBOURS, LEAST_SCORE = 8, 6, 5, 0.5
+BROADEST = 1024
+"""Pixels across: a task's picture may hold several panels and a legend that should stay readable."""
 TINTS = ["#e4572e", "#29a0b1", "#f3a712", "#6a4c93", "#76b041", "#d81e5b", "#1982c4", "#8d6e63"]
 
 
 def left_behind(folder: Path) -> list[str]:
     """Return the pictures that a task wrote into its run's folder."""
     found = sorted((folder / PICTURES).glob("*.png")) + sorted((folder / PICTURES).glob("*.jpg"))
-    return [picture(Image.open(path), path.stem) for path in found[:MOST]]
+    return [picture(Image.open(path), path.stem, side=BROADEST) for path in found[:MOST]]
 
 
 def masks(checkpoint: Path, data: Path) -> list[str]:
