@@ -1,7 +1,9 @@
 """Cells as Slurm jobs through submitit: one array for each level of dependency, requeued on preemption."""
 
+import contextlib
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +13,22 @@ from typing import Any
 
 from mimbench.cells import Cell, set_aside
 from mimbench.errors import UserError
-from mimbench.launch import eval_command
+from mimbench.launch import Slot, eval_command, start
 from mimbench.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, write_order
 from mimbench.results import read_result
-from mimbench.runner import Ended, figure, last_lines, record_failure, settle
-from mimbench.survey import child_environment
+from mimbench.runner import Ended, figure, record_failure, settle
+from mimbench.screen import last_lines
 
 logger = logging.getLogger(__name__)
 HEAVY = ("finetune", "detection", "segmentation")
 PORT = 29_400
+SAVING = 60.0
+"""Seconds that a preempted task may take to save its state."""
+GRACE = 120.0
+"""Seconds after SIGTERM in which a scheduler ends a job; if it does not, the cell goes on."""
+POLL = 0.2
+ABSENT = 3
+"""Polls without a trace of a job after which it counts as gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +56,32 @@ class CellJob:
 
     def __call__(self) -> int:
         """Run the cell's processes on this node; return their exit code."""
-        folder = Path(self.folder)
-        command = eval_command(folder, max(1, self.gpus), self.nodes, endpoint=self._endpoint())
-        with (folder / LOG_FILE).open("ab") as log:
-            return subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=child_environment(),
-                check=False,
-            ).returncode
+        asked: list[float] = []
+        before = signal.signal(signal.SIGTERM, lambda *_: self._leave(asked))
+        try:
+            while True:
+                self.process = start(self.command(), Path(self.folder), Slot())
+                while (code := self.process.poll()) is None:
+                    time.sleep(POLL)
+                if not code or not asked:
+                    return code
+                # told to leave: the scheduler ends this job in a moment and queues it again; an
+                # exit code now would count as the job's result
+                time.sleep(max(0.0, asked[-1] + GRACE - time.monotonic()))
+                asked.clear()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def command(self) -> list[str]:
+        """Return what runs the cell."""
+        return eval_command(
+            Path(self.folder), max(1, self.gpus), self.nodes, endpoint=self._endpoint()
+        )
+
+    def _leave(self, asked: list[float]) -> None:
+        asked.append(time.monotonic())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
 
     def _endpoint(self) -> str:
         if self.nodes == 1:
@@ -69,10 +93,28 @@ class CellJob:
         return f"{hosts[0]}:{PORT + int(os.environ.get('SLURM_JOB_ID', '0')) % 1000}"
 
     def checkpoint(self) -> Any:
-        """Ask to be queued again when preempted: the task goes on from its own state."""
+        """Let the task save, and ask to be queued again when preempted: it goes on from its state."""
         import submitit  # noqa: PLC0415
 
-        return submitit.helpers.DelayedSubmission(self)
+        if process := vars(self).get("process"):
+            _end(process.pid)
+        return submitit.helpers.DelayedSubmission(type(self)(self.folder, self.gpus, self.nodes))
+
+
+def _end(child: int) -> None:
+    """Ask a child's process group to save and end, then insist.
+
+    This runs in a signal handler, maybe in the middle of a call of the same `Popen`, whose lock would
+    then never come free: the child is looked at without it.
+    """
+    for sign, patience in ((signal.SIGTERM, SAVING), (signal.SIGKILL, POLL)):
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.killpg(child, sign)
+            until = time.monotonic() + patience
+            while time.monotonic() < until:
+                if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    return
+                time.sleep(POLL)
 
 
 def levels(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -106,9 +148,33 @@ def submit_cells(
         heavy = [c for c in wave if groups.get(c.order.benchmark) in HEAVY and cluster.nodes > 1]
         for some, nodes in ((heavy, cluster.nodes), ([c for c in wave if c not in heavy], 1)):
             jobs += _submit(some, nodes, before, cluster, fresh=fresh)
-    while any(not job.done() for _, job in jobs):
-        time.sleep(cluster.poll)
+    _await([job for _, job in jobs], cluster)
     return [*ended, *(_conclude(cell, job) for cell, job in jobs)]
+
+
+def _await(jobs: Sequence[Any], cluster: Cluster) -> None:
+    """Wait for jobs; one that left the queue without a result (cancelled, node lost) is over too."""
+    absent = dict.fromkeys((job.job_id for job in jobs), 0)
+    while left := [j for j in jobs if absent[j.job_id] < ABSENT and not j.done()]:
+        time.sleep(cluster.poll)
+        queued = _queued() if cluster.kind == "slurm" else None
+        for job in left:
+            gone = queued is not None and job.job_id.split("_")[0] not in queued
+            absent[job.job_id] = absent[job.job_id] + 1 if gone else 0
+
+
+def _queued() -> set[str] | None:
+    """Return the user's jobs that wait or run; None where the scheduler does not answer.
+
+    Clusters without accounting have no `sacct`, which submitit asks: squeue is always there.
+    """
+    command = ["squeue", "--me", "--noheader", "--format", "%F"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        logger.warning("squeue does not answer (%s); asking again", error)
+        return None
+    return set(done.stdout.split())
 
 
 def _submit(
@@ -141,6 +207,8 @@ def _executor(folder: Path, nodes: int, before: Sequence[Any], cluster: Cluster)
         import submitit  # noqa: PLC0415 - optional, only clusters need it
     except ModuleNotFoundError:
         raise UserError("--launcher slurm needs the package submitit; run ./setup.sh") from None
+    # it tells on stdout, again and again, that a cluster without accounting has no `sacct`
+    submitit.core.logger.get_logger().setLevel(logging.ERROR)
     try:
         executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster.kind)
     except RuntimeError as error:
