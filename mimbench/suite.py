@@ -26,7 +26,7 @@ from mimbench.planning import PATIENCE, plan_text
 from mimbench.runner import Ended, run_cells
 from mimbench.runtime import usable_cores
 from mimbench.survey import child_environment
-from mimbench.table import Table, make_table, read_results
+from mimbench.table import TWIN, Table, make_table, read_results
 from mimbench.table_formats import FORMATS, SUFFIXES
 from mimbench.task import Machine
 from mimbench.watchman import watch
@@ -143,7 +143,7 @@ def read_contestants(
 
 def _twin(who: Contestant, folder: Path) -> Contestant:
     weights = read_weights(who.path, which=who.which, num_heads=who.num_heads)
-    path = folder / f"random-{safe_name(who.weights['model'])}.safetensors"
+    path = folder / f"{TWIN}{safe_name(who.weights['model'])}.safetensors"
     write_weights(path, random_weights(weights.spec, seed=0))
     return replace(read_contestant(path), twin=True)
 

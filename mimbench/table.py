@@ -12,6 +12,8 @@ from mimbench.manifest import Manifest, Reference
 from mimbench.orders import RESULT_FILE
 from mimbench.results import Result, read_result
 
+TWIN = "random-"
+"""How rows of random weights begin: they stand below what they are a measure for."""
 METHOD_OF_FORMAT = {
     "hpm": "HPM",
     "mae": "MAE",
@@ -158,7 +160,7 @@ def _measured(
             if here:
                 values[column] = _value(here, column, manifest, choice.get(name, ""))
         rows.append(Row(label=label, kind="measured", values=values))
-    return rows
+    return sorted(rows, key=lambda row: row.label.startswith(TWIN))
 
 
 def _value(here: Sequence[Result], column: Column, manifest: Manifest, choice: str) -> Value:
