@@ -53,7 +53,8 @@ def footprint(cell: Cell) -> Footprint:
         return Footprint()
     parameters = sum(math.prod(shape) for shape in shapes(spec).values())
     machine = config.get("machine", {})
-    at_once = min(int(config.get("batch") or math.inf), int(machine.get("max_batch", 1)))
+    fits = int(machine.get("max_batch", 1))
+    at_once = min(int(config.get("batch") or fits), fits)
     precision = str(config.get("precision", "fp32"))
     kept = tokens(spec, config) * spec.embed_dim * at_once * KEPT_BYTES.get(precision, 68) / MB
     if "storage" in config:
