@@ -180,7 +180,8 @@ def show_plan(
     with folder_lock(options.out, f"another run is using {options.out}"):
         contestants = read_contestants(checkpoints, options)
         cells = make_cells(manifest, contestants, options.request(manifest))
-        return plan_text(cells, options.out, patience=patience, device=options.device)
+        slots = _slots(Running(), options.side_by_side)
+        return plan_text(cells, options.out, patience=patience, slots=slots, device=options.device)
 
 
 def _slots(running: Running, side_by_side: int) -> list[Slot]:
