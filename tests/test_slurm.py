@@ -61,11 +61,6 @@ def until(condition: str, folder: Path) -> None:
     raise AssertionError(f"{folder} was not started {len(condition)} times: {squeue()}")
 
 
-def job_of(folder: Path) -> str:
-    """Return the id of the job that submitit keeps in a run's folder."""
-    return next((folder / "slurm").glob("*_submitted.pkl")).name.split("_")[0]
-
-
 def submitted(cells: list[Cell], how: Cluster) -> tuple[threading.Thread, list[Ended]]:
     ended: list[Ended] = []
     thread = threading.Thread(target=lambda: ended.extend(submit_cells(cells, {}, how)))
@@ -110,22 +105,24 @@ def test_a_preempted_cell_is_queued_again_and_ends_done(tmp_path: Path) -> None:
     assert (low.folder / "starts").read_text() == "xx"
 
 
-def test_the_warning_signal_saves_and_queues_again(tmp_path: Path) -> None:
-    """Slurm's warning ahead of the time limit (USR2) reaches the cell as a request to save."""
-    one = cell(tmp_path, "warned", seconds=60, later=0.1)
-    thread, ended = submitted([one], cluster())
-    until("x", one.folder)
-    subprocess.run(["scancel", job_of(tmp_path), "--signal", "USR2"], check=True)
+def test_the_warning_signal_requeues_and_a_cancelled_cell_is_a_failed_one(tmp_path: Path) -> None:
+    """Slurm's warning ahead of the time limit (USR2) reaches a cell as a request to save."""
+    cells = [
+        cell(tmp_path, "warned", seconds=60, later=0.1),
+        cell(tmp_path, "cancelled", seconds=60),
+    ]
+    thread, ended = submitted(cells, cluster())
+    for one in cells:
+        until("x", one.folder)
+    warned, cancelled = sorted(
+        p.name.removesuffix("_submitted.pkl") for p in (tmp_path / "slurm").glob("*_submitted.pkl")
+    )
+    subprocess.run(["scancel", cancelled], check=True)
+    subprocess.run(["scancel", warned, "--signal", "USR2"], check=True)
     thread.join(timeout=90)
-    assert [e.status for e in ended] == ["done"]
-    assert (one.folder / "starts").read_text() == "xx"
-
-
-def test_a_cancelled_cell_is_a_failed_one(tmp_path: Path) -> None:
-    one = cell(tmp_path, "cancelled", seconds=60)
-    thread, ended = submitted([one], cluster())
-    until("x", one.folder)
-    subprocess.run(["scancel", job_of(tmp_path)], check=True)
-    thread.join(timeout=90)
-    assert [e.status for e in ended] == ["failed"]
-    assert json.loads((one.folder / "result.json").read_text())["status"] == "failed"
+    assert {e.cell.order.benchmark: e.status for e in ended} == {
+        "warned": "done",
+        "cancelled": "failed",
+    }
+    assert (cells[0].folder / "starts").read_text() == "xx"
+    assert json.loads((cells[1].folder / "result.json").read_text())["status"] == "failed"
