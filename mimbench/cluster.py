@@ -159,7 +159,7 @@ def _await(jobs: Sequence[Any], cluster: Cluster) -> None:
         time.sleep(cluster.poll)
         queued = _queued() if cluster.kind == "slurm" else None
         for job in left:
-            gone = queued is not None and job.job_id.split("_")[0] not in queued
+            gone = queued is not None and job.job_id not in queued
             absent[job.job_id] = absent[job.job_id] + 1 if gone else 0
 
 
@@ -168,7 +168,7 @@ def _queued() -> set[str] | None:
 
     Clusters without accounting have no `sacct`, which submitit asks: squeue is always there.
     """
-    command = ["squeue", "--me", "--noheader", "--format", "%F"]
+    command = ["squeue", "--me", "--array", "--noheader", "--format", "%i"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
