@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mimbench.cell_job import CellJob
 from mimbench.cells import Cell, Contestant
-from mimbench.cluster import CellJob
 from mimbench.launch import Slot
 from mimbench.orders import Order
 

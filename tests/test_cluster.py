@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.cluster import CellJob, Cluster, levels, submit_cells
+from mimbench.cell_job import CellJob
+from mimbench.cluster import Cluster, levels, submit_cells
 from mimbench.launch import eval_command
 from mimbench.results import read_result
 from tests.light_cells import LightJob, cell
