@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
-from mimbench.cells import Cell, Contestant, Request, make_cells, read_contestant, safe_name
+from mimbench.cells import (
+    Cell,
+    Contestant,
+    Request,
+    finished,
+    make_cells,
+    read_contestant,
+    safe_name,
+)
 from mimbench.checkpoints import read_weights, write_weights
 from mimbench.cluster import Cluster, submit_cells
 from mimbench.errors import UserError
@@ -159,14 +167,20 @@ def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Ta
 def _run(
     cells: Sequence[Cell], slots: Sequence[Slot], manifest: Manifest, out: Path, running: Running
 ) -> list[Ended]:
+    ledger = Ledger(out / FORECAST, cells)
     if running.cluster is None:
-        ledger = Ledger(out / FORECAST, cells)
         ended = run_cells(cells, slots, fresh=running.fresh, watcher=ledger)
-        if said := ledger.summary([e.cell.label for e in ended if e.status == "done"]):
-            logger.info("%s", said)
-        return ended
-    groups = {name: benchmark.group for name, benchmark in manifest.benchmarks.items()}
-    return submit_cells(cells, groups, running.cluster, fresh=running.fresh)
+    else:
+        groups = {name: benchmark.group for name, benchmark in manifest.benchmarks.items()}
+        ended = submit_cells(cells, groups, running.cluster, fresh=running.fresh)
+        for cell in [e.cell for e in ended if e.status == "done"]:
+            if result := finished(cell):
+                # jobs start out of our sight: what the task itself took is all that is known
+                ledger.begin(cell)
+                ledger.end(cell, result.provenance.seconds)
+    if said := ledger.summary([e.cell.label for e in ended if e.status == "done"]):
+        logger.info("%s", said)
+    return ended
 
 
 def show_plan(
