@@ -109,6 +109,11 @@ def legend(table: Table) -> list[str]:
     return [*lines, *table.notes]
 
 
+def bold_legend(table: Table) -> list[str]:
+    """Return the legend for formats that mark the best value by weight."""
+    return [note.replace("* best", "bold: best", 1) for note in legend(table)]
+
+
 def markdown(table: Table) -> str:
     """Return the table in GitHub's Markdown."""
 
@@ -125,8 +130,7 @@ def markdown(table: Table) -> str:
         ]
         label = row.label if row.kind == "measured" else f"*{row.label}*"
         lines.append(line([label, *marked]))
-    notes = [note.replace("* best", "bold: best", 1) for note in legend(table)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {note}" for note in bold_legend(table))]).rstrip() + "\n"
 
 
 def comma(table: Table) -> str:
@@ -206,7 +210,7 @@ def latex(table: Table) -> str:
             lines.append(r"\midrule")
         cells = [number(row.values.get(c), best=_best(row, c)) for c in table.columns]
         lines.append(" & ".join([safe(row.label), *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in legend(table))]
+    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in bold_legend(table))]
     return "\n".join(lines) + "\n"
 
 
