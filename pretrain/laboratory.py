@@ -179,12 +179,14 @@ def _generator(student: Mapping[str, Tensor]) -> Generator | None:
     return generator.eval().requires_grad_(requires_grad=False)
 
 
-def fit_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the largest middle part of an image (3, H, W) that has the given shape, resized."""
+def fit_image(
+    image: Tensor, size: tuple[int, int], mode: InterpolationMode = InterpolationMode.BICUBIC
+) -> Tensor:
+    """Return the largest middle part of an image (c, H, W) that has the given shape, resized."""
     height, width = image.shape[1:]
     scale = min(height / size[0], width / size[1])
     part = vision.center_crop(image, [round(size[0] * scale), round(size[1] * scale)])
-    return vision.resize(part, list(size), InterpolationMode.BICUBIC, antialias=True)
+    return vision.resize(part, list(size), mode, antialias=mode != InterpolationMode.NEAREST)
 
 
 def variants(ratio: float | None, grid: tuple[int, int]) -> list[Variant]:

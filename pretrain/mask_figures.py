@@ -90,13 +90,20 @@ def veiled(picture: Any, mask: Tensor, grid: tuple[int, int]) -> Any:
     return out
 
 
-def show_statistics(path: Path, rows: Sequence[Row], *, title: str) -> None:
-    """Draw where each strategy hides, and its figures as bars on common scales."""
+def show_statistics(path: Path, rows: Sequence[Row], *, kind: str, title: str) -> None:
+    """Draw where each strategy hides, and its figures as bars on common scales.
+
+    Args:
+        path: The figure's file.
+        rows: The strategies.
+        kind: What annotations show, `objects` or `segments`.
+        title: What stands above.
+    """
     measures: list[tuple[str, list[float | None], float | None]] = [
         ("ratio", [r.ratio for r in rows], None),
         ("spatial entropy", [r.spatial_entropy for r in rows], None),
         ("clumping", [r.clumping for r in rows], 1.0),
-        ("objects hidden", [r.objects for r in rows], 1.0),
+        (f"{kind} hidden", [r.objects for r in rows], 1.0),
         ("rank correlation\nwith true loss", [r.rank_correlation for r in rows], 0.0),
     ]
     measures = [m for m in measures if any(v is not None for v in m[1])]
