@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from mimbench.optim import plan_batch
 from mimbench.runtime import Ranks, process_group
 from mimbench.snapshots import read_state
 from mimbench.task import Machine
-from tests.processes import clean_processes
+from tests.processes import as_two_ranks, free_port, in_processes
 
 T = TypeVar("T")
 
@@ -355,50 +354,33 @@ class Doomed(Toy):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def doomed(out: Path) -> None:
+    run(out, Doomed(), workers=1)
+
+
 def test_kill_9_of_a_real_process_with_workers(
     tmp_path: Path, whole: tuple[list[Tensor], list[dict[str, Any]]]
 ) -> None:
-    context = clean_processes()
-    process = context.Process(target=run, args=(tmp_path, Doomed()), kwargs={"workers": 1})
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    assert in_processes(doomed, (tmp_path,)) == [-signal.SIGKILL]
     assert read_state(tmp_path / "checkpoints" / "last.pt")["step"] == 7
     assert same(final(run(tmp_path, Toy())), whole[0])
     assert lines(tmp_path) == whole[1]
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def peer(rank: int, port: int, out: Path, learner: Toy, config: LoopConfig) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def peer(out: Path, learner: Toy, config: LoopConfig) -> None:
     with process_group() as ranks:
         try:
             run(out, learner, config=config, ranks=ranks, max_batch=2)
         except UserError as error:
-            (out / f"error-{rank}.txt").write_text(str(error))
+            (out / f"error-{ranks.rank}.txt").write_text(str(error))
             raise SystemExit(1) from error
 
 
 def both(out: Path, config: LoopConfig, **learner: Any) -> list[int | None]:
     """Run two processes with one effective batch; return their exit codes."""
     out.mkdir(exist_ok=True)
-    port, context = free_port(), clean_processes()
     kind = learner.pop("kind", Toy)
-    processes = [
-        context.Process(target=peer, args=(rank, port, out, kind(**learner), config))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
+    return as_two_ranks(peer, out, kind(**learner), config)
 
 
 TWO = LoopConfig(epochs=3, batch=8, log_every=5, tensorboard=False)

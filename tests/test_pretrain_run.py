@@ -5,8 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from pretrain.learner import Pretraining
 from pretrain.sources import expand, open_source
 from pretrain.stored import read_model, start_from
 from pretrain.train import train
-from tests.processes import clean_processes
+from tests.processes import as_two_ranks, in_processes
 
 SMALL = [
     "encoder.patch=8",
@@ -143,18 +141,6 @@ def test_15_ten_random_kills_change_nothing(
     assert [row["epoch"] for row in rows(whole)] == [row["step"] / 3 for row in rows(whole)]
 
 
-def in_processes(target: Any, *arguments: tuple[Any, ...]) -> list[int | None]:
-    """Run the target once for each tuple of arguments, all at once; return the exit codes."""
-    # fork: the imports are there already
-    context = clean_processes()
-    processes = [context.Process(target=target, args=given) for given in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-    return [process.exitcode for process in processes]
-
-
 def command(out: Path, *items: str) -> list[str]:
     return ["hpm_vit_base_16", "--out", str(out), *(x for item in items for x in ("--set", item))]
 
@@ -187,20 +173,11 @@ def test_another_recipe_in_the_same_folder_is_refused(folder: Path, whole: Path)
 # ranks --------------------------------------------------------------------------------------------
 
 
-def peer(rank: int, port: int, arguments: list[str]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    sys.exit(main(arguments))
-
-
 def test_two_processes_equal_one_with_the_doubled_batch(folder: Path, tmp_path: Path) -> None:
     """Each process has half of the effective batch; without ties every image has as many pairs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     few = [*SMALL, f"data.root={folder}", "training.steps=5", "training.log_every=1"]
     shared = command(tmp_path / "two", *few, "machine.max_batch=2")
-    assert in_processes(peer, (0, port, shared), (1, port, shared)) == [0, 0]
+    assert as_two_ranks(main, shared) == [0, 0]
     assert main(command(tmp_path / "one", *few)) == 0
     one, two = model_of(tmp_path / "one"), model_of(tmp_path / "two")
     assert one.keys() == two.keys()
