@@ -94,6 +94,9 @@ class _Run:
     def go(self) -> Moment:
         """Run to the end."""
         if self.step >= self.total:
+            if self.ranks.main:
+                # a run that was killed between its last state and the exports has none
+                self.learner.saved(self.place.checkpoints / LAST, self.at())
             return self.at()
         main, config = self.ranks.main, self.config
         self.bar = Progress(self.place.label, self.total, start=self.step) if main else None

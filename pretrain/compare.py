@@ -8,7 +8,6 @@ and repeated with more seeds or benchmarks. Needs no network.
 """
 
 import argparse
-import json
 import logging
 import statistics
 import sys
@@ -101,7 +100,8 @@ def prepare(plan: Plan, arm: str, seed: int) -> Path | None:
     path = out / ENCODER
     config = plan.config(arm, seed)
     if plan.done:
-        return path if path.is_file() and (arm == TWIN or is_complete(out, config)) else None
+        # the card is the last that a finished run writes
+        return path if (path if arm == TWIN else out / CARD).is_file() else None
     if arm == TWIN:
         out.mkdir(parents=True, exist_ok=True)
         write_weights(path, random_weights(config.encoder.spec(config.data), seed))
@@ -109,13 +109,6 @@ def prepare(plan: Plan, arm: str, seed: int) -> Path | None:
         # a finished run returns at once, one of another recipe is refused
         train(config, out, ranks=Ranks())
     return path
-
-
-def is_complete(out: Path, config: Config) -> bool:
-    """Tell whether a run went to its end: encoders are exported on the way, too."""
-    card = json.loads((out / CARD).read_text(encoding="utf-8"))
-    steps = config.training.steps
-    return card["epoch"] >= card["epochs"] or (steps is not None and card["step"] >= steps)
 
 
 def score(plan: Plan, manifest: Manifest, arm: str, seed: int, encoder: Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mimbench.checkpoints import read_weights
 from mimbench.config import parse_overrides
 from mimbench.manifest import load_manifest
 from pretrain import masks
@@ -69,27 +70,30 @@ def test_table_of_means_and_spreads(tmp_path: Path) -> None:
     assert rows.splitlines()[2:] == ["| one | 2 | 15.0 ± 7.1 | 3.0 (1) |", "| two | 0 | - | - |"]
 
 
-def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's encoder lies there before the run is over: it must not be scored."""
-    plan = plan_for(tmp_path)
-    original = Pretraining.after_update
+@pytest.mark.parametrize("moment", ["after_update", "saved"])
+def test_an_interrupted_comparison_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Stopped within training, or between the last state and what is handed over."""
+    plan, done = plan_for(tmp_path), plan_for(tmp_path, done=True)
+    original, left = getattr(Pretraining, moment), [2 if moment == "after_update" else 1]
 
-    def after_update(self: Pretraining, at: Any) -> None:
-        original(self, at)
-        if at.step == 2:
+    def stop(*args: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
             raise KeyboardInterrupt
+        original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pretraining, "after_update", after_update)
+        patch.setattr(Pretraining, moment, stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(plan, "hard (HPM)", 0)
-    folder = plan.folder("hard (HPM)", 0)
-    assert (folder / "encoder.safetensors").is_file()
-    assert prepare(plan_for(tmp_path, done=True), "hard (HPM)", 0) is None
+    assert (plan.folder("hard (HPM)", 0) / "checkpoints" / "last.pt").is_file()
+    assert prepare(done, "hard (HPM)", 0) is None
     path = prepare(plan, "hard (HPM)", 0)
     assert path is not None
-    assert json.loads((folder / "model.json").read_text())["step"] == 2
-    assert prepare(plan_for(tmp_path, done=True), "hard (HPM)", 0) == path
+    assert read_weights(path).spec.embed_dim == 24
+    assert prepare(done, "hard (HPM)", 0) == path
 
 
 def test_another_budget_in_the_same_folder_is_refused(
