@@ -13,13 +13,13 @@ LONGEST = 200
 
 
 def clean_processes() -> ForkServerContext:
-    """Return a context whose processes fork from a server that only ever imported torch.
+    """Return a context whose processes fork from a server that imported our modules and did no more.
 
     A fork of the test process itself inherits the locks that its other threads hold at that moment,
     and then hangs now and then.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "mimbench.loop"])
+    context.set_forkserver_preload(["torch", "mimbench.loop", "pretrain.__main__"])
     return context
 
 

@@ -367,10 +367,10 @@ def test_kill_9_of_a_real_process_with_workers(
     assert lines(tmp_path) == whole[1]
 
 
-def peer(out: Path, learner: Toy, config: LoopConfig) -> None:
+def peer(out: Path, kind: type[Toy], options: dict[str, Any], config: LoopConfig) -> None:
     with process_group() as ranks:
         try:
-            run(out, learner, config=config, ranks=ranks, max_batch=2)
+            run(out, kind(**options), config=config, ranks=ranks, max_batch=2)
         except UserError as error:
             (out / f"error-{ranks.rank}.txt").write_text(str(error))
             raise SystemExit(1) from error
@@ -379,8 +379,8 @@ def peer(out: Path, learner: Toy, config: LoopConfig) -> None:
 def both(out: Path, config: LoopConfig, **learner: Any) -> list[int | None]:
     """Run two processes with one effective batch; return their exit codes."""
     out.mkdir(exist_ok=True)
-    kind = learner.pop("kind", Toy)
-    return as_two_ranks(peer, out, kind(**learner), config)
+    # each makes its own: tensors that are sent to processes are shared between them
+    return as_two_ranks(peer, out, learner.pop("kind", Toy), learner, config)
 
 
 TWO = LoopConfig(epochs=3, batch=8, log_every=5, tensorboard=False)

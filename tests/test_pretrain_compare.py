@@ -100,8 +100,7 @@ def test_another_budget_in_the_same_folder_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(plan_for(tmp_path), "hard (HPM)", 0)
-    changes = [f"--set={item}" for item in TINY]
-    changes[-2:] = ["--set=training.steps=1"]
+    changes = [f"--set={item}" for item in (*TINY, "optimizer.base_lr=1.0e-3")]
     arguments = ["--out", str(tmp_path), "--arms", "HPM", "--device", "cpu", *changes]
     assert main(arguments) == 1
     assert "another configuration" in capsys.readouterr().err
