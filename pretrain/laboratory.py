@@ -197,8 +197,11 @@ def variants(ratio: float | None, grid: tuple[int, int]) -> list[Variant]:
         grid: Rows and columns of patches.
     """
     found = []
-    # those that follow nothing come first: the others are read against them
-    ordered = sorted(masks.available().items(), key=lambda item: (bool(item[1].needs), item[0]))
+    # those that follow nothing come first, random ones before all: the others are read against them
+    ordered = sorted(
+        masks.available().items(),
+        key=lambda item: (bool(item[1].needs), item[0] != "random", item[0]),
+    )
     for name, cls in ordered:
         own = {f.name for f in dataclasses.fields(cast(Any, cls))}
         shared = {"ratio": ratio} if ratio is not None and "ratio" in own else {}

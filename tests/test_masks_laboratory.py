@@ -88,13 +88,13 @@ def test_show_draws_every_strategy(
 ) -> None:
     out = tmp_path / "masks.png"
     files = [str(p) for p in sorted(data.glob("*.png"))[:2]]
-    assert main(["show", *files, "--ckpt", str(run), "-o", str(out), "--ratio", "0.5"]) == 0
+    assert main(["show", *files, "--ckpt", str(run), "-o", str(out), "--ratio", "0.75"]) == 0
     with Image.open(out) as picture:
         wide = picture.size
         assert np.asarray(picture.convert("RGB")).std() > 10
     assert "left out" not in capsys.readouterr().err
     encoder = run / "encoder.safetensors"
-    assert main(["show", *files, "--ckpt", str(encoder), "-o", str(out), "--ratio", "0.5"]) == 0
+    assert main(["show", *files, "--ckpt", str(encoder), "-o", str(out), "--ratio", "0.75"]) == 0
     with Image.open(out) as picture:
         assert picture.size[0] < wide[0]
 

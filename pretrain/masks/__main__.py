@@ -75,12 +75,18 @@ def usable(observer: Observer, ratio: float) -> list[Variant]:
     return found
 
 
+def called(checkpoint: Path) -> str:
+    """Return how a figure names a checkpoint: a run's files are all called alike, its folder is not."""
+    path = checkpoint.resolve()
+    return f"{path.parent.name}/{path.name}"
+
+
 def show(args: argparse.Namespace) -> None:
     """Draw the figure of masks."""
     observer = Observer(args.ckpt, num_heads=args.heads, size=args.size)
     sight = observer.look(observer.load(args.images))
     masks = {v.label: draw(v, sight, args.seed) for v in usable(observer, args.ratio)}
-    title = f"What each strategy hides, as seen by {args.ckpt.name}"
+    title = f"What each strategy hides, as seen by {called(args.ckpt)}"
     names = [path.stem if len(path.stem) <= 18 else f"…{path.stem[-16:]}" for path in args.images]
     show_masks(args.output, sight, masks, title=title, names=names)
     logger.info("%s: %d images, %d strategies", args.output, len(args.images), len(masks))
@@ -95,7 +101,7 @@ def stats(args: argparse.Namespace) -> str:
     rows = measure(observer, paths, cover, ratio=args.ratio, seed=args.seed)
     kind = "objects" if cover is None else cover.kind
     if args.output is not None:
-        title = f"{len(paths)} images of {args.data.name}, as seen by {args.ckpt.name}"
+        title = f"{len(paths)} images of {args.data.name}, as seen by {called(args.ckpt)}"
         show_statistics(args.output, rows, kind=kind, title=title)
     return table(rows, kind)
 
