@@ -33,12 +33,18 @@ def free_port() -> int:
 def in_processes(target: Callable[..., Any], *arguments: tuple[Any, ...]) -> list[int | None]:
     """Run the target once for each tuple of arguments, all at once; return the exit codes."""
     context = clean_processes()
-    processes = [context.Process(target=target, args=given) for given in arguments]
+    processes = [context.Process(target=_as_usual, args=(target, given)) for given in arguments]
     for process in processes:
         process.start()
     for process in processes:
         process.join(LONGEST)
     return [process.exitcode for process in processes]
+
+
+def _as_usual(target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    # otherwise loader workers would come from the server too, slowly, and outlive a killed parent
+    multiprocessing.set_start_method("fork", force=True)
+    target(*arguments)
 
 
 def as_two_ranks(target: Callable[..., Any], *arguments: Any) -> list[int | None]:

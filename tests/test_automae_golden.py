@@ -11,10 +11,11 @@ from torch import Tensor
 from mimbench.backbone import build_backbone
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from pretrain.attention import backbone_attention
+from pretrain.blocks import Mlp
 from pretrain.generator import AdversarialAutoencoder, Discriminator
 from pretrain.layouts import from_official, to_official
 from pretrain.masks.adversarial import Strategy
-from pretrain.model import DecoderConfig, Mlp, take, to_patches
+from pretrain.model import DecoderConfig, take, to_patches
 from pretrain.objective import normalise_patches, pixel_loss
 
 GRID = (14, 14)

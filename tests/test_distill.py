@@ -166,7 +166,7 @@ def test_12_other_sizes_nothing_hidden_and_every_mask() -> None:
         ["mask.name=block"],
         ["mask.name=grid"],
         ["objective.patch_weight=0"],
-        ["head.shared=false", "head.norm_last=true", "training.save_memory=true"],
+        ["head.shared=false", "head.norm_last=true", "machine.recompute=true"],
     ):
         run = learner(*change)
         data = batch()
