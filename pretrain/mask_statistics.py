@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
 from mimbench.errors import UserError
+from pretrain.archives import SUFFIXES
 from pretrain.laboratory import fit_image
-from pretrain.sources import SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)
