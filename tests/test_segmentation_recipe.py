@@ -39,7 +39,7 @@ def whole(spec: VitSpec, source: DataSource, **fields: object) -> Config:
     """Return what mmengine gets for the benchmark `ade-upernet-160` in profile `paper`."""
     _, recipe = load_manifest().recipe("ade-upernet-160", "paper", {})
     config = from_mapping(upernet.Config, {**recipe, "data": source.root}, "paper")
-    config = replace(config, **fields)  # pyright: ignore[reportArgumentType]
+    config = replace(config, **fields)
     plan = plan_batch(config.batch, world=8, at_most=64)
     return full_config(spec, config, upernet.blueprint(spec, config), source, plan)
 
