@@ -219,7 +219,7 @@ def test_a_cpu_that_runs_out_of_memory_gives_the_same_advice(ade: Path) -> None:
         torch.empty(2**50, dtype=torch.uint8)
     assert re.search(r"the process had used \d+\.\d GiB", str(caught.value))
     with pytest.raises(RuntimeError, match="shapes"), console.advice(config):
-        torch.matmul(torch.zeros(2, 3), torch.zeros(2, 3))
+        torch.mm(torch.zeros(2, 3), torch.zeros(2, 3))
 
 
 def test_bfloat16_is_really_on(ade: Path, tmp_path: Path) -> None:
