@@ -41,6 +41,7 @@ from mimbench.watchman import watch
 from mimbench.weights import random_weights
 
 logger = logging.getLogger(__name__)
+WEIGHT = {"detection": 0, "segmentation": 1, "finetune": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +169,12 @@ def _run(
     cells: Sequence[Cell], slots: Sequence[Slot], manifest: Manifest, out: Path, running: Running
 ) -> list[Ended]:
     ledger = Ledger(out / FORECAST, cells)
+    groups = {name: benchmark.group for name, benchmark in manifest.benchmarks.items()}
     if running.cluster is None:
+        if len(slots) > 1:
+            cells = longest_first(cells, groups)
         ended = run_cells(cells, slots, fresh=running.fresh, watcher=ledger)
     else:
-        groups = {name: benchmark.group for name, benchmark in manifest.benchmarks.items()}
         ended = submit_cells(cells, groups, running.cluster, fresh=running.fresh)
         for cell in [e.cell for e in ended if e.status == "done"]:
             if result := finished(cell):
@@ -181,6 +184,11 @@ def _run(
     if said := ledger.summary([e.cell.label for e in ended if e.status == "done"]):
         logger.info("%s", said)
     return ended
+
+
+def longest_first(cells: Sequence[Cell], groups: Mapping[str, str]) -> list[Cell]:
+    """Return cells by the weight of their group: side by side, short ones fill the gaps at the end."""
+    return sorted(cells, key=lambda c: WEIGHT.get(groups.get(c.order.benchmark, ""), len(WEIGHT)))
 
 
 def show_plan(
