@@ -30,7 +30,7 @@ from mimbench.launch import Slot, make_slots
 from mimbench.ledger import FORECAST, Ledger
 from mimbench.lock import folder_lock
 from mimbench.manifest import Manifest, Profile
-from mimbench.planning import PATIENCE, plan_text
+from mimbench.planning import PATIENCE, longest_first, plan_text
 from mimbench.runner import Ended, run_cells
 from mimbench.runtime import usable_cores
 from mimbench.survey import child_environment
@@ -41,7 +41,6 @@ from mimbench.watchman import watch
 from mimbench.weights import random_weights
 
 logger = logging.getLogger(__name__)
-WEIGHT = {"detection": 0, "segmentation": 1, "finetune": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +183,6 @@ def _run(
     if said := ledger.summary([e.cell.label for e in ended if e.status == "done"]):
         logger.info("%s", said)
     return ended
-
-
-def longest_first(cells: Sequence[Cell], groups: Mapping[str, str]) -> list[Cell]:
-    """Return cells by the weight of their group: side by side, short ones fill the gaps at the end."""
-    return sorted(cells, key=lambda c: WEIGHT.get(groups.get(c.order.benchmark, ""), len(WEIGHT)))
 
 
 def show_plan(
