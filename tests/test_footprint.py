@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.light_cells import cell
 BASE = VitSpec(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_size=16, grid=(14, 14))
 
 
-def of(out: Path, name: str, images: int = 0, **config: object) -> Cell:
+def of(out: Path, name: str, images: int = 0, **config: Any) -> Cell:
     one = cell(out, name, **config)
     return replace(one, contestant=replace(one.contestant, spec=BASE), images=images)
 
