@@ -174,11 +174,13 @@ def _run(
             cells = longest_first(cells, groups)
         ended = run_cells(cells, slots, fresh=running.fresh, watcher=ledger)
     else:
+        for cell in cells:
+            if running.fresh or not (cell.problem or finished(cell)):
+                ledger.begin(cell)
         ended = submit_cells(cells, groups, running.cluster, fresh=running.fresh)
         for cell in [e.cell for e in ended if e.status == "done"]:
             if result := finished(cell):
                 # jobs start out of our sight: what the task itself took is all that is known
-                ledger.begin(cell)
                 ledger.end(cell, result.provenance.seconds)
     if said := ledger.summary([e.cell.label for e in ended if e.status == "done"]):
         logger.info("%s", said)
