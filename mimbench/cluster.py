@@ -77,7 +77,7 @@ def submit_cells(
 def _await(jobs: Sequence[Any], cluster: Cluster) -> None:
     """Wait for jobs; one that left the queue without a result (cancelled, node lost) is over too."""
     absent = dict.fromkeys((job.job_id for job in jobs), 0)
-    while left := [j for j in jobs if absent[j.job_id] < ABSENT and not j.done()]:
+    while left := [j for j in jobs if absent[j.job_id] < ABSENT and not _over(j, cluster)]:
         time.sleep(cluster.poll)
         queued = _queued() if cluster.kind == "slurm" else None
         for job in left:
@@ -85,11 +85,13 @@ def _await(jobs: Sequence[Any], cluster: Cluster) -> None:
             absent[job.job_id] = absent[job.job_id] + 1 if gone else 0
 
 
-def _queued() -> set[str] | None:
-    """Return the user's jobs that wait or run; None where the scheduler does not answer.
+def _over(job: Any, cluster: Cluster) -> bool:
+    # submitit itself would ask `sacct` too, which complains where a cluster keeps no accounts
+    return job.paths.result_pickle.exists() if cluster.kind == "slurm" else job.done()
 
-    Clusters without accounting have no `sacct`, which submitit asks: squeue is always there.
-    """
+
+def _queued() -> set[str] | None:
+    """Return the user's jobs that wait or run; None where the scheduler does not answer."""
     command = ["squeue", "--me", "--array", "--noheader", "--format", "%i"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -129,8 +131,6 @@ def _executor(folder: Path, nodes: int, before: Sequence[Any], cluster: Cluster)
         import submitit  # noqa: PLC0415 - optional, only clusters need it
     except ModuleNotFoundError:
         raise UserError("--launcher slurm needs the package submitit; run ./setup.sh") from None
-    # it tells on stdout, again and again, that a cluster without accounting has no `sacct`
-    submitit.core.logger.get_logger().setLevel(logging.ERROR)
     try:
         executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster.kind)
     except RuntimeError as error:
@@ -164,14 +164,11 @@ def _conclude(cell: Cell, job: Any) -> Ended:
     tail = last_lines(cell.folder / LOG_FILE)
     shown = "\n".join(f"    {line}" for line in tail)
     logger.error(
-        "%s: FAILED, job %s is %s; end of %s:\n%s",
+        "%s: FAILED, job %s ended without a result; end of %s:\n%s",
         cell.label,
         job.job_id,
-        job.state,
         cell.folder / LOG_FILE,
         shown,
     )
-    record_failure(
-        cell, tail[-1] if tail else f"job {job.job_id} ended as {job.state} without a result"
-    )
+    record_failure(cell, tail[-1] if tail else f"job {job.job_id} ended without a result")
     return Ended(cell, "failed")

@@ -1,6 +1,6 @@
 """What a run will cost, said before it is spent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mimbench.cells import Cell
@@ -11,6 +11,12 @@ from mimbench.ledger import FORECAST, Ledger, plan_lines
 
 PATIENCE = 40.0
 """Seconds for one measurement."""
+WEIGHT = {"detection": 0, "segmentation": 1, "finetune": 2}
+
+
+def longest_first(cells: Sequence[Cell], groups: Mapping[str, str]) -> list[Cell]:
+    """Return cells by the weight of their group: side by side, short ones fill the gaps at the end."""
+    return sorted(cells, key=lambda c: WEIGHT.get(groups.get(c.order.benchmark, ""), len(WEIGHT)))
 
 
 def plan_text(

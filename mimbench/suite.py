@@ -30,7 +30,7 @@ from mimbench.launch import Slot, make_slots
 from mimbench.ledger import FORECAST, Ledger
 from mimbench.lock import folder_lock
 from mimbench.manifest import Manifest, Profile
-from mimbench.planning import PATIENCE, plan_text
+from mimbench.planning import PATIENCE, longest_first, plan_text
 from mimbench.runner import Ended, run_cells
 from mimbench.runtime import usable_cores
 from mimbench.survey import child_environment
@@ -167,15 +167,19 @@ def _run(
     cells: Sequence[Cell], slots: Sequence[Slot], manifest: Manifest, out: Path, running: Running
 ) -> list[Ended]:
     ledger = Ledger(out / FORECAST, cells)
+    groups = {name: benchmark.group for name, benchmark in manifest.benchmarks.items()}
     if running.cluster is None:
+        if len(slots) > 1:
+            cells = longest_first(cells, groups)
         ended = run_cells(cells, slots, fresh=running.fresh, watcher=ledger)
     else:
-        groups = {name: benchmark.group for name, benchmark in manifest.benchmarks.items()}
+        for cell in cells:
+            if running.fresh or not (cell.problem or finished(cell)):
+                ledger.begin(cell)
         ended = submit_cells(cells, groups, running.cluster, fresh=running.fresh)
         for cell in [e.cell for e in ended if e.status == "done"]:
             if result := finished(cell):
                 # jobs start out of our sight: what the task itself took is all that is known
-                ledger.begin(cell)
                 ledger.end(cell, result.provenance.seconds)
     if said := ledger.summary([e.cell.label for e in ended if e.status == "done"]):
         logger.info("%s", said)

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.light_cells import cell
 BASE = VitSpec(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_size=16, grid=(14, 14))
 
 
-def of(out: Path, name: str, images: int = 0, **config: object) -> Cell:
+def of(out: Path, name: str, images: int = 0, **config: Any) -> Cell:
     one = cell(out, name, **config)
     return replace(one, contestant=replace(one.contestant, spec=BASE), images=images)
 
@@ -35,7 +36,7 @@ def test_training_needs_states_and_activations(tmp_path: Path) -> None:
     tune = of(tmp_path, "in-ft", image_size=224, batch=1024, precision="bf16", machine=machine)
     need = footprint(tune)
     assert need.disk == pytest.approx(86e6 * 24 / 2**20, rel=0.01)
-    assert 8_000 < need.memory < 9_000, "64 images of 196 tokens, 12 blocks, 34 bytes a channel"
+    assert 5_900 < need.memory < 6_200, "64 images of 196 tokens, 12 blocks, 34 bytes a channel"
     less = replace(tune, order=replace(tune.order, config={**tune.order.config, "batch": 8}))
     assert footprint(less).memory < need.memory
     assert tokens(BASE, {"crop": [512, 512]}) == 1024
