@@ -55,7 +55,6 @@ def our_step(one: FineTune, images: ImageList, batch: Batch, out: Path, precisio
     loop = LoopConfig(epochs=100, batch=size, precision=precision, tensorboard=False)
     place = Place(out=out, digest="bench", machine=Machine(max_batch=size, workers=0))
     run = _Run(one, TrainImages(images, np.asarray), loop, place)
-    run.bar = None
 
     def step() -> None:
         run._update(iter([batch]))

@@ -11,6 +11,8 @@ from mimbench.orders import RESULT_FILE
 from mimbench.results import Result, read_result
 from mimbench.rows import Column, Row, Table, Value
 
+TWIN = "random-"
+"""How rows of random weights begin: they stand below what they are a measure for."""
 METHOD_OF_FORMAT = {
     "hpm": "HPM",
     "mae": "MAE",
@@ -108,7 +110,7 @@ def _measured(
             if here:
                 values[column] = _value(here, column, manifest, choice.get(name, ""))
         rows.append(Row(label=label, kind="measured", values=values))
-    return rows
+    return sorted(rows, key=lambda row: row.label.startswith(TWIN))
 
 
 def _value(here: Sequence[Result], column: Column, manifest: Manifest, choice: str) -> Value:

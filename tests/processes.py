@@ -13,13 +13,13 @@ LONGEST = 200
 
 
 def clean_processes() -> ForkServerContext:
-    """Return a context whose processes fork from a server that only ever imported torch.
+    """Return a context whose processes fork from a server that imported our modules and did no more.
 
     A fork of the test process itself inherits the locks that its other threads hold at that moment,
     and then hangs now and then.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "mimbench.loop"])
+    context.set_forkserver_preload(["torch", "mimbench.loop", "pretrain.__main__"])
     return context
 
 
@@ -33,12 +33,18 @@ def free_port() -> int:
 def in_processes(target: Callable[..., Any], *arguments: tuple[Any, ...]) -> list[int | None]:
     """Run the target once for each tuple of arguments, all at once; return the exit codes."""
     context = clean_processes()
-    processes = [context.Process(target=target, args=given) for given in arguments]
+    processes = [context.Process(target=_as_usual, args=(target, given)) for given in arguments]
     for process in processes:
         process.start()
     for process in processes:
         process.join(LONGEST)
     return [process.exitcode for process in processes]
+
+
+def _as_usual(target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    # otherwise loader workers would come from the server too, slowly, and outlive a killed parent
+    multiprocessing.set_start_method("fork", force=True)
+    target(*arguments)
 
 
 def as_two_ranks(target: Callable[..., Any], *arguments: Any) -> list[int | None]:

@@ -191,3 +191,20 @@ def test_names_from_the_user_are_escaped() -> None:
 
 def test_no_results_make_an_empty_table() -> None:
     assert terminal(make_table([], MANIFEST)).strip() == ""
+
+
+def test_a_profile_that_all_columns_share_is_said_once() -> None:
+    table = make_table(
+        [
+            result("in-knn", 25.0, name="random-96x4-8", profile="demo"),
+            result("in-knn", 62.0, name="tiny", profile="demo"),
+            result("in-ft-hpm", 78.0, name="tiny", profile="demo"),
+        ],
+        MANIFEST,
+    )
+    lines = terminal(table).splitlines()
+    assert lines[0].split() == ["[demo]", "Fine-tune", "k-NN"]
+    assert [line.split()[0] for line in lines[2:4]] == ["tiny", "random-96x4-8"], "twins last"
+    assert lines[-1].startswith("[demo] sample data")
+    assert markdown(table).splitlines()[0] == "| [demo] | Fine-tune | k-NN |"
+    assert "- bold: best measured value" in markdown(table)
