@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mimbench.data import SUFFIXES
 from mimbench.errors import UserError
 from pretrain.annotations import is_label_map
-from pretrain.sources import SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ COMMON: Mapping[str, Any] = {
     "box_convs": 1,
     "anchor_scale": 4.0,
     "proposals": 64,
+    "candidates": 100,
     "flip": 0.0,
     "drop_path": 0.0,
     "eval_every": 0,
