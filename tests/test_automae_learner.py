@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mimbench.batches import Batch
 from mimbench.checkpoints import write_weights
+from mimbench.config import to_mapping
 from mimbench.errors import UserError
 from mimbench.learner import Moment, Place
 from mimbench.loop import fit
-from mimbench.runtime import Ranks
 from mimbench.snapshots import read_state
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, random_weights
@@ -91,7 +91,7 @@ AT = Moment(step=0, steps_per_epoch=3, epochs=3, batch=4)
 def run(out: Path, config: Config, *, max_batch: int = 4) -> AdversarialPretraining:
     made = learner(config, out)
     machine = Machine(max_batch=max_batch, workers=0, device="cpu")
-    place = Place(out=out, digest="d", ranks=Ranks(), machine=machine)
+    place = Place(out=out, digest="d", config=to_mapping(config), machine=machine)
     fit(made, Pictures(), config.loop(), place)
     return made
 
@@ -247,7 +247,8 @@ def test_15_two_stages_and_files(tmp_path: Path) -> None:
 
 def _plain_run(tmp_path: Path) -> Path:
     out, config = tmp_path / "plain", tiny("mask.name=random", "training.steps=1")
-    place = Place(out=out, digest="d", machine=Machine(max_batch=4, workers=0, device="cpu"))
+    machine = Machine(max_batch=4, workers=0, device="cpu")
+    place = Place(out=out, digest="d", config=to_mapping(config), machine=machine)
     fit(Pretraining(config, torch.device("cpu"), out), Pictures(), config.loop(), place)
     return out
 

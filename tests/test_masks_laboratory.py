@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from mimbench.checkpoints import write_weights
+from mimbench.config import to_mapping
 from mimbench.learner import Place
 from mimbench.loop import fit
 from mimbench.task import Machine
@@ -59,7 +60,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has everything: decoder, loss predictor, teacher and mask generator."""
     out = tmp_path_factory.mktemp("run")
     config = read_config("hpm_vit_base_16", [*SMALL, "mask.name=adversarial"])
-    place = Place(out=out, digest="d", machine=Machine(workers=0, device="cpu"))
+    machine = Machine(workers=0, device="cpu")
+    place = Place(out=out, digest="d", config=to_mapping(config), machine=machine)
     fit(AdversarialPretraining(config, torch.device("cpu"), out), Noise(), config.loop(), place)
     return out
 
