@@ -170,17 +170,19 @@ def table(plan: Plan, scores: Scores) -> str:
         "|---" * (2 + len(plan.benchmarks)) + "|",
     ]
     for arm, rows in scores.items():
-        cells = [summary([r[b] for r in rows.values() if b in r]) for b in plan.benchmarks]
+        found = ([r[name] for r in rows.values() if name in r] for name in plan.benchmarks)
+        cells = [summary(values, len(rows)) for values in found]
         lines.append(f"| {arm} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def summary(values: Sequence[float]) -> str:
-    """Return mean ± standard deviation, and the count where it is one."""
+def summary(values: Sequence[float], seeds: int) -> str:
+    """Return mean ± standard deviation, and how many there are where not all seeds have one."""
     if not values:
         return "-"
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean} (1)"
+    text = f"{statistics.mean(values):.1f}"
+    text += f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return text if len(values) == seeds else f"{text} ({len(values)})"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,7 +13,6 @@ from mimbench.config import to_mapping
 from mimbench.errors import UserError
 from mimbench.learner import Moment, Place
 from mimbench.loop import fit
-from mimbench.runtime import Ranks
 from mimbench.snapshots import read_state
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, random_weights
@@ -92,7 +91,7 @@ AT = Moment(step=0, steps_per_epoch=3, epochs=3, batch=4)
 def run(out: Path, config: Config, *, max_batch: int = 4) -> AdversarialPretraining:
     made = learner(config, out)
     machine = Machine(max_batch=max_batch, workers=0, device="cpu")
-    place = Place(out=out, digest="d", config=to_mapping(config), ranks=Ranks(), machine=machine)
+    place = Place(out=out, digest="d", config=to_mapping(config), machine=machine)
     fit(made, Pictures(), config.loop(), place)
     return made
 
