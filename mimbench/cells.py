@@ -17,6 +17,7 @@ from mimbench.orders import NOT_PROTOCOL, ORDER_FILE, RESULT_FILE, Order, read_o
 from mimbench.results import Result, read_result
 from mimbench.survey import Finding, Question, survey
 from mimbench.task import Machine
+from mimbench.weights import VitSpec
 
 logger = logging.getLogger(__name__)
 STALE = ".stale-"
@@ -33,6 +34,7 @@ class Contestant:
     num_heads: int | None = None
     twin: bool = False
     """Random on purpose: no canary."""
+    spec: VitSpec | None = None
 
     @property
     def folder(self) -> str:
@@ -74,6 +76,10 @@ class Cell:
     main_metric: str
     protocol: str
     problem: str = ""
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration with next to no training; empty if the task offers none."""
+    images: int = 0
+    """Labelled images in the data set; 0 if they are not in folders of classes."""
 
     @property
     def label(self) -> str:
@@ -112,6 +118,7 @@ def read_contestant(
         weights=describe_weights(weights, name),
         which=which,
         num_heads=num_heads,
+        spec=spec,
     )
 
 
@@ -195,6 +202,8 @@ def _cell(
         main_metric=finding.main_metric,
         protocol=finding.protocol,
         problem=finding.problem,
+        rehearsal={**finding.rehearsal, "seed": seed} if finding.rehearsal else {},
+        images=finding.images,
     )
 
 

@@ -107,7 +107,7 @@ def test_order_resumes_anywhere() -> None:
 
 def test_augmentation_is_a_function_of_the_position(coco: Path) -> None:
     split = data.inspect(coco / "annotations/instances_train2017.json", coco / "train2017")
-    names = dict.fromkeys(("train", "val"), data.register(split))
+    names: dict[str, str] = dict.fromkeys(("train", "val"), data.register(split))
     sets = recipe.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
     records = recipe.instantiate(sets.train.dataset)
     pictures = Positioned(records, Reader(recipe.instantiate(sets.train.mapper)), seed=0)
