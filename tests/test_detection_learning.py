@@ -70,17 +70,16 @@ def learned_backbone(twin: VitWeights, out: Path) -> VitWeights:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_backbone_that_knows_the_objects_beats_its_random_twin(tmp_path: Path) -> None:
-    """The demo's own recipe at half its length, from a backbone that has been through all of it."""
+    """After the demo's own recipe: from a detector's backbone, and from the weights it began with."""
     generate(tmp_path / "s")
     _, mapping = load_manifest().recipe("coco-vitdet-12", "demo")
     machine = {"device": "cpu", "workers": 0}
     demo = from_mapping(Config, {**mapping, "data": tmp_path / "s/coco", "machine": machine})
     spec = VitSpec(embed_dim=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8, grid=(4, 4))
     twin = random_weights(spec, 0)
-    taught = run(twin, demo, tmp_path / "teach")
-    short = replace(demo, images=mapping["images"] // 2)
-    learned = run(learned_backbone(twin, tmp_path / "teach"), short, tmp_path / "learned")
-    fresh = run(twin, short, tmp_path / "fresh")
-    logger.info("taught %s\nlearned %s\nfresh %s", taught, learned, fresh)
+    fresh = run(twin, demo, tmp_path / "fresh")
+    # the same heads, drawn from the same seed, start over on it
+    learned = run(learned_backbone(twin, tmp_path / "fresh"), demo, tmp_path / "learned")
+    logger.info("fresh %s, learned %s", fresh, learned)
     assert learned["box_ap"] > fresh["box_ap"] + 2.0
-    assert learned["mask_ap"] > fresh["mask_ap"] + 1.0
+    assert learned["mask_ap"] > fresh["mask_ap"] + 2.0
