@@ -4,6 +4,7 @@ One multiplication with its addition counts as two; what is not a matrix product
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -59,14 +60,19 @@ def _backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
+def _product(rows: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * prod(rows) * weight[0]
+
+
 def executed(step: Callable[[], object]) -> int:
     """Return the FLOPs that PyTorch executes in `step`, recomputation included."""
     aten = torch.ops.aten
-    # PyTorch's counter knows the fused attention of GPUs only
-    fused = {
+    # PyTorch's counter knows the fused attention of GPUs only, and no oneDNN
+    further = {
+        torch.ops.mkldnn._linear_pointwise: _product,
         aten._scaled_dot_product_flash_attention_for_cpu: _forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
     }
-    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+    with FlopCounterMode(display=False, custom_mapping=further) as counter:
         step()
     return counter.get_total_flops()

@@ -30,24 +30,14 @@ from bench.pretrain_subjects import (
     plain,
     plain_twin,
 )
-from bench.stopwatch import Mark, Spread, Stopwatch, gemm_rate, ratios
+from bench.pretrain_table import plain_data, table
+from bench.stopwatch import Mark, Stopwatch, gemm_rate, ratios
 from mimbench.files import write_json
 from mimbench.logs import configure_logging
 from mimbench.runtime import pick_device
 
 logger = logging.getLogger(__name__)
 
-PARTS = (
-    "teacher",
-    "masks",
-    "encoder",
-    "decoders",
-    "losses",
-    "clip",
-    "optimizer",
-    "average",
-    "rest",
-)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 OPTIONS = {
@@ -176,31 +166,6 @@ def memory(setting: Setting) -> dict[str, Any]:
     }
 
 
-def table(size: str, found: dict[str, Any]) -> str:
-    """Return one size's results for people."""
-    lines = [f"ViT-{size}"]
-    if "plain" in found:
-        lines.append(f"  {'part':<12}{'ours, s':>10}{'plain, s':>10}{'ratio':>8}")
-        for part in PARTS:
-            own, other = (
-                Spread(tuple(t.get(part, 0.0) for t in found[k])).median for k in ("ours", "plain")
-            )
-            ratio = f"{own / other:>8.2f}" if other > 1e-3 else f"{'':>8}"
-            lines.append(f"  {part:<12}{own:>10.3f}{other:>10.3f}{ratio}")
-    for name, value in found.items():
-        if name not in {"ours", "plain"}:
-            lines.append(f"  {name}: {_shown(value)}")
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return " ".join(_shown(v) for v in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     out = argparse.ArgumentParser(
@@ -243,16 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(table(size, found) + "\n")
         sys.stdout.flush()
         if args.out is not None:
-            write_json(args.out, _plain_data(everything))
+            write_json(args.out, plain_data(everything))
     return 0
-
-
-def _plain_data(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain_data(v) for k, v in value.items()}
-    if isinstance(value, Spread):
-        return list(value.values)
-    return value
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import logging
 import math
 import resource
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mimbench.files import write_text
+from mimbench.learner import Moment, Place
+from mimbench.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +90,39 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         write_text(self.path, "".join(f"{line}\n" for line in lines if _is_until(line, step)))
+
+
+class Record:
+    """What the main process tells while a run goes on: the live line, and the journal."""
+
+    def __init__(self, place: Place, at: Moment, *, total: int, tensorboard: bool) -> None:
+        self.bar = Progress(place.label, total, start=at.step)
+        self.journal = Journal(place.out, resumed_at=at.step, tensorboard=tensorboard)
+        self.since, self.step = time.monotonic(), at.step
+
+    def count(self) -> None:
+        """Count one step as done."""
+        self.bar.step()
+
+    def show(
+        self, at: Moment, figures: Mapping[str, float], lr: float, device: torch.device
+    ) -> None:
+        """Record the means since the last time, with speed and memory."""
+        now = time.monotonic()
+        images, spent = (at.step - self.step) * at.batch, max(now - self.since, 1e-9)
+        self.since, self.step = now, at.step
+        speed, memory = images / spent, peak_memory(device)
+        more = {"lr": lr, "images_per_second": speed, "memory_gib": memory}
+        self.journal.write(at.step, {"epoch": at.fraction, **figures, **more})
+        shown = {**figures, "img/s": speed, "GiB": memory}
+        del shown["broken_images"]
+        self.bar.step(0, **shown)
+
+    def close(self, *, finished: bool) -> None:
+        """Finish the files, and the line of a run that came to its end."""
+        self.journal.close()
+        if finished:
+            self.bar.close()
 
 
 def _is_until(line: str, step: int) -> bool:

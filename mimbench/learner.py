@@ -1,5 +1,6 @@
 """What a training run is told: its configuration, where it stands and lives, and what a step is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -110,13 +111,27 @@ class Learner:
     def after_update(self, at: Moment) -> None:
         """Act after each optimizer step, once: moving averages, further optimizers."""
 
+    def unscored(self, at: Moment) -> bool:
+        """Tell whether the epoch that ended at `at` is still to be scored by `end_epoch`.
+
+        If so, the state is saved before that as well, and a run that was killed meanwhile only
+        scores; without a long `end_epoch` there is no need to.
+        """
+        del at
+        return False
+
     def end_epoch(self, at: Moment) -> dict[str, float]:
         """Return further figures of the epoch that ended, such as a validation accuracy."""
         del at
         return {}
 
     def saved(self, checkpoint: Path, at: Moment) -> None:
-        """Act on rank 0 after the last state, or one that stays, was written: exports."""
+        """Act on rank 0 before the final state, or one that stays, is written: exports.
+
+        Args:
+            checkpoint: Where that state will be; a run killed before it is there calls this again.
+            at: Where the run stands.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return what else a continuation needs: tensors and plain data."""
@@ -133,6 +148,8 @@ class Place:
     out: Path
     digest: str
     """Identifies the configuration: a folder never mixes two of them."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration as plain data, kept in every state for whoever reads one by itself."""
     ranks: Ranks = field(default_factory=Ranks)
     machine: Machine = field(default_factory=Machine)
     label: str = "train"

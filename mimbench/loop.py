@@ -6,31 +6,21 @@ precision, accumulation, clipping, schedule, record, checkpoints, resumption, pr
 
 import logging
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import nn
-from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from mimbench.batches import Batch, Faults, Samples, StepSampler, derive_seed, loader, to_device
+from mimbench.batches import Batch, Faults, Samples, StepSampler, loader, to_device
 from mimbench.errors import UserError
-from mimbench.journal import Journal, Meter, peak_memory
+from mimbench.journal import Record
 from mimbench.learner import BEST, FAILED, LAST, Learner, LoopConfig, Moment, Place
 from mimbench.optim import plan_batch, set_lr
-from mimbench.progress import Progress
-from mimbench.runtime import autocast, seed_everything
-from mimbench.snapshots import (
-    duplicate,
-    gather,
-    random_state,
-    read_state,
-    restore_random_state,
-    write_state,
-)
+from mimbench.runtime import autocast
+from mimbench.snapshots import duplicate
+from mimbench.standing import Standing
 from mimbench.watch import PREEMPTED, LossWatch, Preempted, StopSignals
 
 __all__ = ["Learner", "LoopConfig", "Moment", "Place", "Preempted", "fit"]
@@ -62,29 +52,25 @@ class _Run:
     ) -> None:
         self.learner, self.samples, self.config, self.place = learner, samples, config, place
         self.ranks = place.ranks
-        self.device = next(learner.model.parameters()).device
         self.plan = plan_batch(
             config.batch, world=self.ranks.world, at_most=place.machine.max_batch
         )
         self.per_epoch = len(samples) // config.batch
-        self.total = min(
-            config.epochs * self.per_epoch, config.steps or config.epochs * self.per_epoch
-        )
-        self.step = place.start_epoch * self.per_epoch
-        self.best: float | None = None
-        self.window, self.whole_epoch = Meter(), Meter()
-        self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
+        whole = config.epochs * self.per_epoch
+        self.total = min(whole, config.steps or whole)
+        self.now = Standing(learner, config, place, steps_per_epoch=self.per_epoch)
+        self.device, self.scaler = self.now.device, self.now.scaler
         self.faults = Faults(config.max_broken, len(samples))
         self.watch = LossWatch(learner.optimizer, self.device, self.ranks)
         self.trained = [p for g in learner.optimizer.param_groups for p in g["params"]]
-        self._restore()
+        self.record: Record | None = None
         self.model = self._wrap()
 
     def at(self, micro: int = 0) -> Moment:
         """Return where the run stands."""
         share = self.plan.per_process * self.plan.micro_steps
         return Moment(
-            step=self.step,
+            step=self.now.step,
             steps_per_epoch=self.per_epoch,
             epochs=self.config.epochs,
             batch=self.config.batch,
@@ -93,40 +79,38 @@ class _Run:
 
     def go(self) -> Moment:
         """Run to the end."""
-        if self.step >= self.total:
+        if self.now.step >= self.total and not self._unscored():
             return self.at()
-        main, config = self.ranks.main, self.config
-        self.bar = Progress(self.place.label, self.total, start=self.step) if main else None
-        self.journal = (
-            Journal(self.place.out, resumed_at=self.step, tensorboard=config.tensorboard)
-            if main
-            else None
-        )
-        self.logged_at, self.logged_step = time.monotonic(), self.step
+        if self.ranks.main:
+            self.record = Record(
+                self.place, self.at(), total=self.total, tensorboard=self.config.tensorboard
+            )
         try:
             with StopSignals(self.ranks) as signals:
                 self._train(signals)
         finally:
-            if self.journal is not None:
-                self.journal.close()
-        if self.bar is not None:
-            self.bar.close()
+            if self.record is not None:
+                self.record.close(finished=self.now.step >= self.total)
         return self.at()
 
     def _train(self, signals: StopSignals) -> None:
         batches = self._batches()
         fresh = True
-        while self.step < self.total:
-            if fresh or self.step % self.per_epoch == 0:
+        if self._unscored():
+            self._keep()
+        while self.now.step < self.total:
+            if fresh or self.now.step % self.per_epoch == 0:
                 fresh = False
                 self.model.train()
                 self.learner.begin_epoch(self.at())
             self._update(batches)
             self._look()
             self._keep()
-            if signals.agreed() and self.step < self.total:
+            if signals.agreed() and self.now.step < self.total:
                 self._save()
-                logger.warning("told to leave: saved after step %d; run again to go on", self.step)
+                logger.warning(
+                    "told to leave: saved after step %d; run again to go on", self.now.step
+                )
                 raise Preempted(PREEMPTED)
 
     def _update(self, batches: Iterator[Batch]) -> None:
@@ -135,21 +119,21 @@ class _Run:
         set_lr(optimizer, self.learner.rate(self.at()))
         optimizer.zero_grad(set_to_none=True)
         for micro in range(micro_steps):
-            batch = self._receive(next(batches))
+            batch = next(batches)
             with self._no_reduce(more=micro < micro_steps - 1):
                 with autocast(self.device, self.config.precision):
                     figures = self.learner.loss(self.model, batch, self.at(micro))
-                self.watch.loss(figures["loss"], self.step, batch.indices)
+                self.watch.loss(figures["loss"], self.now.step, batch.indices)
                 loss = figures["loss"] / micro_steps
                 if self.scaler.is_enabled():
                     loss = self.scaler.scale(loss + self.watch.poison())
                 loss.backward()
-            self.window.add(figures)
-            self.whole_epoch.add(figures)
+            self.now.window.add(figures)
+            self.now.whole_epoch.add(figures)
         self._descend()
-        self.step += 1
-        if self.bar is not None:
-            self.bar.step()
+        self.now.step += 1
+        if self.record is not None:
+            self.record.count()
         self.learner.after_update(self.at())
 
     def _descend(self) -> None:
@@ -167,7 +151,7 @@ class _Run:
             self.scaler.step(optimizer)
             self.scaler.update()
         else:
-            self.watch.gradient(norm, self.step)
+            self.watch.gradient(norm, self.now.step)
             self.watch.guard()
             if self.watch.always:
                 self._check()
@@ -175,26 +159,16 @@ class _Run:
 
     def _look(self) -> None:
         """Read the figures when they are due: the one place where the host waits for the device."""
-        if self.step % self.config.log_every and self.step < self.total:
+        if self.now.step % self.config.log_every and self.now.step < self.total:
             return
         self._check()
-        figures = self.window.means()
-        self.window.reset()
-        now = time.monotonic()
-        images = (self.step - self.logged_step) * self.config.batch
-        speed = {
-            "images_per_second": images / max(now - self.logged_at, 1e-9),
-            "memory_gib": peak_memory(self.device),
-        }
-        self.logged_at, self.logged_step = now, self.step
-        if self.journal is None or self.bar is None:
+        figures = self.now.window.means()
+        self.now.window.reset()
+        if self.record is None:
             return
         figures |= {"gradient_norm": self.norm.item(), "broken_images": len(self.faults.found)}
         lr = self.learner.optimizer.param_groups[-1]["lr"]
-        self.journal.write(self.step, {"epoch": self.at().fraction, **figures, "lr": lr, **speed})
-        shown = {**figures, "img/s": speed["images_per_second"], "GiB": speed["memory_gib"]}
-        del shown["broken_images"]
-        self.bar.step(0, **shown)
+        self.record.show(self.at(), figures, lr, self.device)
 
     def _check(self) -> None:
         """Stop the run, saved, if a loss or gradient was not finite."""
@@ -203,7 +177,7 @@ class _Run:
             return
         step, what, indices = fault
         path = self.place.checkpoints / FAILED
-        self._write(path)
+        self.now.write(path)
         shown = "\n".join(f"  {self.samples.name(i)}" for i in indices)
         raise UserError(
             f"the {what} is not finite at optimizer step {step} (epoch "
@@ -213,102 +187,49 @@ class _Run:
 
     def _keep(self) -> None:
         """Save what is due after a step."""
-        config, ended = self.config, self.step % self.per_epoch == 0
+        config, step = self.config, self.now.step
+        ended, last = step % self.per_epoch == 0, step == self.total
+        if self._unscored():
+            # scoring takes long and may fail: the epoch is safe before it
+            self._save()
         better = ended and self._end_epoch()
-        last = self.step == self.total
-        if not (ended or last or (config.save_every and self.step % config.save_every == 0)):
+        if not (ended or last or (config.save_every and step % config.save_every == 0)):
             return
-        self._save()
-        epoch = self.step // self.per_epoch
-        kept = ended and config.keep_every > 0 and epoch % config.keep_every == 0
-        if not self.ranks.main:
-            return
+        epoch, names = step // self.per_epoch, [BEST] if better else []
+        if ended and config.keep_every > 0 and epoch % config.keep_every == 0:
+            names.append(f"epoch-{epoch:04d}.pt")
+        self._save(names, last=last)
+
+    def _save(self, further: Sequence[str] = (), *, last: bool = False) -> None:
+        """Write last.pt, and before it the states and exports that stay.
+
+        A run that is killed in between takes its last steps again and so writes all of them.
+        """
+        self._check()
         folder = self.place.checkpoints
-        if better:
-            duplicate(folder / LAST, folder / BEST)
-        if kept:
-            copy = folder / f"epoch-{epoch:04d}.pt"
-            duplicate(folder / LAST, copy)
-            self.learner.saved(copy, self.at())
-        if last:
-            self.learner.saved(folder / LAST, self.at())
+        if self.ranks.main:
+            for name in [*further, *([LAST] if last else [])]:
+                if name != BEST:
+                    self.learner.saved(folder / name, self.at())
+        names = [*further, LAST]
+        self.now.write(folder / names[0])
+        if self.ranks.main:
+            for name in names[1:]:
+                duplicate(folder / names[0], folder / name)
+
+    def _unscored(self) -> bool:
+        ended = self.now.step > 0 and self.now.step % self.per_epoch == 0
+        return ended and self.learner.unscored(self.at())
 
     def _end_epoch(self) -> bool:
         """Close an epoch; tell whether it was the best so far."""
         self._check()
         own = self.learner.end_epoch(self.at())
-        means = self.whole_epoch.means()
-        self.whole_epoch.reset()
-        if own and self.journal is not None:
-            self.journal.write(self.step, {"epoch": self.at().fraction, **own})
-        figures = means | own
-        name = self.config.best
-        if name not in figures:
-            raise UserError(f"best: '{name}' is no figure of this run; it has {', '.join(figures)}")
-        value = figures[name]
-        sign = 1 if self.config.best_is == "largest" else -1
-        if self.best is not None and sign * value <= sign * self.best:
-            return False
-        self.best = value
-        return True
-
-    def _save(self) -> None:
-        self._check()
-        self._write(self.place.checkpoints / LAST)
-
-    def _write(self, path: Any) -> None:
-        own = {
-            "random": random_state(self.device),
-            "window": self.window.state(),
-            "whole_epoch": self.whole_epoch.state(),
-        }
-        processes = gather(own)
-        if self.ranks.main:
-            write_state(
-                path,
-                {
-                    "digest": self.place.digest,
-                    "step": self.step,
-                    "best": self.best,
-                    "model": self.learner.model.state_dict(),
-                    "optimizer": self.learner.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                    "learner": self.learner.state(),
-                    "processes": processes,
-                },
-            )
-
-    def _restore(self) -> None:
-        path = self.place.checkpoints / LAST
-        if not path.exists():
-            seed_everything(derive_seed(self.config.seed, self.ranks.rank))
-            return
-        state = read_state(path)
-        if state["digest"] != self.place.digest:
-            raise UserError(
-                f"{self.place.out} holds a run of another configuration; "
-                "choose another folder, or start afresh with --fresh"
-            )
-        self.learner.model.load_state_dict(state["model"])
-        self.learner.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        self.learner.restore(state["learner"])
-        self.step, self.best = state["step"], state["best"]
-        processes = state["processes"]
-        if len(processes) == self.ranks.world:
-            own = processes[self.ranks.rank]
-            restore_random_state(own["random"], self.device)
-            self.window.restore(own["window"], self.device)
-            self.whole_epoch.restore(own["whole_epoch"], self.device)
-        else:
-            logger.warning(
-                "resuming with %d processes a run of %d: same data and schedule, "
-                "other random numbers in the model",
-                self.ranks.world,
-                len(processes),
-            )
-        logger.info("resuming after step %d of %d", self.step, self.total)
+        figures = self.now.whole_epoch.means() | own
+        self.now.whole_epoch.reset()
+        if own and self.record is not None:
+            self.record.journal.write(self.now.step, {"epoch": self.at().fraction, **own})
+        return self.now.improves(figures, self.config)
 
     def _wrap(self) -> nn.Module:
         model = self.learner.model
@@ -333,12 +254,10 @@ class _Run:
             plan=self.plan,
             ranks=self.ranks,
             seed=self.config.seed,
-            start=self.step,
+            start=self.now.step,
             stop=self.total,
         )
         workers, pin = self.place.machine.workers, self.device.type == "cuda"
-        return iter(loader(self.samples, sampler, workers=workers, pin=pin))
-
-    def _receive(self, batch: Batch) -> Batch:
-        self.faults.add(batch.faults)
-        return batch._replace(data=to_device(batch.data, self.device))
+        for batch in loader(self.samples, sampler, workers=workers, pin=pin):
+            self.faults.add(batch.faults)
+            yield batch._replace(data=to_device(batch.data, self.device))

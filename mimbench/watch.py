@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections import deque
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 PREEMPTED = 75
 """Exit code (sysexits' "temporary failure"): start the same command again to go on."""
+
+
+PATIENCE, BRIEF = timedelta(minutes=30), timedelta(seconds=10)
+"""How long to wait for the other processes' last word: at a run's end, and where it failed."""
 
 
 class Preempted(SystemExit):
@@ -117,8 +122,13 @@ class StopSignals:
     ) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-        if self.pending is not None and kind is None:
-            self.pending.wait()
+        if self.pending is None:
+            return
+        try:
+            # a group that is taken down with a word under way waits for it, and a peer may be gone
+            self.pending.wait(PATIENCE if kind is None else BRIEF)
+        except RuntimeError:
+            logger.debug("another process left before its last word came through")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -128,12 +138,13 @@ class StopSignals:
         """Tell whether to leave; with several processes the answer is one step old, and common."""
         if self.group is None:
             return self.requested
-        leave = False
         if self.pending is not None:
             self.pending.wait()
-            leave = bool(self.flag.item())
+            self.pending = None
+            if self.flag.item():
+                return True
         self.flag = torch.tensor([float(self.requested)])
         self.pending = dist.all_reduce(
             self.flag, op=dist.ReduceOp.MAX, group=self.group, async_op=True
         )
-        return leave
+        return False

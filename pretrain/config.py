@@ -3,70 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mimbench.config import from_mapping, load_yaml, merge, parse_overrides, to_mapping
+from mimbench.config import from_mapping, load_yaml, merge, parse_overrides
 from mimbench.errors import UserError, did_you_mean
 from mimbench.files import value_digest
 from mimbench.learner import LoopConfig
-from mimbench.runtime import Precision
 from mimbench.task import Machine
-from mimbench.weights import VitSpec
 from pretrain import masks
 from pretrain.data import DataConfig
 from pretrain.model import DecoderConfig
 from pretrain.objective import LossPrediction, TargetName
+from pretrain.sections import EncoderConfig, TrainingConfig, moving_values
 from pretrain.teacher import TeacherConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 BASE = CONFIGS / "base.yaml"
-
-SIZES = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-}
-"""Width, depth, heads."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """The ViT: a published size, or its own numbers."""
-
-    size: Literal["tiny", "small", "base", "large", "huge"] = "base"
-    patch: int = 16
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-
-    def spec(self, data: DataConfig) -> VitSpec:
-        """Return the specification for images as the data section gives them."""
-        size = SIZES[self.size]
-        width, depth, heads = (
-            own if own is not None else usual
-            for own, usual in zip((self.width, self.depth, self.heads), size, strict=True)
-        )
-        if width % heads or width % 4:
-            raise UserError(
-                f"an encoder width of {width} must divide by its {heads} heads, and by 4"
-            )
-        if data.image_size % self.patch:
-            raise UserError(
-                f"images of {data.image_size} do not divide into patches of {self.patch}"
-            )
-        side = data.image_size // self.patch
-        return VitSpec(
-            embed_dim=width,
-            depth=depth,
-            num_heads=heads,
-            mlp_dim=4 * width,
-            patch_size=self.patch,
-            grid=(side, side),
-            mean=data.mean,
-            std=data.std,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,24 +52,6 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float | None = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long, how much at once, and what is kept; see `mimbench.learner.LoopConfig`."""
-
-    epochs: int = 200
-    batch: int = 2048
-    steps: int | None = None
-    seed: int = 0
-    precision: Precision = "fp32"
-    save_memory: bool = False
-    """Compute the inside of each block twice instead of keeping it (activation checkpointing)."""
-    log_every: int = 50
-    save_every: int = 500
-    keep_every: int = 100
-    max_broken: float = 0.001
-    tensorboard: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,28 +92,11 @@ class Config:
 
     def loop(self) -> LoopConfig:
         """Return what the training loop is told."""
-        t = self.training
-        return LoopConfig(
-            epochs=t.epochs,
-            batch=t.batch,
-            steps=t.steps,
-            seed=t.seed,
-            precision=t.precision,
-            clip_grad=self.optimizer.clip_grad,
-            log_every=t.log_every,
-            save_every=t.save_every,
-            keep_every=t.keep_every,
-            best="reconstruction",
-            max_broken=t.max_broken,
-            tensorboard=t.tensorboard,
-        )
+        return self.training.loop(clip_grad=self.optimizer.clip_grad, best="reconstruction")
 
     def digest(self) -> str:
-        """Return a digest of all that may move the weights: not the machine, nor where data lies."""
-        value = to_mapping(self)
-        del value["machine"], value["data"]["root"]
-        for name in ("log_every", "save_every", "keep_every", "tensorboard", "steps"):
-            del value["training"][name]
+        """Return a digest of all that may move the weights."""
+        value = moving_values(self)
         value["start"]["weights"] = value["start"]["weights"] is not None
         # where AutoMAE's networks lie; the training state knows which they were
         for name in {"scorer", "generator_from"} & value["mask"].keys():

@@ -1,7 +1,6 @@
 """Training images: decoded fast, cropped and flipped as the recipe says, handed over as bytes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,28 +10,18 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as vision
 
 from mimbench.images import decode
-from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, Triple
+from pretrain.sections import ImagesConfig
 from pretrain.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(ImagesConfig):
     """Which images, and what is done to them."""
 
-    name: str = ""
-    """'' for a folder or tar file; 'list' for train.txt; 'wds/<pattern>' for shards; 'hfds/<name>'
-    and further indexed names of timm's create_dataset; 'sample' for the sample data."""
-    root: Path | None = None
-    split: str = "train"
-    image_size: int = 224
     augment: Literal["crop", "none"] = "crop"
     """`crop`: random resized crop and flip; `none`: the image, resized if it must be."""
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    flip: float = 0.5
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
 
 
 class Crops:

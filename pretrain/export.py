@@ -104,7 +104,7 @@ def _released_name(spec: VitSpec) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m pretrain.export", description=__doc__)
-    parser.add_argument("model", type=Path, help="a run's folder, or its model.safetensors")
+    parser.add_argument("model", type=Path, help="a run's folder, a state or export of it")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--layout", choices=["mae", "hpm"], default="hpm")
     args = parser.parse_args(arguments)

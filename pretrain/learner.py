@@ -57,8 +57,8 @@ class Pretraining(Learner):
         self.features = FeatureNetwork(source, self.spec.grid).to(device) if source else None
         self.student = self.networks(output_width(config, self.features)).to(device)
         self.model = self.student
-        if config.training.save_memory or config.machine.recompute:
-            self.student.save_memory()
+        if config.machine.recompute:
+            self.student.recompute()
         averaged = self.asks_teacher() or config.objective.target == "ema" or config.teacher.keep
         self.teacher = Teacher(self.student) if averaged else None
         if self.teacher is not None and config.machine.compile:

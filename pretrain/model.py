@@ -5,17 +5,16 @@ dropped before anything is computed for them. A decoder sees [class, visible, hi
 for its last tokens only: its last block computes queries, MLP and head for those alone.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mimbench.positions import resize_table, sincos_table
 from mimbench.weights import VitSpec
+from pretrain.blocks import Block, run_block
+from pretrain.linear import Linear, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,64 +53,6 @@ def split(mask: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
     return order[:, :visible], order[:, visible:]
 
 
-class Attention(nn.Module):
-    """Self-attention in one fused kernel."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
-        """Return what tokens (b, n, d) gather; for the `last` tokens only if that is given."""
-        b, n, width = x.shape
-        if last is None:
-            q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(x[:, n - last :], weight[:width], bias[:width])
-            q = q.reshape(b, last, self.heads, -1).transpose(1, 2)
-            kv = F.linear(x, weight[width:], bias[width:])
-            k, v = kv.reshape(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(b, -1, width))
-
-
-class Mlp(nn.Module):
-    """Two linear maps around an exact GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the mapped tokens."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
-        super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(width, eps=eps), Attention(width, heads)
-        self.norm2, self.mlp = nn.LayerNorm(width, eps=eps), Mlp(width, hidden)
-
-    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
-        """Return the tokens after the block; the `last` ones only if that is given."""
-        kept = x if last is None else x[:, x.shape[1] - last :]
-        kept = kept + self.attn(self.norm1(x), last)
-        return kept + self.mlp(self.norm2(kept))
-
-
-def run_block(block: Callable[..., Tensor], x: Tensor, *rest: int, save_memory: bool) -> Tensor:
-    """Return block(x, *rest); with `save_memory` its inside is computed again in the backward pass."""
-    if save_memory and torch.is_grad_enabled():
-        return cast(Tensor, checkpoint(block, x, *rest, use_reentrant=False))
-    return block(x, *rest)
-
-
 class PatchEmbed(nn.Module):
     """The patch embedding: a convolution's weights, applied to patches that are already cut out."""
 
@@ -122,7 +63,7 @@ class PatchEmbed(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Return the embeddings of patches (b, k, size * size * 3)."""
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches, weight, self.proj.bias)
+        return linear(patches, weight, cast(Tensor, self.proj.bias))
 
 
 class Encoder(nn.Module):
@@ -133,7 +74,7 @@ class Encoder(nn.Module):
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.save_memory = False
+        self.recompute = False
         self.patch_embed = PatchEmbed(spec.embed_dim, spec.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
         table = sincos_table(spec.embed_dim, spec.grid, class_row=True)
@@ -159,7 +100,7 @@ class Encoder(nn.Module):
     def run(self, x: Tensor, blocks: int | None = None) -> Tensor:
         """Return the tokens after the first `blocks` blocks, by default after all of them."""
         for block in self.blocks[:blocks]:
-            x = run_block(block, x, save_memory=self.save_memory)
+            x = run_block(block, x, recompute=self.recompute)
         return x
 
     def embed(
@@ -187,18 +128,18 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, outputs: int, eps: float) -> None:
         super().__init__()
-        self.save_memory = False
+        self.recompute = False
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, 4 * config.width, eps) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=eps)
-        self.pred = nn.Linear(config.width, outputs)
+        self.pred = Linear(config.width, outputs)
 
     def forward(self, x: Tensor, last: int) -> Tensor:
         """Return the head's outputs (b, last, outputs) for the last tokens."""
         for block in self.blocks[:-1]:
-            x = run_block(block, x, save_memory=self.save_memory)
-        x = run_block(self.blocks[-1], x, last, save_memory=self.save_memory)
+            x = run_block(block, x, recompute=self.recompute)
+        x = run_block(self.blocks[-1], x, last, recompute=self.recompute)
         return self.pred(self.norm(x))
 
 
@@ -210,7 +151,7 @@ class Neck(nn.Module):
     def __init__(self, spec: VitSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
-        self.embed = nn.Linear(spec.embed_dim, width)
+        self.embed = Linear(spec.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("pos_embed", sincos_table(width, spec.grid, class_row=True))
 
@@ -279,12 +220,11 @@ class MaskedAutoencoder(nn.Module):
             difficulty = self.predictor(shared, hidden.shape[1]).squeeze(-1)
         return Outputs(latent, prediction, difficulty)
 
-    def save_memory(self) -> None:
-        """Compute the inside of every block again in the backward pass."""
-        self.encoder.save_memory = True
-        self.reconstructor.save_memory = True
-        if self.predictor is not None:
-            self.predictor.save_memory = True
+    def recompute(self) -> None:
+        """Compute the inside of every block again in the backward pass: less memory, more time."""
+        for part in (self.encoder, self.reconstructor, self.predictor):
+            if part is not None:
+                part.recompute = True
 
 
 def initialise(model: MaskedAutoencoder) -> None:

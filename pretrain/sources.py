@@ -3,10 +3,7 @@
 Each is read by index, so that any order can be taken up again in the middle.
 """
 
-import os
 import re
-import tarfile
-from itertools import product
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,8 +15,8 @@ from torchvision.transforms.v2 import functional as vision
 from mimbench.errors import UserError
 from mimbench.images import CorruptImageError
 from mimbench.sample import sample_root
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
+from pretrain.archives import ArchiveSource, expand
+from pretrain.arrow import ArrowSource
 
 
 class Source(Protocol):
@@ -107,91 +104,26 @@ class ListSource:
         return str(self.folder / self.paths[index])
 
 
-class ShardSource:
-    """WebDataset shards: tar files, indexed once, so that any image can be read alone."""
-
-    def __init__(self, root: Path, pattern: str) -> None:
-        self.shards = expand(root, pattern)
-        self.entries: list[tuple[int, int, int, str]] = []
-        for number, shard in enumerate(self.shards):
-            try:
-                with tarfile.open(shard, "r:") as archive:
-                    self.entries += [
-                        (number, member.offset_data, member.size, member.name)
-                        for member in archive
-                        if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES
-                    ]
-            except (OSError, tarfile.TarError) as error:
-                raise UserError(f"cannot index the shard {shard}: {error}") from error
-        if not self.entries:
-            raise UserError(f"no image in {len(self.shards)} shards of {root / pattern}")
-        self.files: dict[tuple[int, int], int] = {}
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def load(self, index: int) -> bytes:
-        """Return the file's bytes within its shard."""
-        number, offset, size, _ = self.entries[index]
-        try:
-            # each process opens its own, and a read at a place moves no shared position
-            key = (os.getpid(), number)
-            if key not in self.files:
-                self.files[key] = os.open(self.shards[number], os.O_RDONLY)
-            return os.pread(self.files[key], size, offset)
-        except OSError as error:
-            raise CorruptImageError(self.name(index), error.strerror or str(error)) from error
-
-    def name(self, index: int) -> str:
-        """Return shard and member."""
-        number, _, _, member = self.entries[index]
-        return f"{self.shards[number]}:{member}"
-
-
-def expand(root: Path, pattern: str) -> list[Path]:
-    """Return the files of a pattern with number ranges `{000..127}`, alternatives `{a,b}`, `*`."""
-    parts = [_alternatives(part) for part in re.split(r"(\{[^{}]*\})", pattern)]
-    names = ["".join(choice) for choice in product(*parts)]
-    found = [path for name in names for path in _matches(root, name)]
-    if not found:
-        raise UserError(f"no shard matches {root / pattern}")
-    return found
-
-
-def _alternatives(part: str) -> list[str]:
-    if not part.startswith("{"):
-        return [part]
-    span = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
-    if span is None:
-        return part[1:-1].split(",")
-    first, last = span.groups()
-    return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-
-
-def _matches(root: Path, name: str) -> list[Path]:
-    if any(sign in name for sign in "*?["):
-        return sorted(root.glob(name))
-    path = root / name
-    if not path.is_file():
-        raise UserError(f"the shard {path} does not exist")
-    return [path]
-
-
 def open_source(name: str, root: Path | None, split: str) -> Source:
     """Return the images that a config names.
 
     Args:
-        name: '' for a folder or tar file, 'list', 'wds/<pattern>', 'sample', or any other indexed
-            name of `timm.data.create_dataset` such as 'hfds/<name>'.
+        name: '' for a folder or tar file, 'list', 'wds/<pattern>', 'hfds/<name>', 'sample', or any
+            other indexed name of `timm.data.create_dataset`.
         root: Where the data lies.
         split: The part to take, such as 'train'.
     """
     if name == "sample":
         return TimmSource("", sample_root(root) / "classification", split)
+    kind, _, rest = name.partition("/")
+    if kind.lower() == "hfds":
+        return ArrowSource(rest, root, split)
     if root is None:
         raise UserError("data.root is not set; say where the images lie with --data DIR")
     if name == "list":
         return ListSource(root, split)
-    if name.lower().startswith("wds/"):
-        return ShardSource(root, name[len("wds/") :])
+    if kind.lower() == "wds":
+        return ArchiveSource(expand(root, rest))
+    if not name and root.is_file():
+        return ArchiveSource([root])
     return TimmSource(name, root, split)

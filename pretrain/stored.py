@@ -1,4 +1,4 @@
-"""Models read back: our own runs, and the released code's files, under our names.
+"""Models read back: our own runs and their states, and the released code's files, under our names.
 
 Nothing in a file is executed. Which tensors found a place, and which did not, is always said.
 """
@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mimbench.checkpoints import read_weights
+from mimbench.config import from_mapping
 from mimbench.errors import UserError
+from mimbench.learner import LAST
 from mimbench.reading import read_raw
+from mimbench.snapshots import FORMAT
 from mimbench.weights import VitSpec
+from pretrain.config import Config
 from pretrain.layouts import from_official
 from pretrain.model import DecoderConfig, MaskedAutoencoder
 from pretrain.teacher import Teacher
@@ -78,23 +82,57 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def read_model(path: Path, *, num_heads: int | None = None) -> StoredModel:
-    """Return the model in a run's folder, our model.safetensors, or a file of HPM or MAE.
+    """Return the model in a run, a training state or export of it, or a file of HPM or MAE.
 
     Args:
-        path: The folder or file.
+        path: A run's folder, one of its `checkpoints`, a model.safetensors, or a released file.
         num_heads: Attention heads of the encoder, for widths that no published model has.
     """
     if path.is_dir():
-        path = path / MODEL
-        if not path.is_file():
-            raise UserError(
-                f"{path.parent} holds no {MODEL}; it is written at the end of a run and every "
-                "training.keep_every epochs"
-            )
+        path = _newest(path)
     raw = read_raw(path)
+    if raw.top.get("format") == FORMAT:
+        return _read_training(path, raw.top)
     if "student.encoder.cls_token" in raw.names:
         return _read_own(path, raw.networks[""])
     return _read_released(path, raw.networks, raw.top, num_heads)
+
+
+def _newest(folder: Path) -> Path:
+    """Return the latest state of a run: its export, or what it saved since."""
+    found = [folder / MODEL, folder / "checkpoints" / LAST, folder / LAST]
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise UserError(
+            f"{folder} holds neither {MODEL} nor checkpoints/{LAST}, so it is no pretraining run, "
+            "or one that has not saved anything yet"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def _read_training(path: Path, top: Mapping[str, Any]) -> StoredModel:
+    content = top.get("config")
+    if not isinstance(content, Mapping) or "objective" not in content:
+        raise UserError(f"{path} is the training state of another task, not of pretraining")
+    if content.get("method") == "distillation":
+        raise UserError(
+            f"{path} is the state of a distillation run, which has no decoders; "
+            f"its encoders are in {path.parent.parent}/encoder*.safetensors"
+        )
+    config = from_mapping(Config, content, f"{path.name}: config")
+    try:
+        teacher = top["learner"].get("teacher")
+        return StoredModel(
+            spec=config.encoder.spec(config.data),
+            student=top["model"],
+            teacher=teacher,
+            decoder_heads=config.decoder.heads,
+            epochs_done=top["epoch"],
+            target=config.objective.target,
+            mask=config.mask,
+        )
+    except (KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no complete training state: {error} is missing") from error
 
 
 def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:

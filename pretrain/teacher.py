@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pretrain.attention import class_attention
-from pretrain.model import Block, MaskedAutoencoder, from_patches, to_patches
+from pretrain.blocks import Block
+from pretrain.model import MaskedAutoencoder, from_patches, to_patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,9 @@ class Teacher(nn.Module):
         self.encoder = copy.deepcopy(student.encoder)
         self.neck = copy.deepcopy(student.neck)
         self.predictor = copy.deepcopy(student.predictor)
-        self.encoder.save_memory = False
+        self.encoder.recompute = False
         if self.predictor is not None:
-            self.predictor.save_memory = False
+            self.predictor.recompute = False
         self.requires_grad_(requires_grad=False).eval()
         self.mine: list[Tensor] = list(self.parameters())
         names = dict(student.named_parameters())

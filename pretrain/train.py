@@ -63,6 +63,7 @@ def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: boo
     place = Place(
         out=out,
         digest=config.digest(),
+        config=to_mapping(config),
         ranks=ranks,
         machine=config.machine,
         label="pretrain",

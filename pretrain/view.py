@@ -83,8 +83,8 @@ def open_networks(stored: StoredModel, path: Path) -> tuple[MaskedAutoencoder, T
     if "reconstructor" not in parts:
         raise UserError(
             f"{path} holds an encoder only: the reconstruction decoder and the loss predictor are "
-            "missing, so there is nothing to fill in or foretell. Give the run's folder, its "
-            "model.safetensors, or a pretraining checkpoint of HPM or MAE"
+            "missing, so there is nothing to fill in or foretell. Give the run's folder, one of its "
+            "checkpoints, its model.safetensors, or a pretraining checkpoint of HPM or MAE"
         )
     model, teacher = stored.build()
     if model.predictor is None:

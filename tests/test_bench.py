@@ -1,9 +1,14 @@
 """The benches: both pretraining steps compute the same, and the lists say what is there."""
 
+import ast
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from bench import __main__ as command
+from bench import pretrain_teacher, pretrain_throughput
 from bench.pretrain_flops import executed, necessary
 from bench.pretrain_subjects import OurStep, Setting, difference, plain_twin
 from bench.stopwatch import Spread, Stopwatch, ratios
@@ -71,6 +76,28 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     assert ratios([1, 4, 9], [2, 4, 3]).median == 1
 
 
+def test_throughput_is_stated_in_images_and_in_the_methods_flops(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "found.json"
+    arguments = ["--size", "tiny", "--batch", "1", "--steps", "1", "--methods", "mae"]
+    arguments += ["--no-compile", "--device", "cpu", "--peak-teraflops", "1", "--out", str(out)]
+    assert pretrain_throughput.main(arguments) == 0
+    found = json.loads(out.read_text())
+    (rate,) = found["mae"]["images_per_second"]
+    # 3 x (encoder of 50 tokens + decoder of 197) of a ViT-Ti: between 10 and 60 GFLOP an image
+    assert 10e9 < found["mae"]["flops_per_second"] / rate < 60e9
+    assert f"{found['mae']['flops_per_second'] / 1e12:.1%}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_demo_recipe_beats_its_random_twin_by_a_wide_margin(tmp_path: Path) -> None:
+    """Three minutes: k-NN on the sample data was 57 to 71 % against 22 % when this was written."""
+    trained = pretrain_teacher.score("usual", 0, ["training.tensorboard=false"], tmp_path)
+    twin = pretrain_teacher.score(pretrain_teacher.TWIN, 0, [], tmp_path)
+    assert trained > twin + 25
+
+
 def test_benches_are_listed_and_mistakes_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([]) == 0
     said = capsys.readouterr().out
@@ -80,3 +107,11 @@ def test_benches_are_listed_and_mistakes_explained(capsys: pytest.CaptureFixture
     assert set(command.QUICK) <= set(command.benches())
     assert command.main(["pretrain_lode"]) == 1
     assert "did you mean 'pretrain_loader'" in capsys.readouterr().err
+
+
+def test_every_bench_takes_the_arguments_that_the_command_passes_on() -> None:
+    folder = Path(command.__file__).parent
+    for name in command.benches():
+        tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
+        [main] = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main"]
+        assert len(main.args.args) == 1, name

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from mimbench.optim import plan_batch
 from mimbench.runtime import Ranks, process_group
 from mimbench.snapshots import read_state
 from mimbench.task import Machine
-from tests.processes import clean_processes
+from tests.processes import as_two_ranks, free_port, in_processes
 
 T = TypeVar("T")
 
@@ -269,6 +268,37 @@ def test_fp16_scales_and_a_bad_loss_ends_it(tmp_path: Path) -> None:
         run(tmp_path / "b", Toy(poison=5), config=config)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_clipped_norm_is_the_unscaled_one_and_the_rate_moves_once_a_step(
+    tmp_path: Path, precision: Any
+) -> None:
+    class Steep(Toy):
+        def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+            rates.append((at.step, self.optimizer.param_groups[0]["lr"]))
+            found = super().loss(model, batch, at)
+            return {**found, "loss": 100 * found["loss"]}
+
+        def before_update(self, at: Moment) -> None:
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norms.append(torch.stack([g.norm() for g in grads]).norm().item())
+
+    rates: list[tuple[int, float]] = []
+    norms: list[float] = []
+    config = LoopConfig(
+        epochs=3, batch=8, log_every=1, precision=precision, clip_grad=0.5, tensorboard=False
+    )
+    run(tmp_path, Steep(), config=config)
+    # two micro-steps of 4 images each
+    assert [step for step, _ in rates] == [s for s in range(15) for _ in range(2)]
+    assert [lr for _, lr in rates] == [pytest.approx(0.01 * (1 - s / 15)) for s, _ in rates]
+    written = [row["gradient_norm"] for row in lines(tmp_path)]
+    pairs = [(n, w) for n, w in zip(norms, written, strict=True) if w is not None and w > 0.5]
+    assert len(pairs) > 5
+    assert all(norm == pytest.approx(0.5, rel=1e-4) for norm, _ in pairs)
+    # scaled by 65536 it would be far larger
+    assert all(true < 5000 for _, true in pairs)
+
+
 def test_bf16_trains(tmp_path: Path) -> None:
     config = LoopConfig(epochs=3, batch=8, log_every=15, precision="bf16", tensorboard=False)
     learner = run(tmp_path, Toy(), config=config)
@@ -278,15 +308,16 @@ def test_bf16_trains(tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_stay_and_the_best(tmp_path: Path) -> None:
-    exported: list[int] = []
+    exported: list[tuple[str, int]] = []
 
     class Scored(Toy):
         def end_epoch(self, at: Moment) -> dict[str, float]:
             return {"score": [1.0, 3.0, 2.0, 0.0][at.epoch - 1]}
 
         def saved(self, checkpoint: Path, at: Moment) -> None:
-            assert read_state(checkpoint)["step"] == at.step
-            exported.append(at.epoch)
+            # a state says that its exports are complete: it comes after them
+            assert checkpoint.name == "last.pt" or not checkpoint.exists()
+            exported.append((checkpoint.name, at.epoch))
 
     config = LoopConfig(
         epochs=4, batch=8, keep_every=2, best="score", best_is="largest", tensorboard=True
@@ -299,8 +330,41 @@ def test_checkpoints_that_stay_and_the_best(tmp_path: Path) -> None:
         "epoch-0002.pt": 10,
         "epoch-0004.pt": 20,
     }
-    assert exported == [2, 4, 4]
+    assert exported == [("epoch-0002.pt", 2), ("epoch-0004.pt", 4), ("last.pt", 4)]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("save", range(4))
+def test_killed_between_a_state_and_its_exports_nothing_is_missing(
+    tmp_path: Path, save: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a run: export, best and kept state, last state; killed before each of them."""
+
+    class Exporting(Toy):
+        def saved(self, checkpoint: Path, at: Moment) -> None:
+            checkpoint.parent.mkdir(exist_ok=True)
+            (checkpoint.parent / f"{checkpoint.stem}.export").write_text(str(at.step))
+
+    config = LoopConfig(epochs=1, batch=8, keep_every=1, best="first", tensorboard=False)
+    names = ("last.export", "best.pt", "epoch-0001.pt", "last.pt")
+    original = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target).name == names[save]:
+            raise Killed
+        return original(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        if save == 0:
+            patch.setattr(Exporting, "saved", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run(tmp_path, Exporting(), config=config)
+    run(tmp_path, Exporting(), config=config)
+    folder = tmp_path / "checkpoints"
+    assert (folder / "last.export").read_text() == "5"
+    assert (folder / "epoch-0001.export").read_text() == "5"
+    assert {read_state(folder / name)["step"] for name in names[1:]} == {5}
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
@@ -308,6 +372,16 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     machine = Machine(max_batch=4, workers=0)
     with pytest.raises(UserError, match="run of another configuration"):
         fit(Toy(), Numbers(), CONFIG, Place(out=tmp_path, digest="other", machine=machine))
+
+
+def test_machines_that_do_not_share_the_folder_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, Toy())
+    # what a process on another machine says, which finds no state
+    monkeypatch.setattr("mimbench.standing.gather", lambda value: [value, 0])
+    with pytest.raises(UserError, match=r"different steps \(0, 15\): .* that all machines see"):
+        run(tmp_path, Toy())
 
 
 def test_best_must_be_a_figure_and_data_must_fill_a_batch(tmp_path: Path) -> None:
@@ -355,50 +429,33 @@ class Doomed(Toy):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def doomed(out: Path) -> None:
+    run(out, Doomed(), workers=1)
+
+
 def test_kill_9_of_a_real_process_with_workers(
     tmp_path: Path, whole: tuple[list[Tensor], list[dict[str, Any]]]
 ) -> None:
-    context = clean_processes()
-    process = context.Process(target=run, args=(tmp_path, Doomed()), kwargs={"workers": 1})
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    assert in_processes(doomed, (tmp_path,)) == [-signal.SIGKILL]
     assert read_state(tmp_path / "checkpoints" / "last.pt")["step"] == 7
     assert same(final(run(tmp_path, Toy())), whole[0])
     assert lines(tmp_path) == whole[1]
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def peer(rank: int, port: int, out: Path, learner: Toy, config: LoopConfig) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def peer(out: Path, kind: type[Toy], options: dict[str, Any], config: LoopConfig) -> None:
     with process_group() as ranks:
         try:
-            run(out, learner, config=config, ranks=ranks, max_batch=2)
+            run(out, kind(**options), config=config, ranks=ranks, max_batch=2)
         except UserError as error:
-            (out / f"error-{rank}.txt").write_text(str(error))
+            (out / f"error-{ranks.rank}.txt").write_text(str(error))
             raise SystemExit(1) from error
 
 
 def both(out: Path, config: LoopConfig, **learner: Any) -> list[int | None]:
     """Run two processes with one effective batch; return their exit codes."""
     out.mkdir(exist_ok=True)
-    port, context = free_port(), clean_processes()
-    kind = learner.pop("kind", Toy)
-    processes = [
-        context.Process(target=peer, args=(rank, port, out, kind(**learner), config))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
+    # each makes its own: tensors that are sent to processes are shared between them
+    return as_two_ranks(peer, out, learner.pop("kind", Toy), learner, config)
 
 
 TWO = LoopConfig(epochs=3, batch=8, log_every=5, tensorboard=False)

@@ -1,24 +1,32 @@
-"""The acceptance list for Hard Patches Mining, in its order; golden tensors cover 1 to 4 as well.
+"""The acceptance list for Hard Patches Mining, in its order.
 
-Not here: 16 (fine-tuning's loading and layer decay) and the scoring half of 18 belong to the
-classification and k-NN tests; 15 and the data half of 18 are in test_pretrain_run.py.
+Elsewhere: 2 and 3 (the released files, MAE's outputs) in test_pretrain_golden.py; 11's clipping and
+rate within an accumulation window in test_loop.py; 15 (resumption) in test_pretrain_run.py; 16
+(fine-tuning's missing keys, layer decay) in test_finetune.py.
 """
 
+import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mimbench.batches import Batch, StepSampler
 from mimbench.checkpoints import write_weights
-from mimbench.learner import Moment
+from mimbench.config import from_mapping
+from mimbench.learner import Moment, Place
+from mimbench.loop import _Run
 from mimbench.optim import Schedule, plan_batch
 from mimbench.positions import sincos_table
 from mimbench.runtime import Ranks
-from mimbench.weights import VitSpec, VitWeights
+from mimbench.task import Machine, load_task
+from mimbench.watch import LossWatch
+from mimbench.weights import VitSpec, VitWeights, random_weights
 from pretrain import masks
 from pretrain.config import Config, read_config
 from pretrain.features import FeatureNetwork
@@ -95,6 +103,18 @@ def test_1_position_table() -> None:
     assert not torch.equal(grid[0, 0, :16], grid[0, 1, :16])
 
 
+def test_1_the_largest_model_has_the_released_entries() -> None:
+    config = read_config("hpm_vit_base_16", ["encoder.size=huge", "encoder.patch=14"])
+    with torch.device("meta"):
+        spec = config.encoder.spec(config.data)
+        model = MaskedAutoencoder(spec, config.decoder, outputs=None, predictor=True)
+    official = to_official(model.state_dict(), pixels=588)
+    assert len(official) == 110 + 100 + 12 * 32
+    assert official["pos_embed"].shape == (1, 257, 1280)
+    for head in ("decoder_pred.weight", "decoder_pred_losspred.weight"):
+        assert official[head].shape == (588, 512)
+
+
 @pytest.mark.parametrize(
     ("size", "total", "trained", "entries", "encoder"),
     [
@@ -115,6 +135,24 @@ def test_1_parameter_counts_of_the_released_models(
     tables = official["pos_embed"].numel() + official["decoder_pos_embed"].numel()
     assert total - tables == trained
     assert sum(t.numel() for t in model.encoder.state_dict().values()) == encoder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["encoder.size=tiny", "encoder.width=null", "encoder.heads=null"],
+        ["data.image_size=40", "encoder.patch=10"],
+        ["data.image_size=64", "encoder.patch=4"],
+    ],
+)
+def test_1_any_size_of_encoder_image_and_patch(change: list[str]) -> None:
+    run = learner(*change)
+    side = run.config.data.image_size
+    batch = Batch(torch.arange(4), torch.randint(0, 256, (4, 3, side, side)).byte(), ())
+    figures = run.loss(run.student, batch, moment())
+    figures["loss"].backward()
+    assert torch.isfinite(figures["loss"])
+    assert run.student.encoder.patch_embed.proj.weight.grad is not None
 
 
 # 2, 3: golden -------------------------------------------------------------------------------------
@@ -475,6 +513,7 @@ def test_11_learning_rate_and_decay_groups() -> None:
     assert all(p.ndim == 1 for p in free["params"])
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0)
     assert config.loop().clip_grad == 5.0
+    assert all(group["fused"] for group in run.optimizer.param_groups)
 
 
 # 12 -----------------------------------------------------------------------------------------------
@@ -643,12 +682,107 @@ def test_17_prediction_learns_and_its_masks_are_harder() -> None:
     assert guided > 1.02 * run.loss(run.student, fixed, last)["reconstruction"]
 
 
+# no host read -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        [],
+        ["mask.name=random", "objective.predict_loss=none"],
+        ["mask.per=step", "mask.order=easiest", "teacher.tokens=0.3"],
+        ["objective.predict_loss=absolute", "objective.target=ema"],
+        ["mask.name=attention", "objective.target=pixels"],
+        ["mask.name=grid", "machine.recompute=true"],
+    ],
+    ids=lambda change: ",".join(change) or "usual",
+)
+def test_a_step_reads_nothing_back_from_the_device(
+    change: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device there is nothing to read, so any read within a step would fail."""
+    generator, adamw, meta = torch.Generator, torch.optim.AdamW, torch.device("meta")
+    monkeypatch.setattr(torch, "Generator", lambda device=None: generator())
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *a, fused, **k: adamw(*a, **k))
+    # neither has a form for the meta device; both do the same without the host
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n, foreach: clip(p, n))
+    monkeypatch.setattr(torch, "autocast", lambda device, enabled: contextlib.nullcontext())
+    config = tiny(*change, "training.batch=4", "training.log_every=4", "training.save_every=0")
+    own = Pretraining(config, meta, out=tmp_path)
+    samples = Pictures(40)
+    place = Place(out=tmp_path, digest="d", machine=Machine(workers=0, max_batch=2))
+    run = _Run(own, samples, config.loop(), place)
+    # the device's own flag stops a fused optimizer, so that the host need not look
+    monkeypatch.setattr(LossWatch, "always", property(lambda self: False))
+    batches = iter(batch._replace(data=batch.data.to(meta)) for batch in map(images, [2] * 8))
+    for _ in range(3):
+        run._update(batches)
+        run._look()
+        run._keep()
+    assert run.now.step == 3
+    run._update(batches)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        run._look()
+
+
+class Pictures:
+    """A data set that is never asked for anything."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError(index)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
 # 18 -----------------------------------------------------------------------------------------------
 
 
 def test_18_every_image_of_a_full_epoch_is_seen_once() -> None:
     sampler = StepSampler(40, 8, plan_batch(8, world=1, at_most=4), Ranks(), 0, 0, 5)
     assert sorted(i for batch in sampler for _, i in batch) == list(range(40))
+
+
+@pytest.mark.parametrize("task", ["knn.classify", "transfer.classification.linear"])
+def test_18_every_validation_image_is_scored_with_its_own_label(
+    task: str,
+    painted_images: Callable[..., Path],
+    small_spec: VitSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Classes of different sizes, and a batch that does not divide the images."""
+    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
+    data = painted_images(tmp_path / "data", train=6, val=5)
+    (data / "val" / "class_1" / "val_1_000.png").unlink()
+    settings: dict[str, Any] = {
+        "data": str(data),
+        "image_size": 32,
+        "resize": None,
+        "choices": ["avg"],
+        "machine": {"device": "cpu", "workers": 0, "max_batch": 4},
+    }
+    more = {"k": [5], "main_k": 5}
+    if task.endswith("linear"):
+        more = {"batch": 8, "norm_batch": 8, "epochs": 1, "warmup": 0, "learning_rates": [1.0]}
+    module = load_task(task)
+    config = from_mapping(module.Config, {**settings, **more})
+    metrics = module.run(random_weights(small_spec, 0), config, tmp_path / "out")
+    found = np.load(tmp_path / "out" / "outcomes.npz")
+    files = sorted((data / "val").rglob("*.png"))
+    assert len(files) == 19
+    assert sorted(found["images"].tolist()) == [str(f.relative_to(data / "val")) for f in files]
+    for name, label in zip(found["images"], found["labels"], strict=True):
+        assert name.startswith(f"class_{label}/")
+    right = found["top5"][:, 0] == found["labels"]
+    assert metrics["top1"] == pytest.approx(100 * right.mean())
 
 
 def test_decoders_of_the_spec(tiny_spec: VitSpec) -> None:

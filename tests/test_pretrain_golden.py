@@ -22,18 +22,19 @@ from pretrain.objective import (
     pixel_loss,
     relative_loss,
 )
+from pretrain.stored import start_from
 from pretrain.teacher import Teacher
 
 TOLERANCE = 1e-5
 DECODER = DecoderConfig(width=32, depth=2, heads=4)
 
 
-def close(found: Tensor, wanted: Any, what: str = "") -> None:
+def close(found: Tensor, wanted: Any, what: str = "", tolerance: float = TOLERANCE) -> None:
     """Compare in the largest magnitude of the whole tensor."""
     wanted = torch.as_tensor(wanted)
     assert found.shape == wanted.shape, what
     error = (found.detach() - wanted).abs().max() / wanted.abs().max()
-    assert error < TOLERANCE, f"{what}: {error}"
+    assert error < tolerance, f"{what}: {error}"
 
 
 def student(state: dict[str, Tensor], spec: VitSpec, *, predictor: bool) -> MaskedAutoencoder:
@@ -136,8 +137,9 @@ def test_mae(golden: Path, tiny_spec: VitSpec) -> None:
     outputs, losses, _ = forward(model, {**arrays, "mask": mask.numpy(), "normalise": True})
     assert outputs.difficulty is None
     _, hidden = split(mask, 12)
-    close(outputs.prediction, take(torch.from_numpy(arrays["prediction"]), hidden).numpy())
-    close(losses.mean(), arrays["loss"])
+    wanted = take(torch.from_numpy(arrays["prediction"]), hidden).numpy()
+    close(outputs.prediction, wanted, "prediction", 1e-6)
+    close(losses.mean(), arrays["loss"], "loss", 1e-6)
 
 
 def test_an_mae_state_leaves_only_the_predictor_unset(golden: Path, tiny_spec: VitSpec) -> None:
@@ -168,3 +170,33 @@ def test_mask_counts_and_hardest_patches(golden: Path) -> None:
         assert mask.sum(1).tolist() == [row["masked"]] * len(predicted)
         hardest = predicted.argsort(dim=1, descending=True)[:, : row["hard"]]
         assert mask.gather(1, hardest).all()
+
+
+@pytest.mark.parametrize("name", ["hpm_official_norm", "mae_official"])
+def test_a_released_checkpoint_starts_a_run(
+    name: str, golden: Path, tiny_spec: VitSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The files as they are: `module.` prefixes, a model that is a string, an argparse namespace."""
+    path = golden / f"{name}.pth"
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        file = torch.load(path, weights_only=True)
+    model = MaskedAutoencoder(tiny_spec, DECODER, outputs=None, predictor=True)
+    teacher = Teacher(model)
+    untouched = {n: t.clone() for n, t in model.state_dict().items() if n.startswith("predictor")}
+    caplog.set_level("INFO")
+    done = start_from(path, model, teacher, num_heads=tiny_spec.num_heads)
+    own, average = model.state_dict(), teacher.state_dict()
+    if name == "mae_official":
+        # MAE counts from 0 and stores the last epoch that was completed
+        assert done == file["epoch"] + 1
+        wanted = {**from_official(file["model"]), **untouched}
+        assert "new: predictor" in caplog.text
+        expected = own
+    else:
+        assert done == file["epoch"]
+        wanted = from_official(file["state_dict"])
+        expected = from_official(file["ema_state_dict"])
+    for tensor_name, tensor in own.items():
+        assert torch.equal(tensor, wanted[tensor_name].float()), tensor_name
+    for tensor_name, tensor in average.items():
+        assert torch.equal(tensor, expected[tensor_name].float()), tensor_name

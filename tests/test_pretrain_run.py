@@ -1,13 +1,15 @@
 """Whole pretraining runs on tiny data: ranks, kills, broken images, configs, files left and read."""
 
+import contextlib
 import io
 import json
 import os
 import random
+import re
 import signal
-import socket
+import subprocess
 import sys
-import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,18 @@ from mimbench.config import load_yaml, to_mapping
 from mimbench.errors import UserError
 from mimbench.learner import Moment
 from mimbench.runtime import Ranks
-from mimbench.snapshots import read_state
+from mimbench.snapshots import read_state, write_state
+from pretrain import show
 from pretrain.__main__ import main
 from pretrain.config import BASE, CONFIGS, Config, read_config
 from pretrain.data import Crops, DataConfig
 from pretrain.export import write_released
 from pretrain.learner import Pretraining
-from pretrain.sources import expand, open_source
+from pretrain.recipes import read_recipe
+from pretrain.sources import open_source
 from pretrain.stored import read_model, start_from
 from pretrain.train import train
-from tests.processes import clean_processes
+from tests.processes import as_two_ranks, free_port, in_processes
 
 SMALL = [
     "encoder.patch=8",
@@ -97,11 +101,21 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
-    train(config(folder), out, ranks=Ranks())
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        train(config(folder), out, ranks=Ranks())
+    (out / "said.txt").write_text(said.getvalue())
     return out
 
 
 # continuation -------------------------------------------------------------------------------------
+
+
+def test_the_live_line_says_how_it_goes(whole: Path) -> None:
+    last = (whole / "said.txt").read_text().strip().splitlines()[-1]
+    for what in ("pretrain 12/12 100%", "left 0s", "loss ", "reconstruction ", "loss_prediction "):
+        assert what in last
+    for what in ("rank_correlation ", "img/s ", "GiB ", "gradient_norm "):
+        assert what in last
 
 
 class Killed(BaseException):
@@ -128,7 +142,11 @@ def test_15_ten_random_kills_change_nothing(
 
     while kills < 11:
         owner, name = dice.choice(
-            [(Pretraining, "loss"), (Pretraining, "after_update"), (Path, "replace")]
+            [
+                (Pretraining, "loss"),
+                (Pretraining, "after_update"),
+                (Path, "replace"),
+            ]
         )
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, bomb(getattr(owner, name), dice.randrange(1, 3)))
@@ -137,22 +155,16 @@ def test_15_ten_random_kills_change_nothing(
             with pytest.raises(Killed):
                 train(config(folder, every), tmp_path, ranks=Ranks())
         kills += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "saved", bomb(Pretraining.saved, 1))
+        with pytest.raises(Killed):
+            train(config(folder), tmp_path, ranks=Ranks())
     train(config(folder), tmp_path, ranks=Ranks())
     assert same(model_of(tmp_path), model_of(whole))
     assert rows(tmp_path) == rows(whole)
+    for name in ("encoder.safetensors", "encoder-teacher.safetensors", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     assert [row["epoch"] for row in rows(whole)] == [row["step"] / 3 for row in rows(whole)]
-
-
-def in_processes(target: Any, *arguments: tuple[Any, ...]) -> list[int | None]:
-    """Run the target once for each tuple of arguments, all at once; return the exit codes."""
-    # fork: the imports are there already
-    context = clean_processes()
-    processes = [context.Process(target=target, args=given) for given in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-    return [process.exitcode for process in processes]
 
 
 def command(out: Path, *items: str) -> list[str]:
@@ -187,20 +199,11 @@ def test_another_recipe_in_the_same_folder_is_refused(folder: Path, whole: Path)
 # ranks --------------------------------------------------------------------------------------------
 
 
-def peer(rank: int, port: int, arguments: list[str]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    sys.exit(main(arguments))
-
-
 def test_two_processes_equal_one_with_the_doubled_batch(folder: Path, tmp_path: Path) -> None:
     """Each process has half of the effective batch; without ties every image has as many pairs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     few = [*SMALL, f"data.root={folder}", "training.steps=5", "training.log_every=1"]
     shared = command(tmp_path / "two", *few, "machine.max_batch=2")
-    assert in_processes(peer, (0, port, shared), (1, port, shared)) == [0, 0]
+    assert as_two_ranks(main, shared) == [0, 0]
     assert main(command(tmp_path / "one", *few)) == 0
     one, two = model_of(tmp_path / "one"), model_of(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -222,6 +225,36 @@ def unmoved(name: str) -> bool:
     A constant added to all keys, or to all predicted losses, changes nothing.
     """
     return name in {"predictor.norm.bias", "predictor.pred.bias"} or name[0].isdigit()
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_nodes_equals_one_process(folder: Path, tmp_path: Path) -> None:
+    """The documented command for many machines, both of them this one."""
+    port = free_port()
+    few = [*SMALL, f"data.root={folder}", "training.steps=4", "training.log_every=1"]
+    arguments = command(tmp_path / "two", *few, "machine.max_batch=2")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    torchrun += ["--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    torchrun += ["--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "pretrain", *arguments]
+    nodes = [subprocess.Popen(torchrun) for _ in range(2)]
+    assert [node.wait(300) for node in nodes] == [0, 0]
+    assert main(command(tmp_path / "one", *few)) == 0
+    assert len(read_state(tmp_path / "two" / "checkpoints" / "last.pt")["processes"]) == 2
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+
+
+def test_every_option_of_the_slurm_and_torchrun_examples_is_understood() -> None:
+    """What docs/pretraining.md shows: each command names recipes and overrides that exist."""
+    text = (Path(__file__).parents[1] / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    block = text.split("```")[1].replace("\\\n", " ")
+    commands = [
+        line.split("#")[0].split("-m pretrain ")[1].split() for line in block.strip().splitlines()
+    ]
+    assert len(commands) >= 5
+    for words in commands:
+        changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        read_recipe(words[0], [item for item in changes if "FILE" not in item])
 
 
 # switches -----------------------------------------------------------------------------------------
@@ -262,6 +295,26 @@ def test_saving_memory_changes_nothing(folder: Path, whole: Path, tmp_path: Path
     assert same(model_of(tmp_path), model_of(whole))
 
 
+def test_compiled_networks_compute_the_same(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured in one graph each, then run without code generation, which wants a C++ compiler."""
+    original, compiled = torch.nn.Module.compile, []
+
+    def compile_(self: torch.nn.Module) -> None:
+        compiled.append(type(self).__name__)
+        original(self, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    # one hidden patch is chosen by difficulty from the first epoch on, so that the teacher works
+    changes = ["mask.alpha_start=0.2", "training.steps=4"]
+    train(config(folder, *changes, "machine.compile=true"), tmp_path / "a", ranks=Ranks())
+    assert compiled == ["Teacher", "MaskedAutoencoder"]
+    train(config(folder, *changes), tmp_path / "b", ranks=Ranks())
+    for a, b in zip(rows(tmp_path / "a"), rows(tmp_path / "b"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+
+
 # data ---------------------------------------------------------------------------------------------
 
 
@@ -279,66 +332,6 @@ def test_broken_images(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
     assert all(str(path) in caplog.text for path in broken)
     with pytest.raises(UserError, match=r"2 broken images.*(?s:.)*07.jpg: the file is empty"):
         train(config(data, "training.max_broken=0.05"), tmp_path / "strict", ranks=Ranks())
-
-
-def test_every_kind_of_source_gives_the_same_images(folder: Path, tmp_path: Path) -> None:
-    files = sorted((folder / "train").rglob("*.jpg"))
-    names = [str(f.relative_to(folder / "train")) for f in files]
-    lists = tmp_path / "lists"
-    (lists / "train").parent.mkdir()
-    (lists / "train").symlink_to(folder / "train")
-    (lists / "train.txt").write_text("".join(f"{name} {i % 2}\n" for i, name in enumerate(names)))
-    with tarfile.open(tmp_path / "all.tar", "w") as archive:
-        archive.add(folder / "train", arcname="train")
-    for number, half in enumerate((files[:13], files[13:])):
-        with tarfile.open(tmp_path / f"part-{number:03d}.tar", "w") as archive:
-            for file in half:
-                for name, content in ((file.name, file.read_bytes()), (f"{file.stem}.cls", b"1")):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
-    sources = {
-        "folder": open_source("", folder, "train"),
-        "list": open_source("list", lists, "train"),
-        "tar": open_source("", tmp_path / "all.tar", "train"),
-        "shards": open_source("wds/part-{000..001}.tar", tmp_path, "train"),
-        "torchvision": open_source("torch/image_folder", folder, "train"),
-    }
-    wanted = {file.name: file.read_bytes() for file in files}
-    for kind, source in sources.items():
-        assert len(source) == 26, kind
-        if kind == "torchvision":
-            assert isinstance(source.load(3), Tensor)
-            continue
-        for i in range(26):
-            assert source.load(i) == wanted[Path(source.name(i).split(":")[-1]).name], kind
-
-
-@pytest.mark.parametrize(
-    ("name", "root", "message"),
-    [
-        ("", "absent", "absent does not exist"),
-        ("list", ".", "wants .*train.txt with lines"),
-        ("wds/{0..3}.tar", ".", r"shard .*0.tar does not exist"),
-        ("wds/*.tar", ".", "no shard matches"),
-        ("hfds/any", ".", "cannot open data.name 'hfds/any'"),
-        ("torch/nonsense", ".", "Unknown torchvision dataset nonsense"),
-    ],
-)
-def test_sources_say_what_they_miss(tmp_path: Path, name: str, root: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        open_source(name, tmp_path / root, "train")
-    with pytest.raises(UserError, match=r"data.root is not set"):
-        open_source(name, None, "train")
-
-
-def test_shard_patterns(tmp_path: Path) -> None:
-    for name in ("a-08.tar", "a-09.tar", "a-10.tar", "b-08.tar"):
-        (tmp_path / name).touch()
-    found = [p.name for p in expand(tmp_path, "a-{08..10}.tar")]
-    assert found == ["a-08.tar", "a-09.tar", "a-10.tar"]
-    assert [p.name for p in expand(tmp_path, "{a,b}-08.tar")] == ["a-08.tar", "b-08.tar"]
-    assert len(expand(tmp_path, "a-*.tar")) == 3
 
 
 def test_crops(folder: Path) -> None:
@@ -370,10 +363,37 @@ def test_base_spells_out_every_default() -> None:
 def test_every_recipe_loads_and_says_what_it_stands_for(path: Path) -> None:
     found = read_config(str(path), [])
     assert read_config(path.stem, []).digest() == found.digest()
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    if path != BASE:
-        assert "python -m pretrain" in "".join(header) or "-m pretrain" in "".join(header)
-        assert "Published" in "".join(header) or "published" in "".join(header)
+    if path == BASE:
+        return
+    lines = path.read_text().splitlines()
+    header = "".join(line for line in lines if line.startswith("#"))
+    assert f"-m pretrain {path.stem}" in header
+    if path.stem == "demo":
+        assert "Nothing published" in header
+    else:
+        assert re.search(r"Published \(.*\): .*%", header)
+        assert "Unknown: " in header
+
+
+def test_a_recipe_names_only_what_differs_from_the_base() -> None:
+    def leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for key, item in value.items():
+            if isinstance(item, dict):
+                yield from leaves(item, *path, key)
+            else:
+                yield (*path, key), item
+
+    base = dict(leaves(load_yaml(BASE)))
+    for path in CONFIGS.glob("*.yaml"):
+        if path != BASE:
+            same = [key for key, value in leaves(load_yaml(path)) if base.get(key, ...) == value]
+            assert not same, (path.stem, same)
+
+
+def test_hpm_and_its_baseline_differ_in_the_method_alone() -> None:
+    hpm, mae = (to_mapping(read_config(n, [])) for n in ("hpm_vit_base_16", "mae_vit_base_16_200"))
+    assert {key for key in hpm if hpm[key] != mae[key]} == {"objective", "mask"}
+    assert hpm["objective"] == {**mae["objective"], "predict_loss": "relative"}
 
 
 @pytest.mark.parametrize(
@@ -460,6 +480,56 @@ def test_stored_models_can_be_built(whole: Path) -> None:
     assert teacher is not None
     assert model.predictor is not None
     assert not model.training
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints", "checkpoints/last.pt", "checkpoints/best.pt"])
+def test_a_run_and_each_of_its_states_is_a_model(
+    folder: Path, whole: Path, tmp_path: Path, name: str
+) -> None:
+    own, again = read_model(whole / "model.safetensors"), read_model(whole / name)
+    for what in ("spec", "decoder", "target", "mask"):
+        assert getattr(again, what) == getattr(own, what)
+    assert again.student.keys() == own.student.keys()
+    assert again.teacher is not None
+    assert own.teacher is not None
+    assert again.teacher.keys() == own.teacher.keys()
+    if not name.endswith("best.pt"):
+        assert again.epochs_done == own.epochs_done == 4
+        assert same(dict(again.student), dict(own.student))
+    picture = show.figure(whole / name, [folder / "train" / "a" / "00.jpg"], tmp_path / "out.png")
+    assert picture.stat().st_size > 10_000
+    state = read_state(whole / "checkpoints" / "last.pt")
+    assert state["config"] == to_mapping(config(folder))
+
+
+def test_an_unfinished_run_is_a_model_too(folder: Path, tmp_path: Path) -> None:
+    short = config(folder, "training.steps=2", "training.save_every=2", "machine.max_batch=4")
+    train(short, tmp_path / "run", ranks=Ranks())
+    for path in (tmp_path / "run").glob("*.*"):
+        if path.is_file():
+            path.unlink()
+    found = read_model(tmp_path / "run")
+    assert found.epochs_done == 0
+    write_released(tmp_path / "released.pth", found, "hpm")
+    assert read_weights(tmp_path / "released.pth", num_heads=2).format == "hpm"
+    begun = config(folder, f"start.weights={tmp_path / 'run'}")
+    student = Pretraining(begun, torch.device("cpu"), tmp_path).student
+    start_from(tmp_path / "run", student, None, num_heads=2)
+    assert torch.equal(student.neck.mask_token, found.student["neck.mask_token"])
+
+
+def test_what_holds_no_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds neither model.safetensors nor checkpoints/last.pt"):
+        read_model(tmp_path)
+    path = tmp_path / "state.pt"
+    for content, message in (
+        ({}, "state of another task"),
+        ({"method": "distillation", "objective": {}}, "distillation run, which has no decoders"),
+        (to_mapping(Config()), "no complete training state: 'learner' is missing"),
+    ):
+        write_state(path, {"config": content, "step": 0, "model": {"w": torch.zeros(1)}})
+        with pytest.raises(UserError, match=message):
+            read_model(path)
 
 
 def test_start_and_resume_from_released_files(folder: Path, whole: Path, tmp_path: Path) -> None:

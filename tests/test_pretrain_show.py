@@ -16,7 +16,7 @@ from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.learner import Moment
 from mimbench.weights import VitSpec, VitWeights
-from pretrain import show, view
+from pretrain import drawing, show, view
 from pretrain.config import Config
 from pretrain.export import write_export, write_released
 from pretrain.masks.hard import Strategy as Hard
@@ -168,7 +168,7 @@ def test_places_are_ranks() -> None:
 
 
 def test_words_explain_what_is_drawn(run: Callable[..., Path], pictures: list[Path]) -> None:
-    said = texts(show.draw(looked(run(), pictures), FILES))
+    said = texts(drawing.draw(looked(run(), pictures), FILES))
     for words in (
         "Expected difficulty",
         "Hidden at first",
@@ -187,7 +187,7 @@ def test_mae_has_no_heat_map(run: Callable[..., Path], pictures: list[Path]) -> 
     found = looked(folder, pictures)
     assert found.difficulty is None
     assert [int((s.kinds == view.RANDOM).sum(1)[0]) for s in found.stages] == [12]
-    said = texts(show.draw(found, FILES))
+    said = texts(drawing.draw(found, FILES))
     assert "no loss predictor" in said
     assert "hidden because" not in said
 
@@ -196,7 +196,7 @@ def test_features_are_no_pixels(run: Callable[..., Path], pictures: list[Path]) 
     found = looked(run(objective={"target": "ema"}), pictures)
     assert found.filled is None
     assert found.agreement is None
-    assert "nothing can be drawn" in texts(show.draw(found, FILES))
+    assert "nothing can be drawn" in texts(drawing.draw(found, FILES))
 
 
 def test_released_layouts(

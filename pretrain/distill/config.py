@@ -2,42 +2,30 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from mimbench.config import to_mapping
 from mimbench.errors import UserError
 from mimbench.files import value_digest
 from mimbench.learner import LoopConfig
 from mimbench.task import Machine
-from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, Triple, VitSpec
+from mimbench.weights import VitSpec
 from pretrain import masks
-from pretrain.config import EncoderConfig, TrainingConfig
-from pretrain.data import DataConfig
+from pretrain.sections import EncoderConfig, ImagesConfig, TrainingConfig, moving_values
 
 OFFERED = frozenset({"attention"})
 """What this objective's teacher can provide for masks: it predicts no losses and has no generator."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewsConfig:
-    """Which images, and the crops that are made of each."""
+class ViewsConfig(ImagesConfig):
+    """Which images, and the crops that are made of each; `image_size` is the two global ones'."""
 
-    name: str = ""
-    root: Path | None = None
-    split: str = "train"
-    image_size: int = 224
-    """Side of the two global crops."""
     local_size: int = 96
     locals: int = 10
     global_scale: tuple[float, float] = (0.25, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.25)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    flip: float = 0.5
     colour: bool = True
     """Jitter, grey, blur and solarisation as published; without it crops and flips alone."""
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if self.locals < 0:
@@ -159,32 +147,12 @@ class DistillConfig:
 
     def spec(self) -> VitSpec:
         """Return the encoder's specification."""
-        data = self.data
-        return self.encoder.spec(
-            DataConfig(image_size=data.image_size, mean=data.mean, std=data.std)
-        )
+        return self.encoder.spec(self.data)
 
     def loop(self) -> LoopConfig:
         """Return what the training loop is told; clipping is ours, tensor by tensor."""
-        t = self.training
-        return LoopConfig(
-            epochs=t.epochs,
-            batch=t.batch,
-            steps=t.steps,
-            seed=t.seed,
-            precision=t.precision,
-            clip_grad=None,
-            log_every=t.log_every,
-            save_every=t.save_every,
-            keep_every=t.keep_every,
-            max_broken=t.max_broken,
-            tensorboard=t.tensorboard,
-        )
+        return self.training.loop(clip_grad=None, best="loss")
 
     def digest(self) -> str:
-        """Return a digest of all that may move the weights: not the machine, nor where data lies."""
-        value = to_mapping(self)
-        del value["machine"], value["data"]["root"]
-        for name in ("log_every", "save_every", "keep_every", "tensorboard", "steps"):
-            del value["training"][name]
-        return value_digest(value)
+        """Return a digest of all that may move the weights."""
+        return value_digest(moving_values(self))

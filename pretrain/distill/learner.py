@@ -41,8 +41,7 @@ class Distillation(Learner):
             drop_path=config.drop_path,
             patches=config.objective.patch_weight > 0,
         ).to(device)
-        if config.training.save_memory:
-            self.student.backbone.save_memory = True
+        self.student.backbone.recompute = config.machine.recompute
         self.model = self.student
         self.teacher = Teacher(self.student, config.head).to(device)
         self.criterion = DistillLoss(config.objective, config.head.outputs).to(device)

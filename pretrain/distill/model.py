@@ -18,7 +18,7 @@ from pretrain.distill.loss import Said
 class MaskableVit(Vit):
     """A ViT that can take one vector for hidden patches."""
 
-    save_memory = False
+    recompute = False
     """Compute the inside of each block again in the backward pass."""
 
     def embed_masked(self, images: Tensor, mask: Tensor, token: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class MaskableVit(Vit):
     def finish(self, x: Tensor, grid: tuple[int, int], first: int = 0) -> Tensor:
         """Return the tokens after the blocks from `first` on and the final norm."""
         for index in range(first, self.spec.depth):
-            if self.save_memory and torch.is_grad_enabled():
+            if self.recompute and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(self.run_block, index, x, grid, use_reentrant=False))
             else:
                 x = self.run_block(index, x, grid)
