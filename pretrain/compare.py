@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mimbench.cells import Request, finished, make_cells, read_contestant, set_aside
+from mimbench.cells import Cell, Request, finished, make_cells, read_contestant, set_aside
 from mimbench.checkpoints import write_weights
 from mimbench.config import parse_overrides
 from mimbench.errors import UserError
@@ -96,9 +96,8 @@ class Plan:
 
 def prepare(plan: Plan, arm: str, seed: int) -> Path | None:
     """Return an arm's encoder, trained unless it lies there; None where that is not allowed."""
-    out = plan.folder(arm, seed)
+    out, config = plan.folder(arm, seed), plan.config(arm, seed)
     path = out / ENCODER
-    config = plan.config(arm, seed)
     if plan.done:
         # the card is the last that a finished run writes
         return path if (path if arm == TWIN else out / CARD).is_file() else None
@@ -111,8 +110,8 @@ def prepare(plan: Plan, arm: str, seed: int) -> Path | None:
     return path
 
 
-def score(plan: Plan, manifest: Manifest, arm: str, seed: int, encoder: Path) -> dict[str, float]:
-    """Return benchmark -> its main number for one encoder."""
+def cells_of(plan: Plan, manifest: Manifest, seed: int, encoders: Mapping[str, Path]) -> list[Cell]:
+    """Return the cells of one seed's encoders, all at once: asking the tasks takes a while."""
     request = Request(
         profile="demo",
         benchmarks=plan.benchmarks,
@@ -121,32 +120,39 @@ def score(plan: Plan, manifest: Manifest, arm: str, seed: int, encoder: Path) ->
         out=plan.out / "runs",
         machine=Machine(device=plan.device, workers=0),
     )
-    contestant = read_contestant(encoder, name=plan.folder(arm, seed).name)
-    found = {}
-    for cell in make_cells(manifest, [contestant], request):
-        if cell.problem:
-            raise UserError(cell.problem)
-        result = finished(cell)
-        if result is None and plan.done:
-            continue
-        if result is None:
-            set_aside(cell)
-            write_order(cell.folder / ORDER_FILE, cell.order)
-            result = evaluate(cell.order, cell.folder)
-        found[cell.order.benchmark] = result.metrics[result.main_metric]
-    return found
+    contestants = [
+        read_contestant(path, name=plan.folder(arm, seed).name) for arm, path in encoders.items()
+    ]
+    return make_cells(manifest, contestants, request) if contestants else []
+
+
+def score(cell: Cell, *, done: bool) -> float | None:
+    """Return a cell's main number, computed unless it lies there; None where that is not allowed."""
+    if cell.problem:
+        raise UserError(cell.problem)
+    result = finished(cell)
+    if result is None and done:
+        return None
+    if result is None:
+        set_aside(cell)
+        write_order(cell.folder / ORDER_FILE, cell.order)
+        result = evaluate(cell.order, cell.folder)
+        logger.info("%s: %.1f", cell.label, result.metrics[result.main_metric])
+    return result.metrics[result.main_metric]
 
 
 def compare(plan: Plan, manifest: Manifest) -> Scores:
     """Return all numbers, seed by seed over all arms; compare.json holds them as they come."""
     scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in plan.arms}
     for seed in range(plan.seeds):
-        for arm in plan.arms:
-            encoder = prepare(plan, arm, seed)
-            row = {} if encoder is None else score(plan, manifest, arm, seed, encoder)
-            if row:
-                scores[arm][seed] = row
-                logger.info("%s, seed %d: %s", arm, seed, row)
+        prepared = ((arm, prepare(plan, arm, seed)) for arm in plan.arms)
+        encoders = {arm: path for arm, path in prepared if path is not None}
+        names = {plan.folder(arm, seed).name: arm for arm in encoders}
+        for cell in cells_of(plan, manifest, seed, encoders):
+            value = score(cell, done=plan.done)
+            if value is not None:
+                row = scores[names[cell.order.name]].setdefault(seed, {})
+                row[cell.order.benchmark] = value
             if not plan.done:
                 write_json(plan.out / "compare.json", record(plan, scores))
     return scores
