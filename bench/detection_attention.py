@@ -2,23 +2,24 @@
 
 Command: python -m bench.detection_attention [--sizes 512 1024] [--repeat 3] [--device cpu]
 On a GPU the whole ViT-B is measured, in bf16; on a CPU one windowed and one global block, in fp32.
-A ratio below 1 means that the fused attention needs less than detectron2's own. Memory is the peak
-on a GPU; on a CPU it is what the forward pass keeps for the backward pass.
+A ratio below 1 means that the fused attention needs less than detectron2's own. Both are run in
+turns, and ratios are taken pair by pair. Memory is the peak on a GPU; on a CPU it is what the forward
+pass keeps for the backward pass, parameters included.
 """
 
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
-from detectron2.modeling.backbone.vit import Block, ViT
+from detectron2.modeling.backbone.vit import Attention, Block, ViT
 from torch import Tensor, nn
 
+from bench.stopwatch import Spread, Stopwatch, ratios
 from mimbench.runtime import autocast, configure_logging, pick_device
 from transfer.detection.attention import FusedAttention, fuse
 
@@ -26,15 +27,7 @@ logger = logging.getLogger(__name__)
 
 DIM, HEADS, WINDOW, PATCH = 768, 12, 14, 16
 GLOBAL = (2, 5, 8, 11)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Seconds and bytes of one pass."""
-
-    forward: float
-    backward: float
-    memory: float
+FIGURES = ("forward", "backward", "both", "memory")
 
 
 def build_block(side: int, window: int) -> Block:
@@ -76,19 +69,18 @@ def fused_copy(module: nn.Module) -> Callable[[], None]:
     if isinstance(module, ViT):
         fuse(module)
     attentions = [block.get_submodule("attn") for block in blocks]
-    stock = Block(DIM, HEADS).attn.__class__
     for attention in attentions:
         attention.__class__ = FusedAttention
 
     def back() -> None:
         for attention in attentions:
-            attention.__class__ = stock
+            attention.__class__ = Attention
 
     return back
 
 
-def measure(module: nn.Module, x: Tensor, device: torch.device) -> Cost:
-    """Return the cost of one forward and backward pass."""
+def measure(module: nn.Module, x: Tensor, device: torch.device) -> dict[str, float]:
+    """Return seconds of the forward and the backward pass, and bytes of memory."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -99,44 +91,39 @@ def measure(module: nn.Module, x: Tensor, device: torch.device) -> Cost:
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    start = _now(gpu)
+    watch = Stopwatch(device)
+    watch.start()
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
         autocast(device, "bf16" if gpu else "fp32"),
     ):
         out = module(x)
     out = out["last_feat"] if isinstance(out, dict) else out
-    middle = _now(gpu)
+    watch.mark("forward")
     out.float().square().mean().backward()
-    end = _now(gpu)
+    watch.mark("backward")
     memory = torch.cuda.max_memory_allocated(device) if gpu else sum(kept.values())
-    return Cost(forward=middle - start, backward=end - middle, memory=memory)
+    found = watch.read()
+    return {**found, "both": found["forward"] + found["backward"], "memory": memory}
 
 
-def _now(gpu: bool) -> float:  # noqa: FBT001
-    if gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def compare(module: nn.Module, x: Tensor, device: torch.device, repeat: int) -> tuple[Cost, Cost]:
-    """Return the least cost of stock and fused attention, measured in turns."""
-    costs: tuple[list[Cost], list[Cost]] = ([], [])
+def compare(
+    module: nn.Module, x: Tensor, device: torch.device, repeat: int
+) -> tuple[dict[str, Spread], dict[str, float]]:
+    """Return fused / stock for each figure, pair by pair, and stock's own median."""
+    found: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
     for _ in range(repeat + 1):
-        costs[0].append(measure(module, x, device))
+        found[0].append(measure(module, x, device))
         back = fused_copy(module)
-        costs[1].append(measure(module, x, device))
+        found[1].append(measure(module, x, device))
         back()
-    stock, fused = (_least(found[1:]) for found in costs)
-    return stock, fused
-
-
-def _least(found: Sequence[Cost]) -> Cost:
-    return Cost(
-        forward=min(cost.forward for cost in found),
-        backward=min(cost.backward for cost in found),
-        memory=min(cost.memory for cost in found),
-    )
+    # the first pair pays for what is set up once
+    stock, fused = (costs[1:] for costs in found)
+    ratio = {
+        name: ratios([cost[name] for cost in fused], [cost[name] for cost in stock])
+        for name in FIGURES
+    }
+    return ratio, {name: median(cost[name] for cost in stock) for name in FIGURES}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,15 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     configure_logging()
     device = pick_device(args.device)
-    sys.stdout.write("size  subject         forward  backward  memory   (fused / stock)\n")
+    columns = "".join(f"{name:<22}" for name in FIGURES)
+    sys.stdout.write(f"{'size':<6}{'subject':<16}{columns}fused / stock: median (range)\n")
     for size in args.sizes:
         for name, (module, x) in subjects(size, device).items():
-            stock, fused = compare(module, x, device, args.repeat)
+            ratio, stock = compare(module, x, device, args.repeat)
+            cells = "".join(f"{ratio[figure]!s:<22}" for figure in FIGURES)
             sys.stdout.write(
-                f"{size:<5} {name:<15} {fused.forward / stock.forward:>7.2f}"
-                f"  {fused.backward / stock.backward:>8.2f}  {fused.memory / stock.memory:>6.2f}"
-                f"   stock {stock.forward:.3f} s, {stock.backward:.3f} s,"
-                f" {stock.memory / 2**20:.0f} MiB\n"
+                f"{size:<6}{name:<16}{cells}stock {stock['forward']:.3f} s,"
+                f" {stock['backward']:.3f} s, {stock['memory'] / 2**20:.0f} MiB\n"
             )
             sys.stdout.flush()
     return 0

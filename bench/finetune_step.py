@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from mimbench.loop import _Run
 from mimbench.runtime import Ranks, autocast, configure_logging
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, random_weights
-from transfer.classification.finetune import Config, FineTune
 from transfer.classification.training import TrainImages
+from transfer.classification.tuner import Config, FineTune
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +88,14 @@ def timms_step(one: FineTune, batch: Batch, precision: Any) -> Any:
     return step
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     configure_logging()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

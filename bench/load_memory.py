@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,11 +49,11 @@ def measure(path: Path) -> float:
     return ratio
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write a random ViT-L in three forms, read each in a child, compare with the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.child:
         child(args.child)
         return 0

@@ -12,8 +12,8 @@ each feature choice is reported, labelled; the first one is the table's number.
 """
 
 import logging
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knn.index import Approximate, Floats, Ids, Metric, check_k, recall, search, search_approximate
-from mimbench.data import ImageList
+from knn.index import (
+    Approximate,
+    Floats,
+    Ids,
+    Metric,
+    build_approximate,
+    check_k,
+    recall,
+    search,
+    search_approximate,
+)
+from knn.vote import Ballot, Find, predict, queries_at_once
 from mimbench.features import Choice, FeatureBank
 from mimbench.files import write_json
-from mimbench.metrics import Neighbours, vote_scores, weighted_votes, write_outcomes
+from mimbench.metrics import vote_scores, write_outcomes
 from mimbench.protocol import FrozenConfig, from_main
 from mimbench.runtime import process_group
+from mimbench.storage import storage_effect
 from mimbench.weights import VitWeights
 
 logger = logging.getLogger(__name__)
@@ -73,28 +84,36 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     check_k(max(config.k), len(train))
     with process_group() as ranks:
         bank, queries = (config.features(weights, images, ranks) for images in (train, val))
-        return from_main(_evaluate(bank, queries, config, out) if ranks.main else None, ranks)
+        return from_main(lambda: _evaluate(bank, queries, config, out), ranks)
 
 
 def _evaluate(train: FeatureBank, val: FeatureBank, config: Config, out: Path) -> dict[str, float]:
     metrics: dict[str, float] = {}
     extra: dict[str, Any] = {"bank_images": len(train.images), "images": len(val.images)}
+    truth = torch.from_numpy(val.images.labels)
+    main = (config.main_k, config.main_temperature)
+    room = queries_at_once()
     for choice in config.choices:
         bank, queries = (prepare(b.load(choice), normalise=config.normalise) for b in (train, val))
-        began = time.perf_counter()
-        similarity, ids = _search(bank, queries, config, extra)
-        seconds = time.perf_counter() - began
-        logger.info(
-            "searched %d queries in %d %s in %.1f s", len(queries), len(bank), choice, seconds
+        ranked = predict(
+            _searcher(bank, queries, config, extra),
+            train.images.labels,
+            queries,
+            Ballot(classes=len(train.images.classes), ks=config.k, temperatures=config.temperature),
+            room=room,
+            label=f"k-NN of {choice}",
         )
-        scores, best = score(similarity, ids, train.images, val.images, config)
-        metrics |= {f"{choice}_{name}": value for name, value in scores.items()}
-        if choice == config.choices[0]:
-            main = f"k{config.main_k}_T{config.main_temperature:g}"
-            metrics |= {"top1": scores[f"{main}_top1"], "top5": scores[f"{main}_top5"]}
-            write_outcomes(out, val.images, best.numpy())
+        for (k, t), best in ranked.items():
+            tops = dict(zip(("top1", "top5"), vote_scores(best, truth, k), strict=True))
+            metrics |= {f"{choice}_k{k}_T{t:g}_{name}": value for name, value in tops.items()}
+            if choice == config.choices[0] and (k, t) == main:
+                metrics |= tops
+                write_outcomes(out, val.images, best.numpy())
+    extra |= {"queries_at_once": room.size, "memory_halved": room.halved}
     if config.storage != "fp32":
-        extra["storage_effect"] = _storage_effect(train, val, config)
+        extra["storage_effect"] = storage_effect(
+            train, val, config.choices[0], partial(_rank_alone, config=config)
+        )
     write_json(out / "extra.json", extra)
     return metrics
 
@@ -107,77 +126,33 @@ def prepare(features: Tensor, *, normalise: bool) -> Floats:
     return np.ascontiguousarray(features.numpy(), dtype=np.float32)
 
 
-def _search(
-    bank: Floats, queries: Floats, config: Config, extra: dict[str, Any]
-) -> tuple[Floats, Ids]:
-    """Search once, at the largest k; of an approximate index say what it missed."""
-    k = max(config.k)
-    if config.index.kind == "exact":
+def _searcher(bank: Floats, queries: Floats, config: Config, extra: dict[str, Any]) -> Find:
+    """Return the search of the configured index; of an approximate one say what it misses."""
+
+    def exact(queries: Floats, k: int) -> tuple[Floats, Ids]:
         return search(bank, queries, k, metric=config.metric)
-    found = search_approximate(bank, queries, k, config.index, metric=config.metric)
-    some = np.linspace(0, len(queries) - 1, min(RECALL_QUERIES, len(queries))).astype(int)
-    exact = search(bank, queries[some], k, metric=config.metric)[1]
-    extra[f"recall_at_{k}"] = recall(found[1][some], exact)
+
+    if config.index.kind == "exact":
+        return exact
+    index = build_approximate(bank, config.index, metric=config.metric)
+    k = max(config.k)
+    at = np.linspace(0, len(queries) - 1, min(RECALL_QUERIES, len(queries))).astype(int)
+    some = np.ascontiguousarray(queries[at])
+    found = search_approximate(index, some, k, metric=config.metric)[1]
+    extra[f"recall_at_{k}"] = recall(found, exact(some, k)[1])
     extra["recall_queries"] = len(some)
     logger.info("%s index: recall at %d is %.2f %%", config.index.kind, k, extra[f"recall_at_{k}"])
-    return found
+    return partial(search_approximate, index, metric=config.metric)
 
 
-def score(
-    similarity: Floats, ids: Ids, train: ImageList, val: ImageList, config: Config
-) -> tuple[dict[str, float], Tensor]:
-    """Return top-1 and top-5 for each k and temperature, and the main one's five best classes."""
-    found = Neighbours(
-        similarity=torch.from_numpy(similarity), labels=torch.from_numpy(train.labels[ids])
+def _rank_alone(bank: Tensor, labels: Ids, queries: Tensor, classes: int, config: Config) -> Tensor:
+    """Return the five best classes by the main k and temperature, from an exact search."""
+    rows, asked = (prepare(x, normalise=config.normalise) for x in (bank, queries))
+    k = min(config.main_k, len(rows))
+    ranked = predict(
+        lambda q, k: search(rows, q, k, metric=config.metric),
+        labels,
+        asked,
+        Ballot(classes=classes, ks=[k], temperatures=[config.main_temperature]),
     )
-    labels = torch.from_numpy(val.labels)
-    scores: dict[str, float] = {}
-    main = torch.empty(0)
-    for temperature in config.temperature:
-        voted = weighted_votes(
-            found, ks=config.k, temperature=temperature, classes=len(train.classes)
-        )
-        for k, ranked in voted.items():
-            top1, top5 = vote_scores(ranked, labels, k)
-            name = f"k{k}_T{temperature:g}"
-            scores |= {f"{name}_top1": top1, f"{name}_top5": top5}
-            if (k, temperature) == (config.main_k, config.main_temperature):
-                main = ranked
-    return scores, main
-
-
-def _storage_effect(train: FeatureBank, val: FeatureBank, config: Config) -> dict[str, Any]:
-    """Return top-1 on the images whose exact features are kept, with exact and stored ones."""
-    choice = config.choices[0]
-    (at, bank), (rows, queries) = (b.exact(choice) for b in (train, val))
-    k = min(config.main_k, len(at))
-    found: dict[str, float] = {}
-    for name, (b, q) in {
-        "fp32": (bank, queries),
-        config.storage: (train.load(choice)[at], val.load(choice)[rows]),
-    }.items():
-        similarity, ids = search(
-            prepare(b, normalise=config.normalise),
-            prepare(q, normalise=config.normalise),
-            k,
-            metric=config.metric,
-        )
-        neighbours = Neighbours(
-            similarity=torch.from_numpy(similarity),
-            labels=torch.from_numpy(train.images.labels[at][ids]),
-        )
-        ranked = weighted_votes(
-            neighbours,
-            ks=[k],
-            temperature=config.main_temperature,
-            classes=len(train.images.classes),
-        )[k]
-        found[name] = vote_scores(ranked, torch.from_numpy(val.images.labels[rows]), k)[0]
-    difference = found[config.storage] - found["fp32"]
-    logger.info("storing features in %s moves top-1 by %+.2f points", config.storage, difference)
-    return {
-        **{f"top1_{name}": value for name, value in found.items()},
-        "difference": difference,
-        "bank_images": len(at),
-        "images": len(rows),
-    }
+    return ranked[k, config.main_temperature]

@@ -154,14 +154,8 @@ def _first_best(scores: Floats, k: int) -> Ids:
     return np.concatenate([above, np.flatnonzero(scores == edge)[: k - len(above)]])
 
 
-def search_approximate(
-    bank: Floats, queries: Floats, k: int, how: Approximate, *, metric: Metric = "ip"
-) -> tuple[Floats, Ids]:
-    """Return similarities and rows (n, k) from an inverted-file index, ties ordered by row.
-
-    A query that finds fewer than k rows in the lists it looks into is an error, not a short vote.
-    """
-    check_k(k, len(bank))
+def build_approximate(bank: Floats, how: Approximate, *, metric: Metric = "ip") -> Any:
+    """Return a trained inverted-file index that holds the bank."""
     dim = bank.shape[1]
     lists = min(how.lists, max(1, len(bank) // 39))
     if how.kind == "ivfpq" and dim % how.code_bytes:
@@ -175,12 +169,23 @@ def search_approximate(
     index.train(bank)
     index.add(bank)
     index.nprobe = min(how.probes, lists)
+    return index
+
+
+def search_approximate(
+    index: Any, queries: Floats, k: int, *, metric: Metric = "ip"
+) -> tuple[Floats, Ids]:
+    """Return similarities and rows (n, k) from an inverted-file index, ties ordered by row.
+
+    A query that finds fewer than k rows in the lists it looks into is an error, not a short vote.
+    """
+    check_k(k, index.ntotal)
     values, ids = index.search(queries, k)
     if (ids < 0).any():
         short = int((ids < 0).any(axis=1).sum())
         raise UserError(
-            f"{short} queries found fewer than {k} neighbours in {index.nprobe} of {lists} lists; "
-            "raise probes"
+            f"{short} queries found fewer than {k} neighbours in {index.nprobe} of {index.nlist} "
+            "lists; raise probes"
         )
     similarity = values if metric == "ip" else -0.5 * values
     order = np.lexsort((ids, -similarity), axis=1)

@@ -20,7 +20,7 @@ from mimbench.data import ImageList, read_folder
 from mimbench.features import average
 from mimbench.metrics import Neighbours, weighted_votes
 from mimbench.preprocess import Preprocess
-from mimbench.rivals import TWIN, position_faults, rivals_of, untouched
+from mimbench.rivals import HINTS, TWIN, position_faults, rivals_of, untouched
 from mimbench.weights import VitWeights
 
 NEIGHBOURS, TEMPERATURE = 10, 0.07
@@ -136,8 +136,7 @@ def examine(
         theirs = max(hits.values(), key=lambda h: float(h.mean())) if name == TWIN else hits[choice]
         rivals[name] = 100 * float(theirs.mean())
         lead, error = paired(own[choice], theirs)
-        sigmas = TWIN_SIGMAS if name == TWIN else SIGMAS
-        if lead <= sigmas * error:
+        if beaten(name, lead, error):
             faults.append(
                 f"{name} reach {rivals[name]:.1f} % in a small k-NN, the checkpoint only "
                 f"{100 * float(own[choice].mean()):.1f} %"
@@ -148,6 +147,13 @@ def examine(
         faults=tuple(faults),
         not_tried=tuple(rest),
     )
+
+
+def beaten(rival: str, lead: float, error: float) -> bool:
+    """Return whether a lead with this standard error tells against the checkpoint."""
+    if rival in HINTS:
+        return lead < -TWIN_SIGMAS * error
+    return lead <= (TWIN_SIGMAS if rival == TWIN else SIGMAS) * error
 
 
 def paired(a: Tensor, b: Tensor) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from mimbench.orders import NOT_PROTOCOL, ORDER_FILE, RESULT_FILE, Order, read_o
 from mimbench.results import Result, read_result
 from mimbench.survey import Finding, Question, survey
 from mimbench.task import Machine
+from mimbench.weights import VitSpec
 
 logger = logging.getLogger(__name__)
 STALE = ".stale-"
@@ -33,6 +34,7 @@ class Contestant:
     num_heads: int | None = None
     twin: bool = False
     """Random on purpose: no canary."""
+    spec: VitSpec | None = None
 
     @property
     def folder(self) -> str:
@@ -53,6 +55,13 @@ class Request:
     own_data: bool = False
     out: Path = Path("runs")
     machine: Machine = field(default_factory=Machine)
+    max_batch: int | None = None
+    """The user's own figure; it wins over those of the benchmarks."""
+
+    def __post_init__(self) -> None:
+        """Refuse a batch of nothing."""
+        if self.max_batch is not None and self.max_batch < 1:
+            raise UserError(f"--max-batch is {self.max_batch}, expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,10 @@ class Cell:
     main_metric: str
     protocol: str
     problem: str = ""
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration with next to no training; empty if the task offers none."""
+    images: int = 0
+    """Labelled images in the data set; 0 if they are not in folders of classes."""
 
     @property
     def label(self) -> str:
@@ -105,6 +118,7 @@ def read_contestant(
         weights=describe_weights(weights, name),
         which=which,
         num_heads=num_heads,
+        spec=spec,
     )
 
 
@@ -130,18 +144,28 @@ def _ask(manifest: Manifest, request: Request) -> dict[str, Finding]:
     questions = []
     for name in request.benchmarks:
         dataset, config = manifest.recipe(name, request.profile, request.overrides)
-        machine = merge(to_mapping(request.machine), manifest.limits(name, request.profile))
         questions.append(
             Question(
                 benchmark=name,
                 task=manifest.benchmarks[name].task,
                 dataset=dataset,
-                config={**config, "machine": machine},
+                config={**config, "machine": _machine(manifest, request, name, config)},
             )
         )
     return dict(
         zip(request.benchmarks, survey(questions, request.data, own=request.own_data), strict=True)
     )
+
+
+def _machine(
+    manifest: Manifest, request: Request, name: str, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the machine for one benchmark: what is said later in this list wins."""
+    asked = {} if request.max_batch is None else {"max_batch": request.max_batch}
+    machine = to_mapping(request.machine)
+    for change in (manifest.limits(name, request.profile), asked, config.get("machine", {})):
+        machine = merge(machine, change)
+    return machine
 
 
 def _cell(
@@ -152,7 +176,9 @@ def _cell(
     overrides = {k: v for k, v in request.overrides.items() if k in (name, benchmark.group)}
     parts = [name]
     parts += [request.profile] if request.profile != "paper" else []
-    parts += [finding.protocol[:6] or "changed"] if overrides else []
+    # the machine moves no number: the run goes on in the same folder
+    recipe_changed = any(set(change) - {"machine"} for change in overrides.values())
+    parts += [finding.protocol[:6] or "changed"] if recipe_changed else []
     parts += [f"seed{seed}"] if seed else []
     order = Order(
         benchmark=name,
@@ -176,6 +202,8 @@ def _cell(
         main_metric=finding.main_metric,
         protocol=finding.protocol,
         problem=finding.problem,
+        rehearsal={**finding.rehearsal, "seed": seed} if finding.rehearsal else {},
+        images=finding.images,
     )
 
 

@@ -1,7 +1,6 @@
 """Cells as Slurm jobs through submitit: one array for each level of dependency, requeued on preemption."""
 
 import logging
-import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,17 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mimbench.cell_job import CellJob
 from mimbench.cells import Cell, set_aside
 from mimbench.errors import UserError
-from mimbench.launch import eval_command
 from mimbench.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, write_order
 from mimbench.results import read_result
-from mimbench.runner import Ended, figure, last_lines, record_failure, settle
-from mimbench.survey import child_environment
+from mimbench.runner import Ended, figure, record_failure, settle
+from mimbench.screen import last_lines
 
 logger = logging.getLogger(__name__)
 HEAVY = ("finetune", "detection", "segmentation")
-PORT = 29_400
+ABSENT = 3
+"""Polls without a trace of a job after which it counts as gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,44 +35,8 @@ class Cluster:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """submitit's: timeout_min, slurm_partition, slurm_account, mem_gb..."""
     poll: float = 5.0
-    job: Callable[[str, int, int], Any] = field(default_factory=lambda: CellJob)
+    job: Callable[[str, int, int], Any] = CellJob
     """What runs a cell, made from its folder, GPUs and nodes."""
-
-
-class CellJob:
-    """What a node runs; pickled by submitit, so it holds plain values only."""
-
-    def __init__(self, folder: str, gpus: int, nodes: int) -> None:
-        self.folder, self.gpus, self.nodes = folder, gpus, nodes
-
-    def __call__(self) -> int:
-        """Run the cell's processes on this node; return their exit code."""
-        folder = Path(self.folder)
-        command = eval_command(folder, max(1, self.gpus), self.nodes, endpoint=self._endpoint())
-        with (folder / LOG_FILE).open("ab") as log:
-            return subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=child_environment(),
-                check=False,
-            ).returncode
-
-    def _endpoint(self) -> str:
-        if self.nodes == 1:
-            return ""
-        import submitit  # noqa: PLC0415 - optional, only clusters need it
-
-        hosts = submitit.JobEnvironment().hostnames
-        # jobs may share a node: each takes a port of its own
-        return f"{hosts[0]}:{PORT + int(os.environ.get('SLURM_JOB_ID', '0')) % 1000}"
-
-    def checkpoint(self) -> Any:
-        """Ask to be queued again when preempted: the task goes on from its own state."""
-        import submitit  # noqa: PLC0415
-
-        return submitit.helpers.DelayedSubmission(self)
 
 
 def levels(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -106,9 +70,35 @@ def submit_cells(
         heavy = [c for c in wave if groups.get(c.order.benchmark) in HEAVY and cluster.nodes > 1]
         for some, nodes in ((heavy, cluster.nodes), ([c for c in wave if c not in heavy], 1)):
             jobs += _submit(some, nodes, before, cluster, fresh=fresh)
-    while any(not job.done() for _, job in jobs):
-        time.sleep(cluster.poll)
+    _await([job for _, job in jobs], cluster)
     return [*ended, *(_conclude(cell, job) for cell, job in jobs)]
+
+
+def _await(jobs: Sequence[Any], cluster: Cluster) -> None:
+    """Wait for jobs; one that left the queue without a result (cancelled, node lost) is over too."""
+    absent = dict.fromkeys((job.job_id for job in jobs), 0)
+    while left := [j for j in jobs if absent[j.job_id] < ABSENT and not _over(j, cluster)]:
+        time.sleep(cluster.poll)
+        queued = _queued() if cluster.kind == "slurm" else None
+        for job in left:
+            gone = queued is not None and job.job_id not in queued
+            absent[job.job_id] = absent[job.job_id] + 1 if gone else 0
+
+
+def _over(job: Any, cluster: Cluster) -> bool:
+    # submitit itself would ask `sacct` too, which complains where a cluster keeps no accounts
+    return job.paths.result_pickle.exists() if cluster.kind == "slurm" else job.done()
+
+
+def _queued() -> set[str] | None:
+    """Return the user's jobs that wait or run; None where the scheduler does not answer."""
+    command = ["squeue", "--me", "--array", "--noheader", "--format", "%i"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        logger.warning("squeue does not answer (%s); asking again", error)
+        return None
+    return set(done.stdout.split())
 
 
 def _submit(
@@ -174,14 +164,11 @@ def _conclude(cell: Cell, job: Any) -> Ended:
     tail = last_lines(cell.folder / LOG_FILE)
     shown = "\n".join(f"    {line}" for line in tail)
     logger.error(
-        "%s: FAILED, job %s is %s; end of %s:\n%s",
+        "%s: FAILED, job %s ended without a result; end of %s:\n%s",
         cell.label,
         job.job_id,
-        job.state,
         cell.folder / LOG_FILE,
         shown,
     )
-    record_failure(
-        cell, tail[-1] if tail else f"job {job.job_id} ended as {job.state} without a result"
-    )
+    record_failure(cell, tail[-1] if tail else f"job {job.job_id} ended without a result")
     return Ended(cell, "failed")

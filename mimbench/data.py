@@ -1,22 +1,20 @@
-"""Labelled image lists from folders or timm sources: each image once, with its own label."""
+"""Labelled image lists: each image once, with its own label; and lists from folders."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data.dataset_factory import create_dataset
 
 from mimbench.errors import UserError
 from mimbench.files import value_digest
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
-STREAMED = ("tfds/", "wds/", "hfids/")
 
 
 class Opener(Protocol):
@@ -38,20 +36,6 @@ class FolderOpener:
         """Return image `index` in RGB."""
         with Image.open(self.folder / self.names[index]) as image:
             return image.convert("RGB")
-
-
-@dataclass(frozen=True)
-class TimmOpener:
-    """Opens images of a timm data set."""
-
-    dataset: Any
-
-    def __call__(self, index: int) -> Image.Image:
-        """Return image `index` in RGB."""
-        # past timm's own __getitem__, which puts another image in the place of a damaged one
-        reader = getattr(self.dataset, "reader", None)
-        image = self.dataset[index][0] if reader is None else Image.open(reader[index][0])
-        return image.convert("RGB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,27 +89,6 @@ class ImageList:
         if labels.shape != self.labels.shape:
             raise ValueError(f"{labels.shape} labels for {len(self)} images")
         return replace(self, labels=labels.astype(np.int64))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where the images are: an ImageFolder, or any of timm's data sets that can be indexed."""
-
-    name: str = "folder"
-    """`folder`; `tar` for train.tar and val.tar; or a name for timm.data.create_dataset."""
-    train: str = "train"
-    val: str = "val"
-
-    def open(self, data: Path) -> tuple[ImageList, ImageList]:
-        """Return the train and val lists; their classes must be the same."""
-        train, val = (self._split(data, split) for split in (self.train, self.val))
-        check_classes(train, val)
-        return train, val
-
-    def _split(self, data: Path, split: str) -> ImageList:
-        if self.name == "folder":
-            return read_folder(data, split)
-        return read_timm(self.name, data, split)
 
 
 def check_classes(train: ImageList, val: ImageList) -> None:
@@ -196,61 +159,3 @@ def _walk(folder: Path, prefix: str) -> list[tuple[str, str]]:
                 status = entry.stat()
                 found.append((path, f"{status.st_size}:{status.st_mtime_ns}"))
     return found
-
-
-def read_timm(name: str, data: Path, split: str) -> ImageList:
-    """Return a split of a data set that timm's factory knows, if it can be indexed."""
-    if name.startswith(STREAMED):
-        raise UserError(
-            f"source '{name}' is streamed, and a stream has no fixed order to score every image "
-            "once; use an indexed form of it (hfds/..., torch/..., a tar file or a folder)"
-        )
-    kind, root = ("", data / f"{split}.tar") if name == "tar" else (name, data)
-    try:
-        dataset: Any = create_dataset(kind, root=str(root), split=split)
-    except (AssertionError, RuntimeError, ValueError, OSError, ImportError) as error:
-        raise UserError(
-            f"timm cannot open source '{name}' split '{split}' in {data}: {error}"
-        ) from error
-    labels = _timm_labels(dataset, name)
-    classes = _timm_classes(dataset, labels)
-    reader = getattr(dataset, "reader", None)
-    if reader is None:
-        names = tuple(f"{split}/{i:08d}" for i in range(len(labels)))
-    else:
-        names = tuple(str(reader.filename(i)) for i in range(len(labels)))
-
-    return ImageList(
-        names=names,
-        labels=labels,
-        classes=classes,
-        stamps=tuple([""] * len(labels)),
-        where=f"{data}:{name}:{split}",
-        opener=TimmOpener(dataset),
-    )
-
-
-def _timm_labels(dataset: Any, name: str) -> NDArray[np.int64]:
-    reader = getattr(dataset, "reader", None)
-    if reader is None:
-        for field in ("targets", "labels", "_labels", "_samples"):
-            values = getattr(dataset, field, None)
-            if values is not None:
-                rows = [v[-1] if isinstance(v, tuple) else v for v in values]
-                return np.asarray(rows, dtype=np.int64)
-        raise UserError(f"source '{name}' does not list its labels; use its folder form")
-    targets = getattr(reader, "targets", None)
-    if targets is not None:
-        return np.array(targets, dtype=np.int64)
-    if hasattr(reader, "samples"):
-        return np.array([sample[-1] for sample in reader.samples], dtype=np.int64)
-    column = reader.dataset[getattr(reader, "label_key", "label")]
-    return np.array(column, dtype=np.int64)
-
-
-def _timm_classes(dataset: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
-    for holder in (dataset, getattr(dataset, "reader", None)):
-        for field in ("class_to_idx", "class_name_to_idx"):
-            if index := getattr(holder, field, None):
-                return tuple(sorted(index, key=lambda name: index[name]))
-    return tuple(str(label) for label in range(int(labels.max()) + 1))

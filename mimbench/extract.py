@@ -84,7 +84,7 @@ def _compute(
     backbone.to(device)
     fit = Halving(size=machine.max_batch)
     total = sum(len(bank.rows(s)) for s in shards)
-    bar = Progress(f"features of {bank.images.where}", total)
+    bar = Progress(f"features of {bank.images.where}", total) if ranks.main else None
     rows = {shard: list(bank.rows(shard)) for shard in shards}
     batches = _batches(bank, rows, machine)
     for shard in shards:
@@ -93,9 +93,10 @@ def _compute(
             pixels = next(batches)
             found = forward_in_pieces(backbone, pixels, bank.spec.blocks, bank.spec.precision, fit)
             parts.append({name: v.cpu() for name, v in found.items()})
-            bar.step(len(pixels))
+            if bar is not None:
+                bar.step(len(pixels))
         _write(bank, shard, {name: torch.cat([p[name] for p in parts]) for name in parts[0]})
-    if ranks.main:
+    if bar is not None:
         bar.close()
 
 

@@ -31,13 +31,14 @@ CHECKED = 8192
 """Images of which a half-precision bank also keeps the exact features, to state the effect."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-Choice = Literal["cls", "avg", "cls+avg", "cls4", "cls4+avg"]
-"""Class token, mean of the patches, both; class tokens of the last four blocks, and that + mean."""
+Choice = Literal["cls", "avg", "cls+avg", "cls4", "avg4", "cls4+avg"]
+"""Class token, mean of the patches, both; either of the last four blocks; class tokens of four + mean."""
 PARTS: dict[str, tuple[str, ...]] = {
     "cls": ("cls.1",),
     "avg": ("avg.1",),
     "cls+avg": ("cls.1", "avg.1"),
     "cls4": ("cls.4", "cls.3", "cls.2", "cls.1"),
+    "avg4": ("avg.4", "avg.3", "avg.2", "avg.1"),
     "cls4+avg": ("cls.4", "cls.3", "cls.2", "cls.1", "avg.1"),
 }
 """Names of stored vectors, joined in this order; `.n` counts blocks from the end."""

@@ -1,37 +1,32 @@
 """What a cell will cost, from a short measurement on this machine: the cell itself, started and stopped."""
 
 import logging
-import re
 import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mimbench.cells import Cell, finished
-from mimbench.config import to_mapping
-from mimbench.files import write_json
 from mimbench.launch import Slot, start, stop
-from mimbench.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, write_order
-from mimbench.results import read_result
-from mimbench.runner import Command, last_lines, standard_command
+from mimbench.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, Order, write_order
+from mimbench.pace import Pace, read_pace
+from mimbench.progress import INTERVAL
+from mimbench.runner import Command, standard_command
+from mimbench.screen import last_lines
 
 logger = logging.getLogger(__name__)
-FORECAST = "forecast.json"
 PAGE = 4096
-CLOCK = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$")
-# our own progress lines; then detectron2's and mmengine's
-PROGRESS = re.compile(
-    r"(?P<label>\S.*?) (?P<done>\d+)/(?P<total>\d+) \d+% \S+ left (?P<left>[\ddhms]+)"
-)
-ETA = re.compile(r"eta: (?:(?P<days>\d+) days?, )?(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d)")
+LINES = 400
+"""Of a trial's log that are read for its pace."""
+Kind = tuple[str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What one cell is expected to take; None: could not be told."""
+    """What one cell is expected to take, from the start of its process to its end; None: unknown."""
 
     cell: str
     how: str
@@ -43,21 +38,45 @@ class Forecast:
     actual_seconds: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a trial showed until it ended or was stopped."""
+
+    seconds: float
+    code: int | None
+    """Exit code; None: stopped at work."""
+    memory_mb: float
+    disk_mb: float
+    pace: Pace | None
+    last_line: str
+
+    @property
+    def whole(self) -> float | None:
+        """Seconds to the end of the stage that was seen; None if neither end nor pace was."""
+        if self.code is None:
+            return self.seconds + self.pace.left if self.pace else None
+        return self.seconds if self.code == 0 else None
+
+
 def forecast(
-    cells: Sequence[Cell], *, patience: float = 40.0, command: Command = standard_command
+    cells: Sequence[Cell],
+    *,
+    patience: float = 40.0,
+    command: Command = standard_command,
+    took: Mapping[str, float] | None = None,
+    slot: Slot | None = None,
 ) -> list[Forecast]:
-    """Return a forecast for each cell; cells of one benchmark and one shape of model are measured once."""
-    known: dict[tuple[str, str, str], Forecast] = {}
-    for cell in cells:
-        if done := finished(cell):
-            seconds, memory = done.provenance.seconds, done.provenance.peak_memory_mb
-            known[_kind(cell)] = Forecast(
-                cell=cell.label,
-                how="a finished run",
-                seconds=seconds,
-                memory_mb=memory,
-                disk_mb=_size_mb(cell.folder),
-            )
+    """Return a forecast for each cell; cells of one benchmark and one shape of model are measured once.
+
+    Args:
+        cells: What is to be run.
+        patience: Seconds for one measurement.
+        command: What to start for a cell.
+        took: Label -> seconds that finished cells really took.
+        slot: The share of the machine that a cell will have.
+    """
+    known = lessons(cells, took or {})
+    stages: dict[tuple[str, str], str] = {}
     found = []
     for cell in cells:
         if finished(cell):
@@ -67,95 +86,123 @@ def forecast(
                 Forecast(cell=cell.label, how=f"not possible: {cell.problem.splitlines()[0]}")
             )
         else:
-            if _kind(cell) not in known:
-                known[_kind(cell)] = measure(cell, patience, command)
-            found.append(replace(known[_kind(cell)], cell=cell.label))
+            if kind_of(cell) not in known:
+                known[kind_of(cell)] = measure(
+                    cell, patience, command, stages=stages, slot=slot or Slot()
+                )
+            found.append(replace(known[kind_of(cell)], cell=cell.label))
     return found
 
 
-def _kind(cell: Cell) -> tuple[str, str, str]:
+def kind_of(cell: Cell) -> Kind:
+    """Return what cells of like cost share: benchmark, protocol, shape of the model."""
     return cell.order.benchmark, cell.protocol, cell.contestant.weights.get("model", "")
 
 
-def measure(cell: Cell, patience: float, command: Command = standard_command) -> Forecast:
-    """Run the cell in a scratch folder until it tells its pace or ends, at most `patience` seconds."""
-    folder = Path(tempfile.mkdtemp(prefix="mimbench-forecast-"))
-    trial = replace(cell, folder=folder)
-    write_order(folder / ORDER_FILE, cell.order)
-    logger.info("%s: measuring for at most %.0f s", cell.label, patience)
-    began = time.monotonic()
-    process = start(command(trial, Slot()), folder, Slot())
-    memory, pace = 0.0, None
-    try:
-        while process.poll() is None and time.monotonic() - began < patience:
-            time.sleep(0.2)
-            memory = max(memory, tree_memory_mb(process.pid))
-            pace = read_pace(last_lines(folder / LOG_FILE, 5)) or pace
-        return _conclusion(trial, process, time.monotonic() - began, memory, pace)
-    finally:
-        stop(process, patience=5.0)
-        shutil.rmtree(folder, ignore_errors=True)
+def lessons(cells: Sequence[Cell], took: Mapping[str, float]) -> dict[Kind, Forecast]:
+    """Return what finished cells teach about others of their kind."""
+    known = {}
+    for cell in cells:
+        if done := finished(cell):
+            known[kind_of(cell)] = Forecast(
+                cell=cell.label,
+                how="a finished run",
+                seconds=took.get(cell.label, done.provenance.seconds),
+                memory_mb=done.provenance.peak_memory_mb,
+                disk_mb=_size_mb(cell.folder),
+            )
+    return known
 
 
-def _conclusion(
-    trial: Cell, process: subprocess.Popen[bytes], spent: float, memory: float, pace: "Pace | None"
+def measure(
+    cell: Cell,
+    patience: float,
+    command: Command = standard_command,
+    *,
+    stages: dict[tuple[str, str], str],
+    slot: Slot,
 ) -> Forecast:
-    said = f"measured for {spent:.0f} s"
-    result = trial.folder / RESULT_FILE
-    disk = _size_mb(trial.folder)
-    if process.poll() == 0 and result.is_file():
-        seconds = read_result(result).provenance.seconds
-        return Forecast(
-            cell=trial.label, how="ran to its end", seconds=seconds, memory_mb=memory, disk_mb=disk
-        )
-    if process.poll() is not None:
-        why = (last_lines(trial.folder / LOG_FILE, 1) or ["no output"])[0]
-        return Forecast(cell=trial.label, how=f"the measurement failed: {why}")
-    if pace is None:
-        return Forecast(
-            cell=trial.label, how=f"{said}, no pace told yet: try --patience", memory_mb=memory
-        )
-    return Forecast(
-        cell=trial.label,
-        how=f"{said}, stage {pace.label}",
-        seconds=spent + pace.left,
-        units=pace.total,
-        memory_mb=memory,
-        disk_mb=disk,
+    """Run the cell in a scratch folder until it ends or has told its pace, at most `patience` seconds.
+
+    A cell that was stopped in its training has not shown what comes after; where its task offers a
+    rehearsal (the recipe with next to no training), that is run too.
+
+    Args:
+        cell: What to measure.
+        patience: Seconds for each of the two.
+        command: What to start.
+        stages: (checkpoint, benchmark) -> stage that a trial was stopped in; filled here, and read
+            to see what a cell will find ready because the cell before it in line has made it.
+        slot: The share of the machine.
+    """
+    logger.info("%s: measuring for at most %.0f s", cell.label, patience)
+    seen = observe(cell, cell.order, patience, command, slot)
+    who = cell.contestant.folder
+    if seen.pace and seen.code is None:
+        stages[who, cell.order.benchmark] = seen.pace.label
+    told = Forecast(
+        cell=cell.label,
+        how=f"measured for {seen.seconds:.0f} s",
+        memory_mb=seen.memory_mb,
+        disk_mb=seen.disk_mb,
+    )
+    if seen.code == 0:
+        return replace(told, how="ran to its end", seconds=seen.seconds)
+    if seen.code is not None:
+        return Forecast(cell=cell.label, how=f"the measurement failed: {seen.last_line}")
+    if seen.pace is None or seen.whole is None:
+        return replace(told, how=f"{told.how}, no pace told yet: try --patience", disk_mb=None)
+    made = {stages.get((who, name)) for name in cell.after}
+    whole = seen.seconds if seen.pace.label in made else seen.whole
+    after = 0.0
+    if cell.rehearsal:
+        # what a rehearsal takes beyond the way to its training is what follows a training
+        short = replace(cell.order, config=cell.rehearsal)
+        rehearsed = observe(cell, short, patience, command, slot)
+        after = max(0.0, (rehearsed.whole or 0.0) - (seen.seconds - seen.pace.spent))
+        told = replace(told, memory_mb=max(seen.memory_mb, rehearsed.memory_mb))
+    return replace(
+        told,
+        how=f"{told.how}, stage {seen.pace.label}" + (f", then {after:.0f} s" if after else ""),
+        seconds=whole + after,
+        units=seen.pace.total,
     )
 
 
-@dataclass(frozen=True)
-class Pace:
-    """What a progress line says."""
+def observe(cell: Cell, order: Order, patience: float, command: Command, slot: Slot) -> Seen:
+    """Start an order in a scratch folder and watch it until it ends or patience does."""
+    with _scratch() as folder:
+        write_order(folder / ORDER_FILE, order)
+        began = time.monotonic()
+        slot = replace(slot, environment={**slot.environment, INTERVAL: "1"})
+        process = start(command(replace(cell, folder=folder), slot), folder, slot)
+        memory = 0.0
+        try:
+            while process.poll() is None and time.monotonic() - began < patience:
+                time.sleep(0.2)
+                memory = max(memory, tree_memory_mb(process.pid))
+            code, spent = process.poll(), time.monotonic() - began
+        finally:
+            stop(process, patience=5.0)
+        lines = last_lines(folder / LOG_FILE, LINES)
+        failed = code == 0 and not (folder / RESULT_FILE).is_file()
+        return Seen(
+            seconds=spent,
+            code=1 if failed else code,
+            memory_mb=memory,
+            disk_mb=_size_mb(folder),
+            pace=read_pace(lines),
+            last_line=lines[-1] if lines else "no output",
+        )
 
-    label: str
-    total: int | None
-    left: float
 
-
-def read_pace(lines: Sequence[str]) -> Pace | None:
-    """Return the pace in the last line that tells one."""
-    for line in reversed(lines):
-        if match := PROGRESS.search(line):
-            seconds = clock_seconds(match["left"])
-            if seconds is not None:
-                return Pace(match["label"].split(" ", 1)[-1][-40:], int(match["total"]), seconds)
-        if match := ETA.search(line):
-            hours = int(match["days"] or 0) * 24 + int(match["h"])
-            return Pace(
-                "training", None, float(hours * 3600 + int(match["m"]) * 60 + int(match["s"]))
-            )
-    return None
-
-
-def clock_seconds(text: str) -> float | None:
-    """Return the seconds of 42s, 3m07s, 2h05m or 3d04h."""
-    match = CLOCK.match(text)
-    if not match or not any(match.groups()):
-        return None
-    days, hours, minutes, seconds = (int(g or 0) for g in match.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="mimbench-forecast-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def tree_memory_mb(root: int) -> float:
@@ -179,19 +226,3 @@ def tree_memory_mb(root: int) -> float:
 
 def _size_mb(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
-
-
-def keep(path: Path, found: Sequence[Forecast]) -> None:
-    """Keep forecasts for a later comparison with what really happened."""
-    write_json(path, to_mapping(list(found)))
-
-
-def compare_with_actual(
-    found: Sequence[Mapping[str, object]], cells: Sequence[Cell]
-) -> list[dict[str, object]]:
-    """Return the kept forecasts with the seconds that cells really took."""
-    actual = {cell.label: done.provenance.seconds for cell in cells if (done := finished(cell))}
-    return [
-        {**entry, "actual_seconds": actual.get(str(entry["cell"]), entry.get("actual_seconds"))}
-        for entry in found
-    ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mimbench.orders import LOG_FILE, ORDER_FILE
+from mimbench.runtime import usable_cores
 from mimbench.survey import child_environment
 
 PARENT = "MIMBENCH_PARENT"
@@ -24,10 +25,16 @@ class Slot:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def make_slots(gpus: int, per_task: int) -> list[Slot]:
-    """Return the slots of a machine with `gpus` GPUs of which each cell gets `per_task`."""
-    if not gpus:
+def make_slots(gpus: int, per_task: int, side_by_side: int = 1) -> list[Slot]:
+    """Return the slots of a machine with `gpus` GPUs of which each cell gets `per_task`.
+
+    Without GPUs, `side_by_side` cells share the cores: small models gain little from a second one.
+    """
+    if not gpus and side_by_side <= 1:
         return [Slot()]
+    if not gpus:
+        threads = str(max(1, usable_cores() // side_by_side))
+        return [Slot(environment={"OMP_NUM_THREADS": threads}) for _ in range(side_by_side)]
     groups = [
         tuple(range(first, first + per_task)) for first in range(0, gpus - per_task + 1, per_task)
     ]

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from mimbench.doctor.data import ALIASES, LAYOUTS
+from mimbench.doctor.folders import image_names, subfolder_names
 from mimbench.errors import UserError, did_you_mean
 
 SAMPLES = {"sample-classification": "classification", "sample-coco": "coco", "sample-ade": "ade"}
@@ -46,6 +47,13 @@ def known_faults(dataset: str, folder: Path) -> tuple[str, ...]:
         return ()
     checks = LAYOUTS[dataset].check(folder)
     return tuple(f"{c.name}: {c.detail}; {c.mend}" for c in checks if c.status == "fault")
+
+
+@cache
+def count_images(folder: Path) -> int:
+    """Return how many images lie in train/<class> and val/<class>; counted once."""
+    splits = [folder / split for split in ("train", "val")]
+    return sum(len(image_names(s / name)) for s in splits for name in subfolder_names(s))
 
 
 def data_name(dataset: str, *, own: bool) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 
 def configure_logging(*, verbose: bool = False, rank: int = 0) -> None:
@@ -14,3 +15,7 @@ def configure_logging(*, verbose: bool = False, rank: int = 0) -> None:
         stream=sys.stderr,
         force=True,
     )
+    # which instruction set it tries first, and what a package of the environment will stop doing:
+    # nobody who runs this can act on either
+    logging.getLogger("faiss").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 
 from mimbench.errors import UserError
 
@@ -63,3 +64,21 @@ class Halving:
             # outside the handler, so that the failed attempt's frames are free
             fault.__traceback__ = None
             self.shrink(fault)
+
+    def agree(self, work: Callable[[int], object], device: torch.device) -> None:
+        """Halve the size on every process, together, until `work(size)` fits on all of them."""
+        while True:
+            fault: BaseException | None = None
+            try:
+                work(self.size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                fault = error
+            if fault is not None:
+                fault.__traceback__ = None
+            failed = torch.tensor(0.0 if fault is None else 1.0, device=device)
+            dist.all_reduce(failed, op=dist.ReduceOp.MAX)
+            if not failed.item():
+                return
+            self.shrink(fault or MemoryError("another process ran out of memory"))

@@ -19,7 +19,7 @@ MATCHES = "matches.npz"
 TRUTH = Path("annotations") / "instances_val2017.json"
 TOLERANCE = 0.005
 """Points by which outcomes may differ from the metric that the task returned."""
-RESAMPLES = {"top1": 2000, "miou": 1000, "box_ap": 300, "mask_ap": 300}
+RESAMPLES = {"top1": 2000, "top1_sd": 200, "miou": 1000, "box_ap": 300, "mask_ap": 300}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Outcome:
     value: Callable[[np.ndarray], np.ndarray]
     """Image weights (b, images) in, metric in percent (b,) out."""
     hits: np.ndarray | None = None
-    """Right or wrong for each image, for top-1."""
+    """Right (1) or wrong (0) for each image, for top-1; over several draws the share of right ones."""
 
     def whole(self) -> float:
         """Return the metric on all images."""
@@ -69,7 +69,7 @@ def read_outcomes(folder: Path) -> dict[str, Outcome]:
     """Return metric -> outcome for all that the folder of a run holds."""
     found: list[Outcome] = []
     if (path := folder / CLASSIFICATION).is_file():
-        found.append(_classification(_load(path, "images", "labels", "top5")))
+        found += _classification(_load(path, "images", "labels", "top5"))
     if (path := folder / SEGMENTATION).is_file():
         found.append(_segmentation(_load(path, "images", "intersect", "union", "labelled")))
     if (path := folder / MATCHES).is_file():
@@ -78,7 +78,7 @@ def read_outcomes(folder: Path) -> dict[str, Outcome]:
 
 
 def faithful_outcomes(folder: Path, metrics: Mapping[str, float]) -> dict[str, Outcome]:
-    """Return the outcomes that reproduce the metrics; a mean over draws keeps those of one draw."""
+    """Return the outcomes that reproduce the metrics."""
     return {
         metric: outcome
         for metric, outcome in read_outcomes(folder).items()
@@ -109,13 +109,23 @@ def _names(content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(name) for name in content["images"])
 
 
-def _classification(content: Mapping[str, Any]) -> Outcome:
-    hits = (content["top5"][:, 0] == content["labels"]).astype(np.float64)
+def _classification(content: Mapping[str, Any]) -> list[Outcome]:
+    """Return top-1, and its spread where there are several draws of the training images."""
+    drawn = content.get("draws", content["top5"][None, :, 0])
+    right = (drawn == content["labels"]).astype(np.float64)
+    hits = right.mean(axis=0)
 
     def value(weights: np.ndarray) -> np.ndarray:
         return 100 * (weights @ hits) / weights.sum(axis=1)
 
-    return Outcome("top1", _names(content), value, hits)
+    def deviation(weights: np.ndarray) -> np.ndarray:
+        tops = 100 * (weights @ right.T) / weights.sum(axis=1, keepdims=True)
+        return tops.std(axis=1, ddof=1)
+
+    found = [Outcome("top1", _names(content), value, hits)]
+    if len(right) > 1:
+        found.append(Outcome("top1_sd", _names(content), deviation))
+    return found
 
 
 def _segmentation(content: Mapping[str, Any]) -> Outcome:

@@ -1,5 +1,6 @@
 """Progress with time left: a live line on a terminal, now and then a plain line in a file."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -7,7 +8,8 @@ from typing import TextIO, TypeVar, cast
 
 T = TypeVar("T")
 
-PLAIN_SECONDS = 15.0
+INTERVAL = "MIMBENCH_PROGRESS_SECONDS"
+PLAIN_SECONDS = float(os.environ.get(INTERVAL, "15"))
 LIVE_SECONDS = 0.2
 
 
@@ -33,6 +35,8 @@ class Progress:
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.began = self.shown = time.monotonic()
+        self.told = -1
+        """Units that the last plain line spoke of."""
         self.figures: dict[str, float] = {}
         self.width = 0
 
@@ -62,8 +66,9 @@ class Progress:
         if self.live:
             self.stream.write("\r" + line.ljust(self.width) + ("\n" if end else ""))
             self.width = len(line)
-        else:
+        elif not end or self.told != self.done:
             self.stream.write(line + "\n")
+        self.told = self.done
         self.stream.flush()
 
 

@@ -1,23 +1,28 @@
 """What every classification protocol states: how images are read, and how features are made of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 
 from mimbench.config import to_mapping
-from mimbench.data import ImageList, Source
+from mimbench.data import ImageList
 from mimbench.extract import extract
 from mimbench.features import BankSpec, FeatureBank
 from mimbench.files import value_digest
 from mimbench.preprocess import Interpolation, Preprocess
 from mimbench.runtime import Precision, Ranks
+from mimbench.sources import Source
 from mimbench.subsets import Subset
 from mimbench.task import Machine
 from mimbench.weights import VitWeights
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +84,14 @@ def run_digest(weights: VitWeights, train: ImageList, val: ImageList, config: Im
     return value_digest([weights.digest, weights.spec.to_json(), train.digest, val.digest, plain])
 
 
-def from_main(value: T | None, ranks: Ranks) -> T:
-    """Return the first process's value in every process."""
-    box: list[Any] = [value]
-    if ranks.world > 1:
-        dist.broadcast_object_list(box, src=0)
+def from_main(work: Callable[[], T], ranks: Ranks) -> T:
+    """Return in every process what the first one computes; the others wait as long as it takes."""
+    if ranks.world == 1:
+        return work()
+    # made before the work: a group of the usual patience would give up on hours of it
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)
+    box: list[Any] = [work() if ranks.main else None]
+    dist.broadcast_object_list(box, src=0, group=group)
+    dist.destroy_process_group(group)
     return box[0]

@@ -13,6 +13,10 @@ TWIN = "random weights"
 PERMUTED = 200
 """Random orders of the position table that the true one is held against."""
 
+HINTS = ("its position table transposed", "its red and blue exchanged")
+"""Rivals that a sound checkpoint may tie with, where place or colour says nothing: they tell only if
+they win."""
+
 Change = Callable[[], dict[str, Tensor]]
 
 
@@ -26,6 +30,9 @@ def rivals_of(weights: VitWeights) -> dict[str, Change]:
         letters = "".join("qkv"[i] for i in order)
         rivals[f"its attention read as {letters}"] = partial(_reorder_qkv, weights, order)
     rivals["its patch kernels transposed"] = partial(_transpose_patches, weights)
+    if weights.spec.position == "absolute" and weights.spec.grid[0] == weights.spec.grid[1]:
+        rivals[HINTS[0]] = partial(_transpose_positions, weights)
+    rivals[HINTS[1]] = partial(_exchange_colours, weights)
     return rivals
 
 
@@ -62,6 +69,17 @@ def _reorder_qkv(weights: VitWeights, order: tuple[int, ...]) -> dict[str, Tenso
 def _transpose_patches(weights: VitWeights) -> dict[str, Tensor]:
     name = "patch_embed.proj.weight"
     return {name: weights.tensors[name].transpose(2, 3).contiguous()}
+
+
+def _transpose_positions(weights: VitWeights) -> dict[str, Tensor]:
+    table, first = weights.tensors["pos_embed"], weights.spec.position_prefix
+    cells = table[:, first:].unflatten(1, weights.spec.grid).transpose(1, 2).flatten(1, 2)
+    return {"pos_embed": torch.cat([table[:, :first], cells], dim=1)}
+
+
+def _exchange_colours(weights: VitWeights) -> dict[str, Tensor]:
+    name = "patch_embed.proj.weight"
+    return {name: weights.tensors[name].flip(1)}
 
 
 def untouched(weights: VitWeights) -> list[str]:

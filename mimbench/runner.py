@@ -2,26 +2,23 @@
 
 import logging
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
 from mimbench.cells import Cell, finished, set_aside
 from mimbench.launch import Slot, eval_command, start, stop
 from mimbench.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, write_order
-from mimbench.progress import LIVE_SECONDS, clock
+from mimbench.progress import clock
 from mimbench.results import Result, provenance, read_result, write_result
+from mimbench.screen import Screen, last_lines
 
 logger = logging.getLogger(__name__)
 Command = Callable[[Cell, Slot], list[str]]
-
-SHOWN_LINES = 25
-PLAIN_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,20 @@ class Ended:
 
     cell: Cell
     status: Literal["done", "skipped", "failed"]
+    seconds: float | None = None
+    """From the start of its process to its end; None where no process ran, or not under our eyes."""
+
+
+class Watcher(Protocol):
+    """Is told when cells begin and end."""
+
+    def begin(self, cell: Cell) -> float | None:
+        """Return how many seconds the cell is expected to take, if that is known."""
+        ...
+
+    def end(self, cell: Cell, seconds: float) -> None:
+        """Take note of what a finished cell took."""
+        ...
 
 
 @dataclass
@@ -40,6 +51,16 @@ class Running:
     slot: Slot
     process: subprocess.Popen[bytes]
     began: float
+
+    @property
+    def label(self) -> str:
+        """Name of the cell."""
+        return self.cell.label
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.cell.folder / LOG_FILE
 
 
 def standard_command(cell: Cell, slot: Slot) -> list[str]:
@@ -53,6 +74,7 @@ def run_cells(
     *,
     fresh: bool = False,
     command: Command = standard_command,
+    watcher: Watcher | None = None,
 ) -> list[Ended]:
     """Run the cells that are not done; return how each ended, in order of ending.
 
@@ -61,17 +83,21 @@ def run_cells(
         slots: Shares of the machine; as many cells run side by side.
         fresh: Run done cells again, keeping their old folders aside.
         command: What to start for a cell.
+        watcher: Is told of each cell that begins and each that is done.
     """
     ended, waiting = settle(cells, fresh=fresh)
     running: list[Running] = []
     screen = Screen(len(waiting))
     try:
         while waiting or running:
-            _fill(waiting, running, slots, command, fresh=fresh)
+            for job in _fill(waiting, running, slots, command, fresh=fresh):
+                _announce(job.cell, watcher)
             time.sleep(0.05)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 ended.append(conclude(job, screen.next()))
+                if watcher and ended[-1].status == "done":
+                    watcher.end(job.cell, ended[-1].seconds or 0.0)
             screen.show(running)
     finally:
         for job in running:
@@ -104,21 +130,31 @@ def _fill(
     command: Command,
     *,
     fresh: bool,
-) -> None:
+) -> list[Running]:
+    """Start what can start now; return what was started."""
+    begun: list[Running] = []
     free = [slot for slot in slots if all(job.slot is not slot for job in running)]
     for slot in free:
         busy = [*waiting, *(job.cell for job in running)]
         cell = next((c for c in waiting if not _blocked(c, busy)), None)
         if cell is None:
-            return
+            break
         waiting.remove(cell)
         set_aside(cell, fresh=fresh)
         cell.folder.mkdir(parents=True, exist_ok=True)
         (cell.folder / RESULT_FILE).unlink(missing_ok=True)
         write_order(cell.folder / ORDER_FILE, cell.order)
-        logger.info("%s: started, log in %s", cell.label, cell.folder / LOG_FILE)
+        began = time.monotonic()
         process = start(command(cell, slot), cell.folder, slot)
-        running.append(Running(cell, slot, process, time.monotonic()))
+        begun.append(Running(cell, slot, process, began))
+        running.append(begun[-1])
+    return begun
+
+
+def _announce(cell: Cell, watcher: Watcher | None) -> None:
+    expected = watcher.begin(cell) if watcher else None
+    hint = f"expected to take {clock(expected)}, " if expected else ""
+    logger.info("%s: started, %slog in %s", cell.label, hint, cell.folder / LOG_FILE)
 
 
 def _blocked(cell: Cell, busy: Sequence[Cell]) -> bool:
@@ -132,11 +168,11 @@ def _blocked(cell: Cell, busy: Sequence[Cell]) -> bool:
 
 def conclude(job: Running, position: str) -> Ended:
     """Read what a finished process left; without a result the cell failed."""
-    code, spent = job.process.wait(), clock(time.monotonic() - job.began)
-    path = job.cell.folder / RESULT_FILE
+    code, seconds = job.process.wait(), time.monotonic() - job.began
+    spent, path = clock(seconds), job.cell.folder / RESULT_FILE
     if code == 0 and path.is_file():
         logger.info("%s %s: %s in %s", position, job.cell.label, figure(read_result(path)), spent)
-        return Ended(job.cell, "done")
+        return Ended(job.cell, "done", seconds)
     tail = last_lines(job.cell.folder / LOG_FILE)
     shown = "\n".join(f"    {line}" for line in tail)
     log = job.cell.folder / LOG_FILE
@@ -175,56 +211,3 @@ def record_failure(cell: Cell, error: str) -> None:
 def figure(result: Result) -> str:
     """Return the main figure as text."""
     return f"{result.main_metric} {result.metrics[result.main_metric]:.2f}"
-
-
-def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
-    """Return the last lines of a log that are not empty."""
-    if not path.is_file():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 16384))
-        text = file.read().decode("utf-8", errors="replace")
-    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][
-        -count:
-    ]
-
-
-class Screen:
-    """The runner's own progress: the latest line of each running cell's log, on stderr."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.width = total, 0, 0
-        self.live = sys.stderr.isatty()
-        self.shown = time.monotonic()
-
-    def next(self) -> str:
-        """Count one cell as ended; return '[3/12]'."""
-        self.done += 1
-        self._clear()
-        return f"[{self.done}/{self.total}]"
-
-    def show(self, running: Sequence[Running]) -> None:
-        """Show what runs, when it is due."""
-        now = time.monotonic()
-        if not running or now - self.shown < (LIVE_SECONDS if self.live else PLAIN_SECONDS):
-            return
-        self.shown = now
-        lines = [self._line(job, now) for job in running]
-        if self.live:
-            text = lines[int(now / 2) % len(lines)][:160]
-            sys.stderr.write("\r" + text.ljust(self.width))
-            sys.stderr.flush()
-            self.width = len(text)
-        else:
-            for line in lines:
-                logger.info("%s", line)
-
-    def _line(self, job: Running, now: float) -> str:
-        latest = (last_lines(job.cell.folder / LOG_FILE, 1) or ["starting"])[0]
-        place = f"[{self.done + 1}/{self.total}]"
-        return f"{place} {job.cell.label} {clock(now - job.began)} | {latest}"
-
-    def _clear(self) -> None:
-        if self.live and self.width:
-            sys.stderr.write("\r" + " " * self.width + "\r")
-            self.width = 0

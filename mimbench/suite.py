@@ -1,6 +1,5 @@
 """From checkpoints to the table: read, check, run, show."""
 
-import json
 import logging
 import signal
 import subprocess
@@ -13,20 +12,29 @@ from typing import Any
 
 import torch
 
-from mimbench.cells import Cell, Contestant, Request, make_cells, read_contestant, safe_name
+from mimbench.cells import (
+    Cell,
+    Contestant,
+    Request,
+    finished,
+    make_cells,
+    read_contestant,
+    safe_name,
+)
 from mimbench.checkpoints import read_weights, write_weights
 from mimbench.cluster import Cluster, submit_cells
 from mimbench.errors import UserError
-from mimbench.files import write_json, write_text
-from mimbench.forecast import FORECAST, compare_with_actual, forecast, keep
-from mimbench.launch import make_slots
+from mimbench.files import write_text
+from mimbench.footprint import check_room
+from mimbench.launch import Slot, make_slots
+from mimbench.ledger import FORECAST, Ledger
 from mimbench.lock import folder_lock
 from mimbench.manifest import Manifest, Profile
-from mimbench.progress import clock
+from mimbench.planning import PATIENCE, longest_first, plan_text
 from mimbench.runner import Ended, run_cells
 from mimbench.runtime import usable_cores
 from mimbench.survey import child_environment
-from mimbench.table import Table, make_table, read_results
+from mimbench.table import TWIN, Table, make_table, read_results
 from mimbench.table_formats import FORMATS, SUFFIXES
 from mimbench.task import Machine
 from mimbench.watchman import watch
@@ -53,14 +61,17 @@ class Options:
     max_batch: int | None = None
     compile: bool = False
     recompute: bool = False
+    side_by_side: int = 1
+    """Cells that share the cores."""
+
+    def _usual_workers(self) -> int:
+        return max(1, min(8, usable_cores() // self.side_by_side))
 
     def request(self, manifest: Manifest) -> Request:
         """Return the request: ids chosen, machine filled in from what this one has."""
-        usual = Machine()
         machine = Machine(
             device=self.device,
-            workers=self.workers if self.workers is not None else min(8, usable_cores()),
-            max_batch=self.max_batch or usual.max_batch,
+            workers=self.workers if self.workers is not None else self._usual_workers(),
             compile=self.compile,
             recompute=self.recompute,
         )
@@ -73,6 +84,7 @@ class Options:
             own_data=self.own_data,
             out=self.out,
             machine=machine,
+            max_batch=self.max_batch,
         )
 
 
@@ -86,6 +98,8 @@ class Running:
     twin: bool = False
     gpus: int | None = None
     per_task: int | None = None
+    room: bool = True
+    """Refuse to start on a disk that is too small."""
     choice: Mapping[str, str] = field(default_factory=dict)
     benchmarks: Path | None = None
     """Where the manifest came from, for the report."""
@@ -102,15 +116,17 @@ def run_suite(
     with folder_lock(options.out, f"another run is using {options.out}"):
         contestants = read_contestants(checkpoints, options, twin=running.twin)
         cells = make_cells(manifest, contestants, options.request(manifest))
+        slots = _slots(running, options.side_by_side) if running.cluster is None else [Slot()]
         if running.dry_run:
-            sys.stdout.write(plan_text(cells, options.out))
+            sys.stdout.write(plan_text(cells, options.out, slots=slots, device=options.device))
             return 1 if any(cell.problem for cell in cells) else 0
+        if running.room and running.cluster is None:
+            check_room(cells, options.out, side_by_side=len(slots), device=options.device)
         if running.canary:
             watch(cells, options.device)
         try:
-            ended = _run(cells, manifest, running)
+            ended = _run(cells, slots, manifest, options.out, running)
         finally:
-            record_actual(options.out, cells)
             table = write_tables(options.out, manifest, running.choice)
     _report(options.out, running)
     sys.stdout.write(FORMATS["terminal"](table))
@@ -134,7 +150,7 @@ def read_contestants(
 
 def _twin(who: Contestant, folder: Path) -> Contestant:
     weights = read_weights(who.path, which=who.which, num_heads=who.num_heads)
-    path = folder / f"random-{safe_name(who.weights['model'])}.safetensors"
+    path = folder / f"{TWIN}{safe_name(who.weights['model'])}.safetensors"
     write_weights(path, random_weights(weights.spec, seed=0))
     return replace(read_contestant(path), twin=True)
 
@@ -147,53 +163,45 @@ def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Ta
     return table
 
 
-def _run(cells: Sequence[Cell], manifest: Manifest, running: Running) -> list[Ended]:
-    if running.cluster is None:
-        return run_cells(cells, _slots(running), fresh=running.fresh)
+def _run(
+    cells: Sequence[Cell], slots: Sequence[Slot], manifest: Manifest, out: Path, running: Running
+) -> list[Ended]:
+    ledger = Ledger(out / FORECAST, cells)
     groups = {name: benchmark.group for name, benchmark in manifest.benchmarks.items()}
-    return submit_cells(cells, groups, running.cluster, fresh=running.fresh)
+    if running.cluster is None:
+        if len(slots) > 1:
+            cells = longest_first(cells, groups)
+        ended = run_cells(cells, slots, fresh=running.fresh, watcher=ledger)
+    else:
+        for cell in cells:
+            if running.fresh or not (cell.problem or finished(cell)):
+                ledger.begin(cell)
+        ended = submit_cells(cells, groups, running.cluster, fresh=running.fresh)
+        for cell in [e.cell for e in ended if e.status == "done"]:
+            if result := finished(cell):
+                # jobs start out of our sight: what the task itself took is all that is known
+                ledger.end(cell, result.provenance.seconds)
+    if said := ledger.summary([e.cell.label for e in ended if e.status == "done"]):
+        logger.info("%s", said)
+    return ended
 
 
 def show_plan(
     manifest: Manifest,
     checkpoints: Sequence[tuple[str, Path]],
     options: Options,
-    patience: float = 40.0,
+    patience: float = PATIENCE,
 ) -> str:
     """Return the plan of a run, from short measurements."""
     options.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(options.out, f"another run is using {options.out}"):
         contestants = read_contestants(checkpoints, options)
-        return plan_text(
-            make_cells(manifest, contestants, options.request(manifest)), options.out, patience
-        )
+        cells = make_cells(manifest, contestants, options.request(manifest))
+        slots = _slots(Running(), options.side_by_side)
+        return plan_text(cells, options.out, patience=patience, slots=slots, device=options.device)
 
 
-def plan_text(cells: Sequence[Cell], out: Path, patience: float = 40.0) -> str:
-    """Return a line for each cell and the total; keep the forecasts."""
-    found = forecast(cells, patience=patience)
-    keep(out / FORECAST, found)
-    lines = []
-    for cell, f in zip(cells, found, strict=True):
-        parts = [clock(f.seconds) if f.seconds is not None else "?"]
-        parts += [f"{f.units:,} steps or images"] if f.units else []
-        parts += [f"{f.memory_mb:.0f} MB memory"] if f.memory_mb else []
-        parts += [f"{f.disk_mb:.1f} MB disk"] if f.disk_mb else []
-        lines.append(f"{cell.label}: {', '.join(parts)} ({f.how})")
-    told = [f.seconds for f in found if f.seconds is not None]
-    unknown = len(found) - len(told)
-    total = f"total: {clock(sum(told))}" + (f" and {unknown} cells unknown" if unknown else "")
-    return "\n".join([*lines, total]) + "\n"
-
-
-def record_actual(out: Path, cells: Sequence[Cell]) -> None:
-    """Write what cells really took beside what was forecast, if anything was."""
-    if (out / FORECAST).is_file():
-        kept = json.loads((out / FORECAST).read_text())
-        write_json(out / FORECAST, compare_with_actual(kept, cells))
-
-
-def _slots(running: Running) -> list[Any]:
+def _slots(running: Running, side_by_side: int) -> list[Slot]:
     gpus = running.gpus
     found = torch.cuda.device_count()
     if gpus is None:
@@ -203,7 +211,7 @@ def _slots(running: Running) -> list[Any]:
     per_task = running.per_task or gpus
     if gpus and not 1 <= per_task <= gpus:
         raise UserError(f"--per-task {per_task} does not fit --gpus {gpus}")
-    return make_slots(gpus, per_task)
+    return make_slots(gpus, per_task, side_by_side)
 
 
 def _report(out: Path, running: Running) -> None:

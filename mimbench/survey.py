@@ -18,10 +18,10 @@ from typing import Any
 from mimbench.config import from_mapping, to_mapping
 from mimbench.errors import UserError
 from mimbench.files import write_json
-from mimbench.locations import data_name, known_faults, locate
+from mimbench.locations import count_images, data_name, known_faults, locate
 from mimbench.logs import configure_logging
 from mimbench.orders import order_protocol
-from mimbench.task import load_task
+from mimbench.task import Rehearsed, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 # what an incompatible binary package raises while it is being imported
@@ -50,6 +50,10 @@ class Finding:
     main_metric: str = ""
     protocol: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    """The recipe with next to no training, where the task offers one."""
+    images: int = 0
+    """Labelled images in the data set, train and val; 0 where it is not a folder of classes."""
 
 
 def survey(questions: Sequence[Question], data: Path | None, *, own: bool = False) -> list[Finding]:
@@ -111,6 +115,8 @@ def look(question: Question, data: Path | None, *, own: bool = False) -> Finding
             question.task, task.VERSION, data_name(question.dataset, own=own), config
         ),
         config=to_mapping(config),
+        rehearsal=to_mapping(task.rehearsal(config)) if isinstance(task, Rehearsed) else {},
+        images=count_images(folder) if question.needs_data else 0,
     )
 
 

@@ -3,15 +3,16 @@
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from mimbench.cells import STALE
 from mimbench.manifest import Manifest, Reference
 from mimbench.orders import RESULT_FILE
 from mimbench.results import Result, read_result
+from mimbench.rows import Column, Row, Table, Value
 
+TWIN = "random-"
+"""How rows of random weights begin: they stand below what they are a measure for."""
 METHOD_OF_FORMAT = {
     "hpm": "HPM",
     "mae": "MAE",
@@ -19,55 +20,6 @@ METHOD_OF_FORMAT = {
     "dino": "DINO",
     "ibot": "iBOT",
 }
-
-
-@dataclass(frozen=True)
-class Column:
-    """One benchmark under one protocol: values in a column may be compared."""
-
-    benchmark: str
-    profile: str
-    protocol: str
-    title: str
-    metric: str
-    official: bool
-    """The recipe is the published one, so published rows may stand in this column."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value:
-    """What stands in one cell."""
-
-    value: float | None
-    """None: failed."""
-    interval: float | None = None
-    """Half width of the 95 % interval over test images."""
-    spread: float | None = None
-    """Standard deviation over seeds."""
-    seeds: int = 1
-    difference: float | None = None
-    """Measured minus the matching published value."""
-    best: bool = False
-    error: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One checkpoint or one published model."""
-
-    label: str
-    kind: Literal["measured", "published"]
-    values: Mapping[Column, Value]
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns, rows and remarks, ready for any format."""
-
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-    notes: Sequence[str] = field(default_factory=list)
 
 
 def read_results(root: Path) -> list[Result]:
@@ -158,7 +110,7 @@ def _measured(
             if here:
                 values[column] = _value(here, column, manifest, choice.get(name, ""))
         rows.append(Row(label=label, kind="measured", values=values))
-    return rows
+    return sorted(rows, key=lambda row: row.label.startswith(TWIN))
 
 
 def _value(here: Sequence[Result], column: Column, manifest: Manifest, choice: str) -> Value:
@@ -170,13 +122,24 @@ def _value(here: Sequence[Result], column: Column, manifest: Manifest, choice: s
     reference = match(done[0], column, manifest.references, choice) if column.official else None
     found = [r.extra.get("intervals", {}).get(column.metric) for r in done]
     halves = [x for x in found if x is not None]
+    draw_sd, draws = _draws(done, column.metric)
     return Value(
         value=mean,
         interval=statistics.fmean(halves) if len(halves) == len(done) else None,
         spread=statistics.stdev(numbers) if len(numbers) > 1 else None,
         seeds=len(numbers),
+        draw_sd=draw_sd,
+        draws=draws,
         difference=mean - reference.value if reference else None,
     )
+
+
+def _draws(done: Sequence[Result], metric: str) -> tuple[float | None, int]:
+    """Return the spread over draws of the training images, and how many there were."""
+    counts = [len(r.extra.get("draws", ())) for r in done]
+    found = [r.metrics.get(f"{metric}_sd") for r in done]
+    sds = [x for x, count in zip(found, counts, strict=True) if x is not None and count > 1]
+    return (statistics.fmean(sds), max(counts)) if len(sds) == len(done) else (None, 1)
 
 
 def match(

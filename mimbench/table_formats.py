@@ -6,20 +6,31 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
-from mimbench.table import Column, Row, Table, Value
+from mimbench.rows import Column, Row, Table, Value
+
+PROFILES = {
+    "quick": "[quick] cheaper recipes of our own: no published row stands beside them",
+    "demo": "[demo] sample data: shows that everything runs, says nothing about ImageNet, COCO, ADE20K",
+}
 
 
 def heading(column: Column, table: Table) -> str:
     """Return a column's heading; recipes that differ from the published one say so."""
     text = column.title
     if column.profile != "paper":
-        text += f" [{column.profile}]"
+        text += "" if corner(table) else f" [{column.profile}]"
     elif not column.official and column.protocol:
         text += " [changed]"
     twins = [
         c for c in table.columns if (c.benchmark, c.profile) == (column.benchmark, column.profile)
     ]
     return text if len(twins) == 1 else f"{text} {column.protocol[:4]}"
+
+
+def corner(table: Table) -> str:
+    """Return the profile that all columns share, if it is not the published one: said once."""
+    profiles = {c.profile for c in table.columns}
+    return f"[{profiles.pop()}]" if len(profiles) == 1 and profiles != {"paper"} else ""
 
 
 def text_of(value: Value | None, plus_minus: str = "±") -> str:
@@ -33,6 +44,8 @@ def text_of(value: Value | None, plus_minus: str = "±") -> str:
         text += f" {plus_minus}{value.interval:.2f}"
     if value.spread is not None:
         text += f" sd {value.spread:.2f} n={value.seeds}"
+    if value.draw_sd is not None:
+        text += f" sd {value.draw_sd:.2f} d={value.draws}"
     if value.difference is not None:
         text += f" ({value.difference:+.2f})"
     return text
@@ -45,7 +58,7 @@ def label_of(row: Row) -> str:
 
 def terminal(table: Table) -> str:
     """Return the table as aligned plain text."""
-    head = ["", *(heading(c, table) for c in table.columns)]
+    head = [corner(table), *(heading(c, table) for c in table.columns)]
     body = [
         [
             row.label,
@@ -85,10 +98,13 @@ def legend(table: Table) -> list[str]:
         lines.append("± 95 % interval over test images")
     if any(v.spread is not None for v in values):
         lines.append("sd: standard deviation over n seeds")
+    if any(v.draw_sd is not None for v in values):
+        lines.append("sd with d: standard deviation over d draws of the training images")
     if any(v.difference is not None for v in values):
         lines.append("(+/-) difference from the matching published row")
     if any(v.best for v in values):
         lines.append("* best measured value of the column")
+    lines += [PROFILES[p] for p in dict.fromkeys(c.profile for c in table.columns) if p in PROFILES]
     published = [row for row in table.rows if row.kind == "published"]
     for source in dict.fromkeys(row.source for row in published):
         lines.append(
@@ -97,13 +113,18 @@ def legend(table: Table) -> list[str]:
     return [*lines, *table.notes]
 
 
+def bold_legend(table: Table) -> list[str]:
+    """Return the legend for formats that mark the best value by weight."""
+    return [note.replace("* best", "bold: best", 1) for note in legend(table)]
+
+
 def markdown(table: Table) -> str:
     """Return the table in GitHub's Markdown."""
 
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    lines = [line(["", *(heading(c, table) for c in table.columns)])]
+    lines = [line([corner(table), *(heading(c, table) for c in table.columns)])]
     lines.append("|" + "---|" * (len(table.columns) + 1))
     for row in table.rows:
         cells = [text_of(row.values.get(c)) for c in table.columns]
@@ -113,7 +134,7 @@ def markdown(table: Table) -> str:
         ]
         label = row.label if row.kind == "measured" else f"*{row.label}*"
         lines.append(line([label, *marked]))
-    return "\n".join([*lines, "", *(f"- {note}" for note in legend(table))]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {note}" for note in bold_legend(table))]).rstrip() + "\n"
 
 
 def comma(table: Table) -> str:
@@ -132,6 +153,8 @@ def comma(table: Table) -> str:
             "interval95",
             "seed_sd",
             "seeds",
+            "draw_sd",
+            "draws",
             "difference",
             "source",
             "error",
@@ -139,7 +162,7 @@ def comma(table: Table) -> str:
     )
     for row in table.rows:
         for c, v in row.values.items():
-            numbers = [v.value, v.interval, v.spread, v.seeds, v.difference]
+            numbers = [v.value, v.interval, v.spread, v.seeds, v.draw_sd, v.draws, v.difference]
             shown = ["" if n is None else n if isinstance(n, int) else f"{n:.4f}" for n in numbers]
             writer.writerow(
                 [
@@ -184,7 +207,8 @@ def latex(table: Table) -> str:
 
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
     lines += [
-        " & ".join(["", *(safe(heading(c, table)) for c in table.columns)]) + r" \\",
+        " & ".join([safe(corner(table)), *(safe(heading(c, table)) for c in table.columns)])
+        + r" \\",
         r"\midrule",
     ]
     for i, row in enumerate(table.rows):
@@ -192,7 +216,7 @@ def latex(table: Table) -> str:
             lines.append(r"\midrule")
         cells = [number(row.values.get(c), best=_best(row, c)) for c in table.columns]
         lines.append(" & ".join([safe(row.label), *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in legend(table))]
+    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in bold_legend(table))]
     return "\n".join(lines) + "\n"
 
 

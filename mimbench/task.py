@@ -47,6 +47,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Rehearsed(Protocol):
+    """What a task that trains may offer besides, so that `plan` can time what follows a training."""
+
+    def rehearsal(self, config: Any) -> Any:
+        """Return the same configuration with next to no training."""
+        ...
+
+
 def load_task(name: str) -> Task:
     """Return the task module of a dotted name such as `knn.classify`."""
     try:

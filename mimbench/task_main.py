@@ -69,6 +69,10 @@ def _parser(
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--device", default="auto", metavar="D")
+    parser.add_argument("--workers", type=int, metavar="N", help="loader processes per process")
+    parser.add_argument(
+        "--max-batch", type=int, metavar="N", help="images that fit one process at once"
+    )
     parser.add_argument(
         "--recompute", action="store_true", help="detection: less memory, more time"
     )
@@ -100,6 +104,7 @@ def _run(task: str, args: argparse.Namespace) -> Result:
     manifest = load_manifest(args.benchmarks)
     name = pick_benchmark(manifest, task, args.profile, args.benchmark)
     changed = parse_overrides(args.set)
+    usual = Machine()
     request = Request(
         profile=args.profile,
         benchmarks=[name],
@@ -107,7 +112,12 @@ def _run(task: str, args: argparse.Namespace) -> Result:
         first_seed=args.seed,
         data=args.data,
         out=args.out,
-        machine=Machine(device=args.device, recompute=args.recompute),
+        machine=Machine(
+            device=args.device,
+            workers=usual.workers if args.workers is None else args.workers,
+            recompute=args.recompute,
+        ),
+        max_batch=args.max_batch,
     )
     who = read_contestant(args.checkpoint, which=args.which, num_heads=args.num_heads)
     [cell] = make_cells(manifest, [who], request)

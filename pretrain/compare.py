@@ -1,111 +1,242 @@
-"""`python -m pretrain.compare`: what does each part of HPM add, on the sample data, over seeds?
+"""`python -m pretrain.compare`: one tiny pretraining in many arms, scored alike, over seeds.
 
-Pretrains HPM, the same with random masks (loss prediction only) and MAE by one recipe and budget,
-scores each encoder and a random twin by weighted k-NN (k = 20, mean of patch tokens), and shows the
-mean and standard deviation over the seeds, as they come out. Runs that are finished are not repeated.
+The arms are every masking strategy, and HPM taken apart: MAE, loss prediction with random masks,
+hard masks. All train by one recipe on the sample data, with the same images, steps and seeds; a twin
+with random weights stands beside them for orientation. The benchmarks are those of benchmarks.yaml
+in its demo profile. Runs and cells that are done are kept, so that the command can be interrupted,
+and repeated with more seeds or benchmarks. Needs no network.
 """
 
 import argparse
 import logging
 import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mimbench.checkpoints import read_weights
-from mimbench.config import from_mapping
+from mimbench.cells import Request, finished, make_cells, read_contestant, set_aside
+from mimbench.checkpoints import write_weights
+from mimbench.config import parse_overrides
 from mimbench.errors import UserError
+from mimbench.evaluation import evaluate
 from mimbench.files import write_json
 from mimbench.logs import configure_logging
-from mimbench.sample import sample_root
-from mimbench.task import load_task
-from mimbench.weights import VitWeights, random_weights
-from pretrain.config import read_config
+from mimbench.manifest import DEFAULT_FILE, Manifest, load_manifest
+from mimbench.orders import ORDER_FILE, write_order
+from mimbench.runtime import Ranks
+from mimbench.task import Machine
+from mimbench.weights import random_weights
+from pretrain.config import Config, read_config
 from pretrain.export import ENCODER
+from pretrain.stored import CARD
+from pretrain.train import train
 
 logger = logging.getLogger(__name__)
 
-VARIANTS = {
-    "HPM": (),
-    "loss prediction only": ("mask.name=random",),
-    "MAE": ("mask.name=random", "objective.predict_loss=none"),
+PLAIN = ("objective.predict_loss=none",)
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "random (MAE)": (*PLAIN, "mask.name=random"),
+    "random, loss prediction only": ("mask.name=random",),
+    "hard (HPM)": ("mask.name=hard",),
+    "grid (SimMIM)": (*PLAIN, "mask.name=grid"),
+    "block (BEiT)": (*PLAIN, "mask.name=block"),
+    "attention high (AttMask)": (*PLAIN, "mask.name=attention", "mask.order=high"),
+    # on the demo's 16 patches the published tenth would hint at nothing
+    "attention hint (AttMask)": (
+        *PLAIN,
+        "mask.name=attention",
+        "mask.order=hint",
+        "mask.show=0.25",
+    ),
+    "attention low (AttMask)": (*PLAIN, "mask.name=attention", "mask.order=low"),
+    "adversarial (AutoMAE)": (*PLAIN, "mask.name=adversarial"),
 }
+"""What each arm changes in the recipe; all hide the recipe's share of patches."""
 TWIN = "random weights"
+BENCHMARKS = "in-knn,in-lin-mae,in-logreg,coco-vitdet-12,ade-upernet-160"
+
+Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
+"""Arm -> seed -> benchmark -> its main number."""
 
 
-def pretrain(recipe: str, out: Path, overrides: Sequence[str]) -> VitWeights:
-    """Return the encoder that a child process pretrains, or has pretrained before."""
-    changes = [part for item in overrides for part in ("--set", item)]
-    command = [sys.executable, "-m", "pretrain", recipe, "--out", str(out), *changes]
-    code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
-    if code:
-        raise UserError(f"pretraining into {out} ended with exit code {code}; see the lines above")
-    return read_weights(out / ENCODER)
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compared, and how."""
+
+    out: Path
+    seeds: int
+    benchmarks: Sequence[str]
+    arms: Sequence[str]
+    recipe: str = "demo"
+    overrides: Sequence[str] = ()
+    """Changes of the pretraining recipe, the same for all arms."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of the benchmarks' recipes, the same for all arms."""
+    device: str = "auto"
+    done: bool = False
+    """Table what lies there and compute nothing."""
+
+    def folder(self, arm: str, seed: int) -> Path:
+        """Return where an arm's run lies."""
+        slug = "".join(c if c.isalnum() else " " for c in arm).lower()
+        return self.out / "pretrain" / f"{'-'.join(slug.split())}-{seed}"
+
+    def config(self, arm: str, seed: int) -> Config:
+        """Return an arm's run."""
+        own = [
+            f"training.seed={seed}",
+            "training.keep_every=0",
+            "training.tensorboard=false",
+            f"machine.device={self.device}",
+        ]
+        return read_config(self.recipe, [*self.overrides, *ARMS.get(arm, ()), *own])
 
 
-def knn(weights: VitWeights, out: Path, image_size: int) -> float:
-    """Return the k-NN top-1 in percent; the task is reached by name, as the suite does."""
-    task = load_task("knn.classify")
-    settings: dict[str, Any] = {
-        "data": str(sample_root() / "classification"),
-        "image_size": image_size,
-        "resize": None,
-        "choices": ["avg"],
-        "k": [20],
-        "machine": {"workers": 0, "max_batch": 256},
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    return task.run(weights, from_mapping(task.Config, settings, "k-NN"), out)["top1"]
+def prepare(plan: Plan, arm: str, seed: int) -> Path | None:
+    """Return an arm's encoder, trained unless it lies there; None where that is not allowed."""
+    out = plan.folder(arm, seed)
+    path = out / ENCODER
+    config = plan.config(arm, seed)
+    if plan.done:
+        # the card is the last that a finished run writes
+        return path if (path if arm == TWIN else out / CARD).is_file() else None
+    if arm == TWIN:
+        out.mkdir(parents=True, exist_ok=True)
+        write_weights(path, random_weights(config.encoder.spec(config.data), seed))
+    else:
+        # a finished run returns at once, one of another recipe is refused
+        train(config, out, ranks=Ranks())
+    return path
 
 
-def compare(
-    recipe: str, seeds: Sequence[int], out: Path, overrides: Sequence[str]
-) -> dict[str, list[float]]:
-    """Return variant -> top-1 of each seed; also written to compare.json as they come."""
-    image_size = read_config(recipe, list(overrides)).data.image_size
-    scores: dict[str, list[float]] = {TWIN: [], **{name: [] for name in VARIANTS}}
-    for seed in seeds:
-        for name, changes in VARIANTS.items():
-            folder = out / f"{name.replace(' ', '-').lower()}-{seed}"
-            weights = pretrain(recipe, folder, [*overrides, *changes, f"training.seed={seed}"])
-            scores[name].append(knn(weights, folder / "knn", image_size))
-            logger.info("%s, seed %d: %.1f %%", name, seed, scores[name][-1])
-            if name == "HPM":
-                twin = random_weights(weights.spec, seed)
-                scores[TWIN].append(knn(twin, out / f"random-{seed}", image_size))
-            write_json(
-                out / "compare.json", {"recipe": recipe, "set": [*overrides], "top1": scores}
-            )
+def score(plan: Plan, manifest: Manifest, arm: str, seed: int, encoder: Path) -> dict[str, float]:
+    """Return benchmark -> its main number for one encoder."""
+    request = Request(
+        profile="demo",
+        benchmarks=plan.benchmarks,
+        overrides=plan.evaluation,
+        first_seed=seed,
+        out=plan.out / "runs",
+        machine=Machine(device=plan.device, workers=0),
+    )
+    contestant = read_contestant(encoder, name=plan.folder(arm, seed).name)
+    found = {}
+    for cell in make_cells(manifest, [contestant], request):
+        if cell.problem:
+            raise UserError(cell.problem)
+        result = finished(cell)
+        if result is None and plan.done:
+            continue
+        if result is None:
+            set_aside(cell)
+            write_order(cell.folder / ORDER_FILE, cell.order)
+            result = evaluate(cell.order, cell.folder)
+        found[cell.order.benchmark] = result.metrics[result.main_metric]
+    return found
+
+
+def compare(plan: Plan, manifest: Manifest) -> Scores:
+    """Return all numbers, seed by seed over all arms; compare.json holds them as they come."""
+    scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in plan.arms}
+    for seed in range(plan.seeds):
+        for arm in plan.arms:
+            encoder = prepare(plan, arm, seed)
+            row = {} if encoder is None else score(plan, manifest, arm, seed, encoder)
+            if row:
+                scores[arm][seed] = row
+                logger.info("%s, seed %d: %s", arm, seed, row)
+            if not plan.done:
+                write_json(plan.out / "compare.json", record(plan, scores))
     return scores
 
 
-def table(scores: dict[str, list[float]]) -> str:
-    """Return the scores as lines: mean, standard deviation, each seed."""
-    lines = []
-    for name, values in scores.items():
-        spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
-        each = " ".join(f"{value:.1f}" for value in values)
-        lines.append(f"{name}\t{statistics.mean(values):.1f}\t{spread}\t{each}\n")
-    return "".join(["variant\tk-NN top-1\tsd\tseeds\n", *lines])
+def record(plan: Plan, scores: Scores) -> dict[str, Any]:
+    """Return what a reader of the file needs to know: the settings, and each seed's numbers."""
+    return {
+        "recipe": plan.recipe,
+        "set": list(plan.overrides),
+        "set_benchmark": dict(plan.evaluation),
+        "arms": {arm: list(ARMS.get(arm, ())) for arm in plan.arms},
+        "scores": scores,
+    }
+
+
+def table(plan: Plan, scores: Scores) -> str:
+    """Return means and standard deviations over the seeds as a Markdown table."""
+    lines = [
+        f"| masks | seeds | {' | '.join(plan.benchmarks)} |",
+        "|---" * (2 + len(plan.benchmarks)) + "|",
+    ]
+    for arm, rows in scores.items():
+        found = ([r[name] for r in rows.values() if name in r] for name in plan.benchmarks)
+        cells = [summary(values, len(rows)) for values in found]
+        lines.append(f"| {arm} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def summary(values: Sequence[float], seeds: int) -> str:
+    """Return mean ± standard deviation, and how many there are where not all seeds have one."""
+    if not values:
+        return "-"
+    text = f"{statistics.mean(values):.1f}"
+    text += f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return text if len(values) == seeds else f"{text} ({len(values)})"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(
+        prog="python -m pretrain.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out.add_argument("--out", type=Path, default=Path("runs") / "compare")
+    out.add_argument("--seeds", type=int, default=3, metavar="N", help="how many, from 0 (3)")
+    out.add_argument("--arms", default="", help="parts of names, by commas; all by default")
+    out.add_argument("--only", default=BENCHMARKS, help=f"benchmarks, by their ids ({BENCHMARKS})")
+    out.add_argument("--recipe", default="demo", help="pretraining recipe of all arms (demo)")
+    out.add_argument(
+        "--set", action="append", default=[], metavar="K=V", help="change it: training.epochs=8"
+    )
+    out.add_argument(
+        "--set-benchmark",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="change a benchmark for all arms: detection.images=800",
+    )
+    out.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
+    out.add_argument("--device", default="auto")
+    out.add_argument("--done", action="store_true", help="table what is done, compute nothing")
+    return out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.compare", description=__doc__)
-    parser.add_argument("--recipe", default="demo")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds, from 0")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "pretrain-compare")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    args = parser.parse_args(arguments)
+    """Run the command line; return the exit code."""
+    args = parser().parse_args(arguments)
     configure_logging()
+    wanted = [part for part in args.arms.split(",") if part]
     try:
-        scores = compare(args.recipe, range(args.seeds), args.out, args.set)
+        plan = Plan(
+            out=args.out,
+            seeds=args.seeds,
+            benchmarks=args.only.split(","),
+            arms=[a for a in (*ARMS, TWIN) if not wanted or any(part in a for part in wanted)],
+            recipe=args.recipe,
+            overrides=args.set,
+            evaluation=parse_overrides(args.set_benchmark),
+            device=args.device,
+            done=args.done,
+        )
+        if not plan.arms:
+            raise UserError(f"no arm is called {args.arms!r}; there are {', '.join((*ARMS, TWIN))}")
+        scores = compare(plan, load_manifest(args.benchmarks))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(table(scores))
+    sys.stdout.write(table(plan, scores) + "\n")
     return 0
 
 

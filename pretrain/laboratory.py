@@ -179,12 +179,14 @@ def _generator(student: Mapping[str, Tensor]) -> Generator | None:
     return generator.eval().requires_grad_(requires_grad=False)
 
 
-def fit_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the largest middle part of an image (3, H, W) that has the given shape, resized."""
+def fit_image(
+    image: Tensor, size: tuple[int, int], mode: InterpolationMode = InterpolationMode.BICUBIC
+) -> Tensor:
+    """Return the largest middle part of an image (c, H, W) that has the given shape, resized."""
     height, width = image.shape[1:]
     scale = min(height / size[0], width / size[1])
     part = vision.center_crop(image, [round(size[0] * scale), round(size[1] * scale)])
-    return vision.resize(part, list(size), InterpolationMode.BICUBIC, antialias=True)
+    return vision.resize(part, list(size), mode, antialias=mode != InterpolationMode.NEAREST)
 
 
 def variants(ratio: float | None, grid: tuple[int, int]) -> list[Variant]:
@@ -195,8 +197,11 @@ def variants(ratio: float | None, grid: tuple[int, int]) -> list[Variant]:
         grid: Rows and columns of patches.
     """
     found = []
-    # those that follow nothing come first: the others are read against them
-    ordered = sorted(masks.available().items(), key=lambda item: (bool(item[1].needs), item[0]))
+    # those that follow nothing come first, random ones before all: the others are read against them
+    ordered = sorted(
+        masks.available().items(),
+        key=lambda item: (bool(item[1].needs), item[0] != "random", item[0]),
+    )
     for name, cls in ordered:
         own = {f.name for f in dataclasses.fields(cast(Any, cls))}
         shared = {"ratio": ratio} if ratio is not None and "ratio" in own else {}

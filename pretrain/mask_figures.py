@@ -20,6 +20,10 @@ HEAT, WHERE = "magma", "BuPu"
 FONT: dict[Any, Any] = {"font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK}
 CELL = 1.25
 """Inches of one picture."""
+LEGEND = (
+    "Heat maps: bright is much. Veiled patches are hidden; what follows a schedule is shown at its end, "
+    "where half of HPM's hidden patches are the hardest and the others random."
+)
 
 
 def show_masks(
@@ -33,7 +37,7 @@ def show_masks(
     if sight.log_probability is not None:
         guides["generator"] = sight.log_probability.exp()
     rows, columns = len(sight.images), 1 + len(guides) + len(masks)
-    width, height = columns * CELL + 0.9, rows * CELL + 0.95
+    width, height = columns * CELL + 0.9, rows * CELL + 1.15
     with mpl.rc_context(FONT):
         figure = _figure(width, height)
         left, top = 0.8 / width, 1 - 0.72 / height
@@ -67,6 +71,7 @@ def show_masks(
                     f"{100 * share:.0f} % hidden", fontsize=6.5, color=FAINT, labelpad=3
                 )
         figure.text(left, 1 - 0.14 / height, title, fontsize=10, weight="bold", va="top")
+        figure.text(left, 0.1 / height, LEGEND, fontsize=6.5, color=FAINT, va="bottom")
         _save(figure, path)
 
 
@@ -90,13 +95,20 @@ def veiled(picture: Any, mask: Tensor, grid: tuple[int, int]) -> Any:
     return out
 
 
-def show_statistics(path: Path, rows: Sequence[Row], *, title: str) -> None:
-    """Draw where each strategy hides, and its figures as bars on common scales."""
+def show_statistics(path: Path, rows: Sequence[Row], *, kind: str, title: str) -> None:
+    """Draw where each strategy hides, and its figures as bars on common scales.
+
+    Args:
+        path: The figure's file.
+        rows: The strategies.
+        kind: What annotations show, `objects` or `segments`.
+        title: What stands above.
+    """
     measures: list[tuple[str, list[float | None], float | None]] = [
-        ("ratio", [r.ratio for r in rows], None),
-        ("spatial entropy", [r.spatial_entropy for r in rows], None),
-        ("clumping", [r.clumping for r in rows], 1.0),
-        ("objects hidden", [r.objects for r in rows], 1.0),
+        ("ratio\n", [r.ratio for r in rows], None),
+        ("spatial entropy\n1: everywhere alike", [r.spatial_entropy for r in rows], None),
+        ("clumping\n1: none", [r.clumping for r in rows], 1.0),
+        (f"{kind} hidden\n1: as by chance", [r.objects for r in rows], 1.0),
         ("rank correlation\nwith true loss", [r.rank_correlation for r in rows], 0.0),
     ]
     measures = [m for m in measures if any(v is not None for v in m[1])]

@@ -1,20 +1,16 @@
 """What masks are like: how much, where, how clumped, over which objects, on how hard patches."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
+from mimbench.data import SUFFIXES
 from mimbench.errors import UserError
-from pretrain.archives import SUFFIXES
-from pretrain.laboratory import fit_image
+from pretrain.annotations import is_label_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +25,7 @@ class Row:
     clumping: float
     """Share of a hidden patch's neighbours that are hidden, over the ratio: 1 is no clumping."""
     objects: float | None
-    """Share of object area hidden, over the ratio: above 1 objects are sought out."""
+    """Share of annotated things hidden, over the ratio: above 1 they are sought out."""
     rank_correlation: float | None
     """Spearman's, between how often a patch is hidden and its true reconstruction loss."""
     where: Tensor
@@ -50,7 +46,7 @@ def describe(
         label: What to call them.
         draws: (draws, b, n) masks, several of each image.
         grid: Rows and columns.
-        objects: (b, n) share of each patch that objects cover; NaN rows have no annotation.
+        objects: (b, n) how much of what is annotated lies on each patch; NaN rows have nothing.
         loss: (b, n) true reconstruction loss.
     """
     often = draws.float().mean(0)
@@ -101,70 +97,8 @@ def _ranks(values: Tensor) -> Tensor:
 def find_images(root: Path, limit: int) -> list[Path]:
     """Return up to `limit` images below a folder, spread evenly over their sorted names."""
     found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = [path for path in found if not is_label_map(path, root)]
     if not found:
         raise UserError(f"no images below {root}")
     step = max(1, len(found) // limit)
     return found[::step][:limit]
-
-
-def find_annotations(root: Path, given: Path | None) -> list[Path]:
-    """Return the COCO annotation files that belong to a folder of images."""
-    if given is not None:
-        return [given]
-    folders = (root / "annotations", root.parent / "annotations")
-    return [path for folder in folders for path in sorted(folder.glob("instances_*.json"))]
-
-
-def object_cover(
-    paths: Sequence[Path], annotations: Sequence[Path], size: tuple[int, int], patch: int
-) -> Tensor | None:
-    """Return the share of each patch that objects cover (b, n), NaN for unknown images.
-
-    Segments are taken where they are polygons, boxes elsewhere; the middle of each image counts, as
-    it is looked at.
-    """
-    known: dict[str, tuple[tuple[int, int], list[Mapping[str, object]]]] = {}
-    for path in annotations:
-        known |= _read_coco(path)
-    if not any(path.name in known for path in paths):
-        return None
-    rows = []
-    for path in paths:
-        if path.name in known:
-            cover = fit_image(_paint(*known[path.name]), size).float()[:1] / 255
-            rows.append(F.avg_pool2d(cover.unsqueeze(0), patch).flatten())
-        else:
-            rows.append(torch.full((size[0] * size[1] // patch**2,), float("nan")))
-    return torch.stack(rows)
-
-
-def _read_coco(
-    path: Path,
-) -> dict[str, tuple[tuple[int, int], list[Mapping[str, object]]]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        images = {
-            image["id"]: (image["file_name"], (image["width"], image["height"]))
-            for image in content["images"]
-        }
-        found = {Path(name).name: (size, []) for name, size in images.values()}
-        for item in content["annotations"]:
-            found[Path(images[item["image_id"]][0]).name][1].append(item)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no COCO annotation file: {error!r}") from error
-    return found
-
-
-def _paint(size: tuple[int, int], items: Sequence[Mapping[str, object]]) -> Tensor:
-    canvas = Image.new("RGB", size)
-    brush = ImageDraw.Draw(canvas)
-    for item in items:
-        shapes, box = item.get("segmentation"), item["bbox"]
-        assert isinstance(box, list)
-        if isinstance(shapes, list) and shapes:
-            for shape in shapes:
-                brush.polygon([float(v) for v in shape], fill="white")
-        else:
-            x, y, width, height = box
-            brush.rectangle((x, y, x + width, y + height), fill="white")
-    return vision.pil_to_tensor(canvas)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mimbench.backbone import build_backbone
+from mimbench.errors import UserError
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from pretrain.attention import backbone_attention
 from pretrain.masks import Amount, MaskInput
@@ -179,6 +180,15 @@ def test_5_in_reconstruction_a_hint_changes_places(attention: Tensor) -> None:
     assert strategy.shown(inp) == 14
 
 
+def test_5_a_grid_too_small_for_a_hint_says_so() -> None:
+    with pytest.raises(
+        UserError, match=r"of 16 patches, mask.show 0.1 at a ratio of 0.5 shows none"
+    ):
+        Strategy(order="hint", ratio=0.5).count(16)
+    assert Strategy(order="hint", ratio=0.5, show=0.25).count(16) == 8
+    assert Strategy(order="hint", ratio=0.75).count(16) == 12
+
+
 def test_6_masks_follow_their_images(attention: Tensor) -> None:
     order = torch.randperm(40, generator=rng())
     mask = Strategy()(look(attention), rng())
@@ -229,5 +239,5 @@ def test_wrong_settings_say_so() -> None:
 
 def test_a_backbone_without_class_token_is_refused(tiny_weights: VitWeights) -> None:
     spec = replace(tiny_weights.spec, class_token=False)
-    with pytest.raises(Exception, match="no class token"):
+    with pytest.raises(UserError, match="no class token"):
         backbone_attention(build_backbone(random_weights(spec, 0)), torch.rand(1, 3, 64, 64))

@@ -1,5 +1,6 @@
 """The benches: both pretraining steps compute the same, and the lists say what is there."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -106,3 +107,11 @@ def test_benches_are_listed_and_mistakes_explained(capsys: pytest.CaptureFixture
     assert set(command.QUICK) <= set(command.benches())
     assert command.main(["pretrain_lode"]) == 1
     assert "did you mean 'pretrain_loader'" in capsys.readouterr().err
+
+
+def test_every_bench_takes_the_arguments_that_the_command_passes_on() -> None:
+    folder = Path(command.__file__).parent
+    for name in command.benches():
+        tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
+        [main] = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main"]
+        assert len(main.args.args) == 1, name

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.canary import Cards, examine, read_cards
+from mimbench.canary import Cards, beaten, examine, read_cards
+from mimbench.rivals import HINTS, TWIN
 from mimbench.sample import generate
 from mimbench.vit import build_vit
 from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec, VitWeights, random_weights
@@ -148,6 +149,17 @@ def test_damage_is_found(name: str, trained: VitWeights, cards: Cards) -> None:
 def test_damage_that_the_canary_cannot_see(name: str, trained: VitWeights, cards: Cards) -> None:
     """docs/faq.md says so: if one of these is found one day, say that instead."""
     assert examine(damaged(trained, MISSED[name]), cards, CPU).faults == ()
+
+
+def test_hints_tell_only_when_they_win() -> None:
+    """Place or colour may say nothing on some data: then a sound checkpoint ties with its exchange."""
+    for hint in HINTS:
+        assert not beaten(hint, 0.0, 0.0)
+        assert not beaten(hint, -1.0, 1.0)
+        assert beaten(hint, -5.0, 1.0)
+    assert beaten("its blocks reversed", 0.0, 0.0)
+    assert beaten(TWIN, 1.5, 1.0)
+    assert not beaten(TWIN, 2.5, 1.0)
 
 
 def test_budget_leaves_out_rivals_but_never_the_twin(trained: VitWeights, cards: Cards) -> None:

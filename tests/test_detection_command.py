@@ -1,6 +1,8 @@
 """`python -m transfer.detection`: the suite's own path, scoring again, pictures, several processes."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,7 @@ benchmarks:
     group: detection
     task: transfer.detection.vitdet
     dataset: sample-coco
+    max_batch: 1
     config: {image_size: 64, patch_size: null, window: 4, global_blocks: 1, batch: 4, images: 8,
       precision: fp32, pyramid_channels: 16, box_convs: 1, box_width: 16, mask_convs: 1,
       proposals: 16, regions: 8, eval_every: 0}
@@ -58,7 +61,7 @@ def finished(place: Path) -> Path:
     """The folder of a run made through the command."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MIMBENCH_CACHE", str(place))
-        assert main(arguments(place)) == 0
+        assert main(arguments(place, "--max-batch=2")) == 0
     [record] = place.glob("runs/**/run.json")
     return record.parent
 
@@ -66,6 +69,11 @@ def finished(place: Path) -> Path:
 def test_the_command_leaves_a_result_of_the_suite(finished: Path) -> None:
     assert (finished / "result.json").exists()
     assert (finished / "detections.json").exists()
+
+
+def test_the_users_batch_wins_over_the_benchmarks(finished: Path) -> None:
+    extra = json.loads((finished / "extra.json").read_text())
+    assert (extra["micro_batch"], extra["micro_steps"]) == (2, 2)
 
 
 def test_scoring_again_prints_the_same_figures_and_draws(
@@ -90,20 +98,73 @@ def test_mistakes_on_the_command_line_are_explained(
     assert main([f"--eval-only={place}"]) == 2
     assert "needs the checkpoint" in capsys.readouterr().err
     with pytest.raises(UserError, match="is not the folder of a detection run"):
-        draw(place, 1, None)
+        draw(place, 1, None, threshold=0.5)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def machines(way: str, port: int) -> list[list[str]]:
+    """The commands, one for each machine (here all are this one), that start two processes."""
+    module = ["-m", "transfer.detection"]
+    if way == "two GPUs":
+        return [[*module, "--num-gpus=2"]]
+    if way == "two machines":
+        together = ["--num-machines=2", f"--dist-url=tcp://127.0.0.1:{port}"]
+        return [[*module, *together, f"--machine-rank={rank}"] for rank in range(2)]
+    meeting = ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    if way == "torchrun":
+        return [["-m", "torch.distributed.run", "--nproc-per-node=2", *meeting, *module]]
+    return [
+        ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", *meeting, *module]
+        for rank in range(2)
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_detectron2s_launcher_starts_the_processes(place: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "transfer.detection", *arguments(place, "--seed=1", "--num-gpus=2")],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "MIMBENCH_CACHE": str(place), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len([x for x in done.stdout.splitlines() if x.startswith("box_ap\t")]) == 1
+@pytest.mark.parametrize("way", ["two GPUs", "two machines", "torchrun", "torchrun on two nodes"])
+def test_launchers_start_two_processes_that_work_on_one_run(
+    way: str, place: Path, tmp_path: Path
+) -> None:
+    options = [a for a in arguments(place, "--seed=1") if not a.startswith("--out=")]
+    parts = [
+        subprocess.Popen(
+            [sys.executable, *command, *options, f"--out={tmp_path / 'runs'}"],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "MIMBENCH_CACHE": str(place), "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in machines(way, free_port())
+    ]
+    told = [part.communicate(timeout=400) for part in parts]
+    for part, (_, errors) in zip(parts, told, strict=True):
+        assert part.returncode == 0, errors[-3000:]
+    lines = [line for out, _ in told for line in out.splitlines()]
+    assert len([line for line in lines if line.startswith("box_ap\t")]) == 1
+    [extra] = tmp_path.glob("runs/**/extra.json")
+    assert json.loads(extra.read_text())["processes"] == 2
+    assert (extra.parent / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-machines=2"], "--num-machines 2 needs --dist-url tcp://HOST:PORT"),
+        (
+            ["--num-machines=2", "--dist-url=tcp://h:1", "--machine-rank=2"],
+            "--machine-rank is 2, expected 0 to 1",
+        ),
+        (["--num-gpus=0"], "--num-gpus is 0, expected 1 or more"),
+    ],
+)
+def test_a_launch_that_cannot_work_is_refused_at_once(
+    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(arguments(place, *options)) == 2
+    assert message in capsys.readouterr().err

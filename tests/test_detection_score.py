@@ -156,17 +156,27 @@ def test_nothing_is_printed(truth: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == ""
 
 
-def test_pictures_show_truth_beside_detections(coco: Path, truth: Path, tmp_path: Path) -> None:
+def test_pictures_show_truth_beside_detections(
+    coco: Path, truth: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from PIL import Image
 
     kept = tmp_path / "detections.json"
     kept.write_text(json.dumps(truth_as_detections(truth)))
     assert read_detections(kept)
-    paths = show(tmp_path / "pictures", kept, Config(data=coco), count=3)
+    paths = show(tmp_path / "pictures", kept, Config(data=coco), count=3, threshold=0.5)
     assert len(set(paths)) == 3
     left_right = np.asarray(Image.open(paths[0]))
     assert left_right.shape == (400, 808, 3)
+    # objects are drawn on both sides of the same picture
+    assert (left_right[:, :400] != left_right[:, 408:]).mean() < 0.5
+    assert "lower --threshold" not in caplog.text
+    bare = np.asarray(
+        Image.open(show(tmp_path, kept, Config(data=coco), count=1, threshold=1.1)[0])
+    )
+    assert (bare[:, 408:] != left_right[:, 408:]).any()
+    assert "no detection scores 1.10 or more (the best has 1.00)" in caplog.text
     with pytest.raises(UserError, match="at least one picture"):
-        show(tmp_path, kept, Config(data=coco), count=0)
+        show(tmp_path, kept, Config(data=coco), count=0, threshold=0.5)
     with pytest.raises(UserError, match="no readable detections"):
-        show(tmp_path, tmp_path / "none.json", Config(data=coco), count=1)
+        show(tmp_path, tmp_path / "none.json", Config(data=coco), count=1, threshold=0.5)

@@ -6,14 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 pytest.importorskip("detectron2")
 
@@ -24,13 +21,11 @@ from mimbench.runtime import Ranks
 from mimbench.sample import generate
 from mimbench.task import Machine, load_task
 from mimbench.watch import PREEMPTED
-from mimbench.weights import VitSpec, VitWeights, random_weights
-from transfer.detection import order, vitdet
-from transfer.detection.train import Accumulator, advice, save_period
-from transfer.detection.vitdet import Config, evaluate_run, run
-from transfer.detection.watch import Curve
-
-SPEC = VitSpec(embed_dim=24, depth=2, num_heads=3, mlp_dim=48, patch_size=8, grid=(4, 4))
+from mimbench.weights import VitWeights, random_weights
+from tests.detection_run import SPEC, final, same, small
+from transfer.detection import vitdet
+from transfer.detection.train import Accumulator
+from transfer.detection.vitdet import evaluate_run, run
 
 
 @pytest.fixture(scope="module")
@@ -43,45 +38,6 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def weights() -> VitWeights:
     return random_weights(SPEC, 0)
-
-
-def small(coco: Path, **changes: Any) -> Config:
-    """Four steps of four pictures through a detector of a few thousand weights."""
-    return Config(
-        **{
-            "data": coco,
-            "image_size": 64,
-            "patch_size": None,
-            "window": 4,
-            "global_blocks": 1,
-            "batch": 4,
-            "images": 16,
-            "learning_rate": 1e-3,
-            "warmup": 0.1,
-            "drops": (0.5, 0.8),
-            "drop_path": 0.2,
-            "precision": "fp32",
-            "pyramid_channels": 16,
-            "anchor_scale": 4.0,
-            "box_convs": 1,
-            "box_width": 16,
-            "mask_convs": 1,
-            "proposals": 16,
-            "regions": 8,
-            "eval_every": 0,
-            "machine": Machine(device="cpu", workers=0, max_batch=4),
-            **changes,
-        }
-    )
-
-
-def final(out: Path) -> dict[str, Tensor]:
-    return torch.load(out / "checkpoints/model_final.pth", weights_only=True)["model"]
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float = 0.0) -> bool:
-    assert first.keys() == second.keys()
-    return all((first[n] - second[n]).abs().max() <= tolerance for n in first)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +56,9 @@ def test_a_run_leaves_what_the_suite_needs(whole: Path, coco: Path) -> None:
     assert extra["tensors"].startswith("27 of 27 backbone tensors used")
     assert extra["plan"]["steps"] == 4
     assert (extra["micro_batch"], extra["micro_steps"], extra["processes"]) == (4, 1, 1)
+    for values in extra["per_class"].values():
+        assert values.keys() == {"box", "mask"}
+        assert all(0 <= value <= 100 for value in values.values())
     found = json.loads((whole / "detections.json").read_text())
     ids = {
         p["id"]
@@ -214,8 +173,8 @@ def test_a_damaged_state_is_named(
 PART = """
 import sys
 from pathlib import Path
-sys.path[:0] = {paths}
-from test_detection_train import SPEC, small
+sys.path[:0] = [{root!r}]
+from tests.detection_run import SPEC, small
 from mimbench.task import Machine
 from mimbench.weights import random_weights
 from transfer.detection.vitdet import run
@@ -233,9 +192,7 @@ def test_micro_batches_of_one_are_the_same_for_any_machine(
     config = small(coco, machine=machine, images=12)
     run(weights, config, tmp_path / "one")
     script = tmp_path / "part.py"
-    script.write_text(
-        PART.format(paths=[str(Path(__file__).parents[1]), str(Path(__file__).parent)])
-    )
+    script.write_text(PART.format(root=str(Path(__file__).parents[1])))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -262,54 +219,6 @@ def test_micro_batches_of_one_are_the_same_for_any_machine(
     ]
 
 
-class Toy(nn.Module):
-    """A linear regression that speaks detectron2's language: a batch in, a dict of losses out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear = nn.Linear(5, 3)
-
-    def forward(self, batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        x = torch.stack([item["x"] for item in batch])
-        y = torch.stack([item["y"] for item in batch])
-        error = self.linear(x) - y
-        return {"square": error.square().mean(), "absolute": error.abs().mean()}
-
-
-def toy_batches(size: int) -> Iterator[list[dict[str, Tensor]]]:
-    g = torch.Generator().manual_seed(1)
-    while True:
-        yield [
-            {"x": torch.randn(5, generator=g), "y": torch.randn(3, generator=g)}
-            for _ in range(size)
-        ]
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_accumulating_64_pictures_is_one_batch_of_64(precision: Any) -> None:
-    ends = []
-    for size, micro in ((64, 1), (16, 4), (1, 64)):
-        model = Toy()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-        trainer = Accumulator(
-            model, toy_batches(size), optimizer, micro_steps=micro, precision=precision, seed=None
-        )
-        trainer.train(0, 8)
-        ends.append({k: v.clone() for k, v in model.state_dict().items()})
-    tolerance = 1e-5 if precision == "fp32" else 2e-2
-    assert not same(ends[0], Toy().state_dict(), 1e-3)
-    assert same(ends[0], ends[1], tolerance)
-    assert same(ends[0], ends[2], tolerance)
-
-
-def test_bf16_trains_and_fp16_needs_a_gpu(coco: Path, weights: VitWeights, tmp_path: Path) -> None:
-    run(weights, small(coco, precision="bf16", images=4), tmp_path)
-    assert all(tensor.isfinite().all() for tensor in final(tmp_path).values())
-    with pytest.raises(UserError, match="precision fp16 needs a CUDA GPU"):
-        run(weights, small(coco, precision="fp16"), tmp_path / "x")
-
-
 def test_scores_on_the_way_do_not_disturb_training(
     whole: Path, coco: Path, weights: VitWeights, tmp_path: Path
 ) -> None:
@@ -317,48 +226,3 @@ def test_scores_on_the_way_do_not_disturb_training(
     assert same(final(tmp_path), final(whole))
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert any("box_ap" in line for line in lines)
-
-
-def test_missing_memory_becomes_advice(
-    coco: Path, weights: VitWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: Accumulator) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    monkeypatch.setattr(Accumulator, "run_step", full)
-    with pytest.raises(UserError, match=r"(?s)out of memory on cpu \(peak \d+\.\d GiB.*max_batch"):
-        run(weights, small(coco), tmp_path)
-
-
-def test_other_failures_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes differ"), advice(torch.device("cpu")):
-        raise RuntimeError("shapes differ")
-    with pytest.raises(UserError, match="out of memory"), advice(torch.device("cpu")):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-
-
-def test_a_loss_that_is_no_number_stops_with_advice(
-    coco: Path, weights: VitWeights, tmp_path: Path
-) -> None:
-    broken = replace(
-        weights,
-        tensors={**weights.tensors, "patch_embed.proj.bias": torch.full((24,), float("nan"))},
-    )
-    with pytest.raises(UserError, match=r"(?s)Inf/NaN.*weights saved last are still sound"):
-        run(broken, small(coco), tmp_path)
-
-
-def test_the_curve_drops_what_an_interrupted_run_wrote_too_far(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 20, "lr": 1}\n{"step": 40, "lr": 1}\n')
-    Curve(path, 30).close()
-    assert path.read_text() == '{"step": 20, "lr": 1}\n'
-
-
-def test_states_are_saved_as_officially_and_more_often_in_short_runs() -> None:
-    assert [save_period(steps) for steps in (184_375, 88_750, 300, 4)] == [5000, 5000, 30, 1]
-
-
-def test_seeds_of_positions_are_far_apart() -> None:
-    seeds = {order.mixed(seed, position) for seed in range(3) for position in range(200)}
-    assert len(seeds) == 600

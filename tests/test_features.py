@@ -1,10 +1,7 @@
 """The feature bank: right features, right key, safe against kills, the same from any process count."""
 
 import json
-import multiprocessing
-import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,19 +16,22 @@ from PIL import Image
 from torchvision import transforms
 
 from mimbench import extract as extraction
+from mimbench import features
 from mimbench.backbone import build_backbone
-from mimbench.data import ImageList, Source, read_folder
+from mimbench.data import ImageList, read_folder
 from mimbench.errors import UserError
 from mimbench.extract import extract
 from mimbench.features import PARTS, BankSpec, check_step, open_bank
 from mimbench.memory import Halving
 from mimbench.preprocess import Preprocess
 from mimbench.runtime import process_group
+from mimbench.sources import Source
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, VitWeights, random_weights
+from tests.processes import as_two_ranks, clean_processes
 
 PLAIN = BankSpec(preprocess=Preprocess(size=32, resize=None))
-FORK = multiprocessing.get_context("fork")
+
 ALONE = Machine(device="cpu", workers=0, max_batch=16)
 
 
@@ -60,6 +60,8 @@ def test_cached_features_are_those_of_a_direct_forward(images: ImageList, small_
     )
     four = torch.cat([b.cls for b in blocks] + [last.patches.mean(dim=(1, 2))], dim=1)
     torch.testing.assert_close(bank.load("cls4+avg"), four, rtol=1e-5, atol=1e-5)
+    means = torch.cat([b.patches.mean(dim=(1, 2)) for b in blocks], dim=1)
+    torch.testing.assert_close(bank.load("avg4"), means, rtol=1e-5, atol=1e-5)
     assert bank.load("cls+avg").shape == (48, 64)
     assert len(list(bank.folder.glob("*.safetensors"))) == 5
 
@@ -135,6 +137,8 @@ def test_a_foreign_key_in_the_folder_is_refused(images: ImageList, small_spec: V
 
 def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
     torch.set_num_threads(1)
+    # another process: what the fixture sets here does not hold there
+    features.SHARD = 10
     write = extraction._write
 
     def slowly(*args: Any):
@@ -147,7 +151,7 @@ def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
 
 def test_killed_at_any_point_it_continues(images: ImageList, small_spec: VitSpec, tmp_path: Path):
     weights, root = random_weights(small_spec, 0), tmp_path / "killed"
-    process = FORK.Process(target=_extract_slowly, args=(weights, images, root))
+    process = clean_processes().Process(target=_extract_slowly, args=(weights, images, root))
     process.start()
     bank = open_bank(weights, images, PLAIN, root=root)
     deadline = time.monotonic() + 120
@@ -165,14 +169,9 @@ def test_killed_at_any_point_it_continues(images: ImageList, small_spec: VitSpec
     assert torch.equal(again.load("cls4+avg"), direct.load("cls4+avg"))
 
 
-def _extract_as_rank(
-    rank: int, port: int, weights: VitWeights, images: ImageList, root: Path
-) -> None:
+def _extract_as_rank(weights: VitWeights, images: ImageList, root: Path) -> None:
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+    features.SHARD = 10
     with process_group() as ranks:
         bank = extract(weights, images, PLAIN, ALONE, ranks=ranks, root=root)
         # no process goes on before the whole bank is there
@@ -181,18 +180,7 @@ def _extract_as_rank(
 
 def test_two_processes_make_the_same_bank(images: ImageList, small_spec: VitSpec, tmp_path: Path):
     weights = random_weights(small_spec, 0)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        FORK.Process(target=_extract_as_rank, args=(rank, port, weights, images, tmp_path / "two"))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=200)
-        assert process.exitcode == 0
+    assert as_two_ranks(_extract_as_rank, weights, images, tmp_path / "two") == [0, 0]
     shared = open_bank(weights, images, PLAIN, root=tmp_path / "two")
     alone = extract(weights, images, PLAIN, ALONE, root=tmp_path / "one")
     assert shared.missing() == []
@@ -331,6 +319,25 @@ def test_timm_sources_give_the_same_images(
         assert images.classes == expected.classes
         for i in (0, len(images) - 1):
             assert np.array_equal(np.asarray(images.open(i)), np.asarray(expected.open(i)))
+
+
+@pytest.mark.parametrize("source", ["", "tar"])
+def test_changed_content_of_a_timm_source_is_another_bank(
+    painted_images: Callable[..., Path], tmp_path: Path, small_spec: VitSpec, source: Any
+):
+    root = painted_images(tmp_path / "data", train=3, val=2)
+
+    def digest() -> str:
+        if source == "tar":
+            for split in ("train", "val"):
+                subprocess.run(
+                    ["tar", "-cf", root / f"{split}.tar", "-C", root / split, "."], check=True
+                )
+        return Source(name=source).open(root)[0].digest
+
+    before = digest()
+    Image.new("RGB", (32, 32), "red").save(root / "train/class_0/train_0_000.png")
+    assert digest() != before
 
 
 def test_streams_are_refused(tmp_path: Path):

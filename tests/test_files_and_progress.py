@@ -57,3 +57,13 @@ def test_progress_is_plain_lines_in_a_file() -> None:
     bar.close()
     assert "\r" not in stream.getvalue()
     assert stream.getvalue().count("\n") == 1
+
+
+def test_the_last_plain_line_is_not_said_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mimbench.progress.PLAIN_SECONDS", 0.0)
+    stream = io.StringIO()
+    bar = Progress("k-NN", 10, stream=stream)
+    bar.step(5)
+    bar.step(5)
+    bar.close()
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["5/10", "10/10"]

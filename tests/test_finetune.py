@@ -15,7 +15,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
-from mimbench.optim import Schedule
+from mimbench.optim import Schedule, scaled_lr
 from mimbench.positions import resize_table
 from mimbench.runtime import Ranks
 from mimbench.sample import generate
@@ -24,16 +24,15 @@ from mimbench.weights import VitSpec, VitWeights, random_weights
 from tests.processes import clean_processes
 from transfer.classification import finetune
 from transfer.classification.classifier import at_size, build_classifier
-from transfer.classification.finetune import (
+from transfer.classification.finetune import micro_batch, train_classifier
+from transfer.classification.recipes import RECIPES, recipe_for
+from transfer.classification.tuner import (
     Augmentation,
     Config,
     FineTune,
     make_optimizer,
-    micro_batch,
-    train_classifier,
     train_transform,
 )
-from transfer.classification.recipes import RECIPES, recipe_for
 
 SMALL = {
     "image_size": 32,
@@ -161,7 +160,7 @@ def test_recipes_are_the_published_ones(tmp_path: Path):
     assert settings.resolve(1024).epochs == 7
     assert settings.resolve(1024).batch == 512
     # 5e-4 x 384 / 256
-    learner_peak = finetune.scaled_lr(settings.resolve(768).lr, settings.resolve(768).batch)
+    learner_peak = scaled_lr(settings.resolve(768).lr, settings.resolve(768).batch)
     assert learner_peak == pytest.approx(7.5e-4)
 
 
@@ -255,7 +254,7 @@ def test_micro_batches_are_even_where_images_are_mixed():
     assert micro_batch(16, 1, 1, even=True) == 2
 
 
-def _train_slowly(weights: VitWeights, settings: Config, out: Path) -> None:
+def _train_slowly(weights: VitWeights, settings: Config, out: Path, where: str) -> None:
     torch.set_num_threads(1)
     real = FineTune.loss
 
@@ -264,16 +263,20 @@ def _train_slowly(weights: VitWeights, settings: Config, out: Path) -> None:
             time.sleep(600)
         return real(self, model, batch, at)
 
-    FineTune.loss = slowly
+    if where == "training":
+        FineTune.loss = slowly
+    else:
+        FineTune.predict = lambda self: time.sleep(600)  # pyright: ignore[reportAttributeAccessIssue]
     finetune.run(weights, settings, out)
 
 
+@pytest.mark.parametrize("where", ["training", "scoring"])
 def test_killed_after_an_epoch_it_continues_exactly(
-    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path, where: str
 ):
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings, out = config(data, epochs=3), tmp_path / "killed"
-    process = clean_processes().Process(target=_train_slowly, args=(weights, settings, out))
+    process = clean_processes().Process(target=_train_slowly, args=(weights, settings, out, where))
     process.start()
     saved, deadline = out / "checkpoints/last.pt", time.monotonic() + 200
     while not saved.exists() and time.monotonic() < deadline:

@@ -11,7 +11,15 @@ import torch
 
 from knn import classify, index
 from knn.classify import Config, prepare
-from knn.index import Approximate, gpu_slices, merge, recall, search, search_approximate
+from knn.index import (
+    Approximate,
+    build_approximate,
+    gpu_slices,
+    merge,
+    recall,
+    search,
+    search_approximate,
+)
 from mimbench.config import from_mapping
 from mimbench.data import ImageList
 from mimbench.errors import UserError
@@ -181,7 +189,11 @@ def test_an_approximate_index_states_its_recall(kind: Any):
     exact = search(bank, queries, 10)[1]
     few, all_lists = (
         search_approximate(
-            bank, queries, 10, Approximate(kind=kind, lists=16, probes=p, code_bytes=2, code_bits=4)
+            build_approximate(
+                bank, Approximate(kind=kind, lists=16, probes=p, code_bytes=2, code_bits=4)
+            ),
+            queries,
+            10,
         )[1]
         for p in (2, 16)
     )
@@ -190,7 +202,9 @@ def test_an_approximate_index_states_its_recall(kind: Any):
     if kind == "ivf":
         assert recall(all_lists, exact) == 100
     with pytest.raises(UserError, match="raise probes"):
-        search_approximate(bank, queries, 700, Approximate(kind="ivf", lists=16, probes=1))
+        search_approximate(
+            build_approximate(bank, Approximate(kind="ivf", lists=16, probes=1)), queries, 700
+        )
 
 
 def test_impossible_requests_say_what_to_do(tmp_path: Path):

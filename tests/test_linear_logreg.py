@@ -15,9 +15,11 @@ from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.metrics import rank_classes, top_percent
 from mimbench.weights import VitSpec, random_weights
-from transfer.classification import logreg
-from transfer.classification.logreg import Config, Grid, choose_and_fit, solve
-from transfer.classification.solver import Objective, fit_grid, principal_axes
+from transfer.classification import grid, logreg
+from transfer.classification.grid import Grid, choose_and_fit, solve
+from transfer.classification.logreg import Config
+from transfer.classification.objective import Objective, principal_axes
+from transfer.classification.solver import Until, fit_grid
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,9 @@ def test_agrees_with_scikit_learn_over_the_grid():
     x, y = features(800, 24, 6, noise=1.5)
     test_x, test_y = features(20000, 24, 6, seed=1, noise=1.5)
     cs = np.geomspace(1e-2, 1e2, 3).tolist()
-    solution = fit_grid(torch.from_numpy(x), torch.from_numpy(y), 6, cs, tolerance=1e-11)
+    solution = fit_grid(
+        torch.from_numpy(x), torch.from_numpy(y), 6, cs, until=Until(tolerance=1e-11)
+    )
     assert all(solution.converged)
     truth = torch.from_numpy(test_y)
     for i, c in enumerate(cs):
@@ -70,7 +74,7 @@ def test_default_tolerance_costs_no_accuracy():
     tops = [
         [top_percent(rank_classes(s.logits(i, test_x)), test_y, 1) for i in range(5)]
         for s in (
-            fit_grid(torch.from_numpy(x), torch.from_numpy(y), 8, cs, tolerance=t)
+            fit_grid(torch.from_numpy(x), torch.from_numpy(y), 8, cs, until=Until(tolerance=t))
             for t in (1e-6, 1e-10)
         )
     ]
@@ -99,16 +103,20 @@ def test_objective_is_scikit_learns_and_its_gradient_is_right():
 def test_pieces_give_the_same_loss(monkeypatch: pytest.MonkeyPatch):
     x, y = (torch.from_numpy(a) for a in features(300, 12, 4))
     whole = fit_grid(x, y, 4, [0.1, 1.0])
-    monkeypatch.setattr("transfer.classification.solver.LOGIT_BYTES", 400)
+    monkeypatch.setattr("transfer.classification.objective.LOGIT_BYTES", 400)
     pieces = fit_grid(x, y, 4, [0.1, 1.0])
     torch.testing.assert_close(whole.weight, pieces.weight, rtol=1e-2, atol=1e-3)
 
 
 def test_wide_features_work_without_rotation(monkeypatch: pytest.MonkeyPatch):
     x, y = features(400, 24, 4)
-    turned = fit_grid(torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], tolerance=1e-9)
-    monkeypatch.setattr("transfer.classification.solver.ROTATE_UP_TO", 10)
-    straight = fit_grid(torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], tolerance=1e-9)
+    turned = fit_grid(
+        torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], until=Until(tolerance=1e-9)
+    )
+    monkeypatch.setattr("transfer.classification.objective.ROTATE_UP_TO", 10)
+    straight = fit_grid(
+        torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], until=Until(tolerance=1e-9)
+    )
     torch.testing.assert_close(turned.weight, straight.weight, rtol=1e-2, atol=2e-3)
 
 
@@ -134,8 +142,10 @@ def test_the_edge_of_the_grid_is_said():
 
 def test_warm_start_reaches_the_same_point():
     x, y = (torch.from_numpy(a) for a in features(400, 16, 4))
-    cold = fit_grid(x, y, 4, [0.1], tolerance=1e-8)
-    warm = fit_grid(x, y, 4, [0.1], tolerance=1e-8, start=(cold.weight[0], cold.bias[0]))
+    cold = fit_grid(x, y, 4, [0.1], until=Until(tolerance=1e-8))
+    warm = fit_grid(
+        x, y, 4, [0.1], until=Until(tolerance=1e-8), start=(cold.weight[0], cold.bias[0])
+    )
     assert warm.iterations[0] < cold.iterations[0]
     torch.testing.assert_close(warm.weight, cold.weight, rtol=1e-2, atol=1e-3)
 
@@ -173,6 +183,63 @@ def test_the_task_end_to_end(
     outcomes = np.load(tmp_path / "one/outcomes.npz")
     assert outcomes["top5"].shape == (80, 5)
     assert (outcomes["top5"][:, 4] == -1).all()
+
+
+def test_out_of_memory_halves_the_values_solved_at_once(monkeypatch: pytest.MonkeyPatch):
+    x, y = features(300, 12, 3)
+    solver = Grid(lowest=1e-2, highest=1e2, steps=5)
+    whole = choose_and_fit(torch.from_numpy(x), y, 3, solver, seed=0)
+    real, sizes = grid.fit_grid, []
+
+    def tight(features: Any, labels: Any, classes: int, cs: Any, **options: Any):
+        if len(cs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(cs))
+        return real(features, labels, classes, cs, **options)
+
+    monkeypatch.setattr(grid, "fit_grid", tight)
+    pieces = choose_and_fit(torch.from_numpy(x), y, 3, solver, seed=0, label="pieces")
+    # five values in pieces, and the last fit at one of them
+    assert sizes == [2, 2, 1, 1]
+    assert (pieces.record["values_at_once"], pieces.record["memory_halved"]) == (2, True)
+    assert pieces.c == whole.c
+    torch.testing.assert_close(pieces.solution.weight, whole.solution.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_features_too_large_for_the_device_are_solved_on_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    x, y = features(120, 6, 3)
+    config = Config(data=Path("none"), grid=Grid(lowest=1.0, highest=1.0, steps=1))
+    real, places = logreg.choose_and_fit, []
+
+    def tight(features: Any, *arguments: Any, **options: Any):
+        places.append(features.device.type)
+        if features.device.type != "cpu":
+            raise UserError("single image") from torch.OutOfMemoryError("CUDA out of memory")
+        return real(features, *arguments, **options)
+
+    monkeypatch.setattr(logreg, "choose_and_fit", tight)
+    fitted = logreg._fit(torch.from_numpy(x), y, 3, "cls", config, torch.device("meta"))
+    assert places == ["meta", "cpu"]
+    assert fitted.c == 1.0
+
+
+def test_what_half_storage_does_is_said(
+    painted_images: Callable[..., Path], small_spec: VitSpec, tmp_path: Path
+):
+    data = painted_images(tmp_path / "data", train=12, val=8)
+    settings = from_mapping(
+        Config,
+        {
+            "data": str(data), "image_size": 32, "resize": None, "choices": ["avg"],
+            "storage": "bf16", "grid": {"lowest": 1e-1, "highest": 1e1, "steps": 2},
+            "machine": {"device": "cpu", "workers": 0, "max_batch": 64},
+        },
+    )  # fmt: skip
+    metrics = logreg.run(random_weights(small_spec, 0), settings, tmp_path / "out")
+    effect = json.loads((tmp_path / "out/extra.json").read_text())["storage_effect"]
+    assert effect["top1_bf16"] == pytest.approx(metrics["top1"], abs=3.2)
+    assert effect["difference"] == effect["top1_bf16"] - effect["top1_fp32"]
+    assert (effect["bank_images"], effect["images"]) == (48, 32)
 
 
 def test_impossible_grids_are_refused(tmp_path: Path):

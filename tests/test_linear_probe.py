@@ -18,7 +18,8 @@ from mimbench.features import PARTS
 from mimbench.runtime import Ranks
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import linear
-from transfer.classification.linear import Config, Heads, make_optimizer, train_probe
+from transfer.classification.heads import Config, Heads, make_optimizer
+from transfer.classification.linear import train_probe
 from transfer.classification.training import Crop
 
 SMALL = {
@@ -95,6 +96,27 @@ def test_a_grid_is_trained_at_once_as_each_head_alone(
             alone = replace(together, choices=(choice,), learning_rates=(lr,))
             single = linear.run(weights, alone, tmp_path / f"{choice}{lr}")
             assert single["top1_last"] == metrics[f"{choice}_lr{lr:g}_top1_last"]
+
+
+def test_held_out_training_images_choose_the_head(
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
+):
+    data = painted_images(tmp_path / "data", train=10, val=8)
+    settings = config(
+        data, holdout=0.2, learning_rates=[1e-6, 300.0], epochs=6, storage="bf16", warmup=0
+    )
+    metrics = linear.run(weights, settings, tmp_path / "out")
+    extra = json.loads((tmp_path / "out/extra.json").read_text())
+    assert "8 training images that were held out" in extra["selection"]
+    # 32 of 40 images are left: two steps of 16 an epoch
+    last = torch.load(tmp_path / "out/checkpoints/last.pt", weights_only=True)
+    assert last["step"] == 12
+    assert metrics["top1"] == metrics[f"{extra['head']}_top1_last"]
+    effect = extra["storage_effect"]
+    assert effect["top1_bf16"] == metrics["top1"]
+    assert effect["images"] == 32
+    with pytest.raises(UserError, match="report must be last"):
+        config(data, holdout=0.2, report="best")
 
 
 def test_grid_gradients_are_those_of_separate_layers(small_spec: VitSpec, tmp_path: Path):

@@ -13,7 +13,7 @@ import torch
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.extract import extract
-from mimbench.sample import generate
+from mimbench.outcomes import intervals, read_outcomes
 from mimbench.subsets import (
     Subset,
     draw_fraction,
@@ -37,6 +37,7 @@ def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def config(data: Path, **changes: Any) -> Config:
     plain = {
         "data": str(data), "image_size": 32, "resize": None, "choice": "avg", "k": 3,
+        "grid": {"lowest": 1e-1, "highest": 1e3, "steps": 3, "holdout": 0.2, "criterion": "loss"},
         "machine": {"device": "cpu", "workers": 0, "max_batch": 64},
     }  # fmt: skip
     return from_mapping(Config, {**plain, **changes})
@@ -110,6 +111,13 @@ def test_mean_and_spread_over_draws(
     tops = [extra[f"knn, offset {o}"]["top1"] for o in (0, 5, 10, 15, 20)]
     assert metrics["top1"] == pytest.approx(np.mean(tops))
     assert metrics["top1_sd"] == pytest.approx(np.std(tops, ddof=1))
+    # the outcomes of every draw are kept: the mean and its spread follow from them
+    found = read_outcomes(tmp_path / "out")
+    assert found["top1"].whole() == pytest.approx(metrics["top1"])
+    assert found["top1_sd"].whole() == pytest.approx(metrics["top1_sd"])
+    halves = intervals(tmp_path / "out", metrics)
+    assert 0 < halves["top1"] < 10
+    assert set(halves) == {"top1", "top1_sd"}
     # chance is 25
     assert metrics["knn_top1"] > 45
     assert metrics["logreg_top1"] > 45
@@ -175,14 +183,3 @@ def test_requests_that_make_no_sense(tmp_path: Path):
         with pytest.raises(UserError, match=match):
             config(tmp_path, **changes)
     assert spread("knn", [(40.0, 80.0)])["knn_top1_sd"] == 0
-
-
-def test_on_the_sample_data_a_random_backbone_is_above_chance(tmp_path: Path):
-    root = generate(
-        tmp_path / "sample", train_per_class=45, val_per_class=40, train_scenes=1, val_scenes=1
-    )
-    spec = VitSpec(embed_dim=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8, grid=(4, 4))
-    settings = config(root / "classification", per_class=20, draws=2, methods=["logreg"])
-    metrics = lowshot.run(random_weights(spec, 0), settings, tmp_path / "out")
-    # chance is 10; of 400 images a standard deviation is 1.5
-    assert metrics["top1"] > 18

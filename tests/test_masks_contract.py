@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mimbench.batches import Batch
 from mimbench.errors import UserError
+from mimbench.learner import Moment
 from mimbench.weights import VitSpec
 from pretrain import masks
+from pretrain.config import read_config
+from pretrain.learner import Pretraining
 from pretrain.masks import Amount, MaskInput, MaskStrategy
 from pretrain.model import DecoderConfig, MaskedAutoencoder, split
 
@@ -167,6 +172,29 @@ def test_no_hidden_pixel_reaches_the_encoder(strategy: MaskStrategy) -> None:
     assert not torch.equal(
         model(torch.where(mask.unsqueeze(-1), patches, 99.0), visible, hidden).latent, latent
     )
+
+
+def test_training_draws_anew_at_every_step_of_every_epoch(tmp_path: Path) -> None:
+    """The same images again and again: no mask comes back, and a seed brings all of them back."""
+    tiny = ["encoder.width=24", "encoder.depth=1", "encoder.heads=2", "training.batch=2"]
+    tiny += ["decoder.width=16", "decoder.depth=1", "decoder.heads=2", "encoder.patch=4"]
+
+    def masks_of(seed: int) -> list[Tensor]:
+        config = read_config(
+            "demo", [*tiny, "mask.name=random", f"training.seed={seed}", "machine.device=cpu"]
+        )
+        learner, seen = Pretraining(config, torch.device("cpu"), tmp_path), []
+        batch = Batch(torch.arange(2), torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ())
+        learner.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+        for step in range(6):
+            at = Moment(step=step, steps_per_epoch=2, epochs=3, batch=2)
+            learner.loss(learner.student, batch, at)
+        return seen
+
+    first, again, other = masks_of(0), masks_of(0), masks_of(1)
+    assert all(map(torch.equal, first, again))
+    rows = [tuple(row.tolist()) for hidden in [*first, *other] for row in hidden]
+    assert len(set(rows)) == len(rows) == 24
 
 
 @pytest.mark.parametrize("name", ["random", "block", "grid", "attention"])

@@ -12,15 +12,17 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from mimbench.checkpoints import write_weights
+from mimbench.config import to_mapping
 from mimbench.learner import Place
 from mimbench.loop import fit
 from mimbench.task import Machine
 from mimbench.weights import VitWeights
 from pretrain.adversarial import AdversarialPretraining
+from pretrain.annotations import Annotations, find_annotations
 from pretrain.config import read_config
 from pretrain.laboratory import Observer, fit_image
 from pretrain.mask_figures import veiled
-from pretrain.mask_statistics import describe, object_cover, spearman
+from pretrain.mask_statistics import describe, find_images, spearman
 from pretrain.masks.__main__ import main
 
 SMALL = [
@@ -58,7 +60,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has everything: decoder, loss predictor, teacher and mask generator."""
     out = tmp_path_factory.mktemp("run")
     config = read_config("hpm_vit_base_16", [*SMALL, "mask.name=adversarial"])
-    place = Place(out=out, digest="d", machine=Machine(workers=0, device="cpu"))
+    machine = Machine(workers=0, device="cpu")
+    place = Place(out=out, digest="d", config=to_mapping(config), machine=machine)
     fit(AdversarialPretraining(config, torch.device("cpu"), out), Noise(), config.loop(), place)
     return out
 
@@ -87,13 +90,13 @@ def test_show_draws_every_strategy(
 ) -> None:
     out = tmp_path / "masks.png"
     files = [str(p) for p in sorted(data.glob("*.png"))[:2]]
-    assert main(["show", *files, "--ckpt", str(run), "-o", str(out), "--ratio", "0.5"]) == 0
+    assert main(["show", *files, "--ckpt", str(run), "-o", str(out), "--ratio", "0.75"]) == 0
     with Image.open(out) as picture:
         wide = picture.size
         assert np.asarray(picture.convert("RGB")).std() > 10
     assert "left out" not in capsys.readouterr().err
     encoder = run / "encoder.safetensors"
-    assert main(["show", *files, "--ckpt", str(encoder), "-o", str(out), "--ratio", "0.5"]) == 0
+    assert main(["show", *files, "--ckpt", str(encoder), "-o", str(out), "--ratio", "0.75"]) == 0
     with Image.open(out) as picture:
         assert picture.size[0] < wide[0]
 
@@ -180,16 +183,15 @@ def test_spearman_with_ties() -> None:
 
 
 def test_objects_land_on_their_patches(data: Path) -> None:
-    paths = sorted(data.glob("*.png"))[:2]
-    found = object_cover(
-        paths, [data.parent / "annotations" / "instances_val2017.json"], (48, 48), 24
-    )
+    paths = find_images(data, 2)
+    found = find_annotations(data, paths, None).cover(paths, (48, 48), 24)
     assert found is not None
+    assert found.kind == "objects"
     # the middle 48 of 64 columns begin at column 8, where the box begins
-    assert found.shape == (2, 4)
-    assert found[0, 0] > 0.95
-    assert found[0, 1:].max() < 0.1
-    assert object_cover(paths, [], (48, 48), 24) is None
+    assert found.weights.shape == (2, 4)
+    assert found.weights[0, 0] > 0.95
+    assert found.weights[0, 1:].max() < 0.1
+    assert Annotations().cover(paths, (48, 48), 24) is None
 
 
 def test_pictures() -> None:

@@ -1,5 +1,6 @@
 """The report is one file, needs no network, escapes names, and looks right in a browser."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ from PIL import Image
 
 from mimbench.errors import UserError
 from mimbench.manifest import load_manifest
+from mimbench.report.classes import class_scores
 from mimbench.report.curves import charts, read_curves
+from mimbench.report.gallery import detections
 from mimbench.report.page import make_report
 from tests.results_folder import write_manifest, write_run
 
@@ -25,6 +28,7 @@ def out(tmp_path: Path) -> Path:
     write_run(tmp_path / "runs", "good", share=0.7, benchmark="in-ft-hpm")
     (folder / "pictures").mkdir()
     Image.new("RGB", (64, 48), "red").save(folder / "pictures" / "some picture.png")
+    Image.new("RGB", (900, 300), "blue").save(folder / "pictures" / "three panels.png")
     return tmp_path
 
 
@@ -44,6 +48,7 @@ def test_all_sections_are_there_and_nothing_is_fetched(out: Path) -> None:
     assert "digit3" in html
     assert "DINO B/16" in html
     assert "some picture" in html
+    assert re.findall(r'<figure class="broad"><img alt="([^"]*)"', html) == ["three panels"]
     assert "python -m mimbench eval" in html
 
 
@@ -67,6 +72,46 @@ def test_curves_survive_a_torn_line_and_keep_first_and_last(tmp_path: Path) -> N
     [svg] = charts({0: curves})
     assert svg.count(" L") < 450
     assert "step 2999" in svg
+
+
+def test_curves_show_what_was_learnt_the_whole_loss_first() -> None:
+    line = [(0.0, 1.0), (1.0, 0.5)]
+    names = ("epoch", "loss_cls", "lr", "images_per_second", "total_loss", "top1", "memory_gib")
+    shown = charts({0: dict.fromkeys(names, line)})
+    captions = [re.findall("<figcaption>(.*?)</figcaption>", chart)[0] for chart in shown]
+    assert captions == ["total_loss", "loss_cls", "top1"]
+
+
+def test_classes_have_the_names_that_the_task_said(tmp_path: Path) -> None:
+    assert class_scores(tmp_path, {"per_class": {"cat": {"box": 31.0, "mask": 2.0}}}) == {
+        "cat": 31.0
+    }
+    assert class_scores(tmp_path, {"iou": {"single": {"wall": 25.5}}}) == {"wall": 25.5}
+    assert class_scores(tmp_path, {}) == {}
+
+
+def test_unsure_detections_are_shown_as_such(tmp_path: Path) -> None:
+    (tmp_path / "data" / "annotations").mkdir(parents=True)
+    (tmp_path / "data" / "val2017").mkdir()
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(3)]
+    truth = {"images": images, "categories": [{"id": 1, "name": "<b>cat</b>"}]}
+    (tmp_path / "data" / "annotations" / "instances_val2017.json").write_text(json.dumps(truth))
+    for image in images:
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / "val2017" / image["file_name"])
+    found = [(0, 0.9), (0, 0.2), *((1, 0.1 + i / 100) for i in range(5))]
+    items = [
+        {"image_id": i, "category_id": 1, "bbox": [1, 1, 9, 9], "score": score}
+        for i, score in found
+    ]
+    (tmp_path / "detections.json").write_text(json.dumps(items))
+    captions = [
+        re.findall("<figcaption>(.*?)</", p)[0] for p in detections(tmp_path, tmp_path / "data")
+    ]
+    assert captions == [
+        "1 detections above 0.5",
+        "none above 0.5; the 3 surest of 5",
+        "nothing detected",
+    ]
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="Debian's chromium is not installed")

@@ -15,7 +15,8 @@ from mimbench.launch import Slot, eval_command, make_slots
 from mimbench.lock import folder_lock
 from mimbench.manifest import Manifest
 from mimbench.results import read_result
-from mimbench.runner import last_lines, run_cells
+from mimbench.runner import run_cells
+from mimbench.screen import last_lines
 from mimbench.table import make_table, read_results
 from mimbench.table_formats import comma
 from tests.light_cells import cell, child

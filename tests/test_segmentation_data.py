@@ -16,8 +16,8 @@ from mimbench.sample import generate
 from transfer.segmentation.data import IGNORED, open_source
 from transfer.segmentation.feed import Draw, PositionSampler, SeededDataset, SettleLabels, seeded
 from transfer.segmentation.labels import check_labels, read_labels
-from transfer.segmentation.recipe import test_pipeline as plain_pipeline
-from transfer.segmentation.recipe import train_pipeline
+from transfer.segmentation.pipelines import test_pipeline as plain_pipeline
+from transfer.segmentation.pipelines import train_pipeline
 from transfer.segmentation.settings import SegmentationConfig
 
 

@@ -1,17 +1,15 @@
-"""The recipe, line by line: published values for B and L, the schedule, who gets which decay."""
+"""The recipe, line by line: what the suite's profiles give for B and L, beside the published table."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
-from mmseg.registry import MODELS
 
+from mimbench.config import from_mapping
 from mimbench.errors import UserError
+from mimbench.manifest import load_manifest
 from mimbench.optim import plan_batch
 from mimbench.sample import generate
 from mimbench.weights import VitSpec
@@ -38,7 +36,10 @@ def source(ade: Path) -> DataSource:
 
 
 def whole(spec: VitSpec, source: DataSource, **fields: object) -> Config:
-    config = upernet.Config(data=source.root, **fields)  # pyright: ignore[reportArgumentType]
+    """Return what mmengine gets for the benchmark `ade-upernet-160` in profile `paper`."""
+    _, recipe = load_manifest().recipe("ade-upernet-160", "paper", {})
+    config = from_mapping(upernet.Config, {**recipe, "data": source.root}, "paper")
+    config = replace(config, **fields)
     plan = plan_batch(config.batch, world=8, at_most=64)
     return full_config(spec, config, upernet.blueprint(spec, config), source, plan)
 
@@ -186,86 +187,13 @@ def test_multiscale_test_never_goes_below_the_window(source: DataSource) -> None
     assert [step.prob for step in flips] == [0.0, 1.0]
 
 
-def tiny_groups(source: DataSource, **fields: object) -> tuple[dict[str, tuple[float, float]], int]:
-    """Return name -> (learning-rate factor, weight decay), and how many parameters there are."""
-    fields = {"crop": (64, 64), "precision": "fp32", "channels": 16, **fields}
-    spec = fields.pop("spec", TINY)
-    cfg = whole(spec, source, **fields)  # pyright: ignore[reportArgumentType]
-    model = MODELS.build(cfg.model)
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {
-        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
-        for group in wrapper.optimizer.param_groups
-        for parameter in group["params"]
-    }
-    return found, len(names)
-
-
-def test_published_decay_reaches_tables_and_tokens(
-    source: DataSource, capfd: pytest.CaptureFixture[str]
-) -> None:
-    groups, count = tiny_groups(source)
-    assert len(groups) == count
-    decay = 0.65
-    assert groups["backbone.pos_embed"] == (pytest.approx(decay**5), 0.05)
-    assert groups["backbone.cls_token"] == (pytest.approx(decay**5), 0.05)
-    bias = "attn.relative_position_bias_table"
-    assert groups[f"backbone.layers.0.{bias}"] == (pytest.approx(decay**4), 0.05)
-    assert groups[f"backbone.layers.3.{bias}"] == (pytest.approx(decay), 0.05)
-    assert groups["backbone.layers.3.attn.qkv.weight"] == (pytest.approx(decay), 0.05)
-    assert groups["backbone.layers.3.attn.qkv.bias"] == (pytest.approx(decay), 0.0)
-    assert groups["backbone.layers.2.gamma_1"] == (pytest.approx(decay**2), 0.0)
-    assert groups["backbone.patch_embed.projection.weight"] == (pytest.approx(decay**5), 0.05)
-    assert groups["decode_head.conv_seg.weight"] == (1.0, 0.05)
-    assert groups["neck.upsample_4x.0.weight"] == (1.0, 0.05)
-
-
-def test_spared_variant_moves_only_tables_and_tokens(
-    source: DataSource, capfd: pytest.CaptureFixture[str]
-) -> None:
-    published, _ = tiny_groups(source)
-    spared, _ = tiny_groups(source, published_decay=False)
-    changed = {name for name in published if published[name] != pytest.approx(spared[name])}
-    tables = {f"backbone.layers.{i}.attn.relative_position_bias_table" for i in range(4)}
-    assert changed == {"backbone.pos_embed", "backbone.cls_token", *tables}
-    assert all(spared[name][1] == 0 for name in changed)
-    assert all(spared[name][0] == pytest.approx(published[name][0]) for name in changed)
-
-
-def test_registers_learn_as_slowly_as_the_class_token(
-    source: DataSource, capfd: pytest.CaptureFixture[str]
-) -> None:
-    spec = replace(TINY, register_tokens=2)
-    for published in (True, False):
-        groups, _ = tiny_groups(source, spec=spec, published_decay=published)
-        assert groups["backbone.reg_token"][0] == pytest.approx(0.65**5)
-        assert groups["backbone.layers.1.norm1.weight"] == (pytest.approx(0.65**3), 0.0)
-
-
-def test_schedule_warms_up_then_falls_to_zero(
-    source: DataSource, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from mmengine.registry import PARAM_SCHEDULERS
-
-    cfg = whole(TINY, source, crop=(64, 64), precision="fp32", iterations=40, warmup=10)
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1e-4)
-    schedules = [PARAM_SCHEDULERS.build({**s, "optimizer": optimizer}) for s in cfg.param_scheduler]
-    rates = []
-    for _ in range(40):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        for schedule in schedules:
-            schedule.step()
-    assert rates[0] == pytest.approx(1e-10)
-    assert max(rates) == rates[9] == pytest.approx(1e-4)
-    assert rates[39] == pytest.approx(0, abs=1e-12)
-    assert rates[25] == pytest.approx(1e-4 * (1 - 15 / 29))
+def linear_recipe(name: str, ade: Path) -> linear.Config:
+    _, recipe = load_manifest().recipe(name, "paper", {})
+    return from_mapping(linear.Config, {**recipe, "data": ade}, name)
 
 
 def test_linear_recipes(ade: Path) -> None:
-    forty = linear.Config(data=ade)
+    forty = linear_recipe("ade-linear-40", ade)
     found = linear.blueprint(BASE, forty)
     assert (forty.iterations, forty.batch, forty.warmup) == (40_000, 16, 1_500)
     assert (found.lr, forty.weight_decay, found.layer_decay) == (1e-3, 1e-3, None)
@@ -274,10 +202,23 @@ def test_linear_recipes(ade: Path) -> None:
     assert found.backbone["out_indices"] == [11]
     assert found.decode_head["norm_cfg"]
     assert found.neck is found.auxiliary_head is None
-    four = linear.blueprint(BASE, replace(forty, levels="four", head_norm=False))
+    whole = linear_recipe("ade-linear-160", ade)
+    four = linear.blueprint(BASE, whole)
+    assert (whole.iterations, whole.batch, whole.warmup) == (160_000, 16, 1_500)
+    assert (four.lr, whole.weight_decay) == (7e-4, 0.05)
     assert four.backbone["out_indices"] == [3, 5, 7, 11]
+    assert four.backbone["tap_norm"] is True
     assert four.decode_head["channels"] == 4 * 768
     assert four.decode_head["norm_cfg"] is None
+
+
+@pytest.mark.parametrize("name", ["ade-upernet-160", "ade-linear-40", "ade-linear-160"])
+def test_quick_changes_the_length_alone(name: str) -> None:
+    manifest = load_manifest()
+    paper, quick = (manifest.recipe(name, profile, {})[1] for profile in ("paper", "quick"))
+    assert quick["iterations"] == 20_000
+    changed = {key for key in paper.keys() | quick.keys() if paper.get(key) != quick.get(key)}
+    assert changed <= {"iterations", "evaluate_every", "multiscale"}
 
 
 def test_a_batch_norm_that_cannot_train_is_refused() -> None:
@@ -303,35 +244,3 @@ def test_too_shallow_a_backbone_is_refused() -> None:
     with pytest.raises(UserError, match="at least four blocks, this backbone has 3"):
         settings.tap_blocks(3)
     assert settings.tap_blocks(4) == (0, 1, 2, 3)
-
-
-def test_the_command_prints_the_whole_recipe(
-    ade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from mimbench.checkpoints import write_weights
-    from mimbench.weights import random_weights
-    from transfer.segmentation.__main__ import main
-
-    write_weights(tmp_path / "tiny.safetensors", random_weights(TINY, seed=0))
-    entry = {
-        "title": "mIoU", "group": "segmentation", "task": "transfer.segmentation.upernet",
-        "dataset": "ade", "config": {"lr": 2e-4}, "profiles": {"paper": {"config": {"batch": 8}}},
-    }  # fmt: skip
-    manifest = {
-        "reference_file": str(Path(__file__).parents[1] / "mimbench" / "reference.yaml"),
-        "defaults": {"paper": [], "quick": [], "demo": []},
-        "benchmarks": {"ade-upernet-160": entry},
-    }
-    (tmp_path / "benchmarks.yaml").write_text(json.dumps(manifest))
-    command = [
-        str(tmp_path / "tiny.safetensors"),
-        "--benchmarks",
-        str(tmp_path / "benchmarks.yaml"),
-    ]
-    assert main([*command, "--print-config", "--set", "layer_decay=0.8", "--device", "cpu"]) == 0
-    (tmp_path / "printed.py").write_text(capsys.readouterr().out)
-    cfg = Config.fromfile(tmp_path / "printed.py")
-    assert cfg.optim_wrapper.optimizer.lr == 2e-4
-    assert cfg.optim_wrapper.paramwise_cfg.decay_rate == 0.8
-    assert cfg.train_dataloader.batch_size == 8
-    assert cfg.model.backbone.embed_dims == 24

@@ -1,11 +1,9 @@
-"""Real training: mmseg's UperNet and the linear head on the sample scenes, on one and two processes."""
+"""Real training: mmseg's UperNet and the linear head on the sample scenes, in one process."""
 
 import json
 import os
+import re
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +14,21 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from mimbench.errors import UserError
 from mimbench.sample import generate
-from mimbench.task import Machine, load_task
-from mimbench.weights import VitSpec, random_weights
+from mimbench.task import load_task
+from mimbench.watch import Preempted
+from mimbench.weights import random_weights
+from tests.segmentation_runs import CPU, SPEC, WEIGHTS, linear_config, upernet_config
 from transfer.segmentation import console, hooks, linear, upernet
 from transfer.segmentation.__main__ import main
 from transfer.segmentation.again import again
 from transfer.segmentation.score import Confusion, score
 
 Finished = tuple[Path, dict[str, float]]
-ROOT = Path(__file__).parents[1]
-SPEC = VitSpec(embed_dim=24, depth=4, num_heads=3, mlp_dim=48, patch_size=16, grid=(2, 2))
-WEIGHTS = random_weights(SPEC, seed=0)
-CPU = Machine(device="cpu", workers=0, max_batch=2)
-SHORT = {
-    "crop": (64, 64), "scale": (256, 64), "stride": (43, 43), "iterations": 6, "warmup": 2,
-    "batch": 4, "precision": "fp32", "lr": 1e-2, "machine": CPU,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +36,6 @@ def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sample")
     generate(root, train_per_class=1, val_per_class=1, train_scenes=10, val_scenes=3)
     return root / "ade"
-
-
-def upernet_config(ade: Path, **fields: object) -> upernet.Config:
-    options = {"channels": 16, "aux_channels": 8, "evaluate_every": 4} | SHORT | fields
-    return upernet.Config(data=ade, **options)  # pyright: ignore[reportArgumentType]
-
-
-def linear_config(ade: Path, **fields: object) -> linear.Config:
-    """Without batch norm and dropout: the same whatever the micro-batches."""
-    options = {"head_norm": False, "dropout": 0.0} | SHORT | fields
-    return linear.Config(data=ade, **options)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +78,9 @@ def test_a_run_leaves_everything_behind(finished: Finished, ade: Path) -> None:
     assert score(Confusion.read(out / "confusion_ms.npz"), names).miou == metrics["miou_ms"]
     assert not list(out.rglob("*.pth"))
     assert "UPerHead" in (out / "mmengine_config.py").read_text()
+    pictures = list((out / "pictures").glob("*.png"))
+    assert len(pictures) == 3
+    assert all(1_000 < picture.stat().st_size < 400_000 for picture in pictures)
 
 
 def test_chatter_stays_off_the_standard_output(
@@ -126,7 +112,7 @@ def test_resume_gives_the_same_weights(
     config = upernet_config(ade, multiscale=(0.5, 1.25))
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
-        with pytest.raises(hooks.Interrupted):
+        with pytest.raises(Preempted):
             upernet.run(WEIGHTS, config, tmp_path)
     assert (tmp_path / "state.pth").is_file()
     assert not (tmp_path / "model.safetensors").exists()
@@ -154,7 +140,7 @@ def test_a_finished_run_is_scored_and_drawn_again(
     printed = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
     assert float(printed["miou"]) == pytest.approx(expected["miou"], abs=1e-4)
     pictures = sorted((out / "pictures").glob("*.png"))
-    assert [p.stem for p in pictures] == ["ADE_val_00000001", "ADE_val_00000003"]
+    assert [p.stem for p in pictures] == [f"ADE_val_0000000{i}" for i in (1, 2, 3)]
     with Image.open(pictures[0]) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
         assert picture.width > 3 * 256
@@ -162,11 +148,6 @@ def test_a_finished_run_is_scored_and_drawn_again(
     assert (pixels == (120, 120, 120)).all(axis=1).any()
     with pytest.raises(UserError, match="holds no segmentation run"):
         again(out.parent)
-
-
-def test_show_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--show", "2"]) == 2
-    assert "--show needs --eval-only" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -204,55 +185,8 @@ def test_frozen_backbone_stays_as_it_was(single: Finished) -> None:
     assert metrics["classes_averaged"] >= 8
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-TWO = """
-import json, sys
-from pathlib import Path
-from tests_segmentation_two import WEIGHTS, linear, linear_config
-metrics = linear.run(WEIGHTS, linear_config(Path(sys.argv[1])), Path(sys.argv[2]))
-print(json.dumps(metrics))
-"""
-
-
-@pytest.mark.timeout(900)
-def test_two_processes_give_what_one_gives(single: Finished, ade: Path, tmp_path: Path) -> None:
-    whole, expected = single
-    loader = tmp_path / "tests_segmentation_two.py"
-    loader.write_text(Path(__file__).read_text())
-    port, out = str(free_port()), tmp_path / "run"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, str(ade), str(out)],
-            cwd=ROOT,
-            env=os.environ
-            | {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "CUDA_VISIBLE_DEVICES": "",
-            },
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    printed = [worker.communicate(timeout=600)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0]
-    assert json.loads(printed[0]) == json.loads(printed[1])
-    assert json.loads(printed[0])["miou"] == pytest.approx(expected["miou"], abs=0.05)
-    extra = json.loads((out / "extra.json").read_text())
-    assert (extra["processes"], extra["micro_batch"], extra["micro_steps"]) == (2, 2, 1)
-    assert_close(whole, out)
-    images = [sorted(Confusion.read(f / "confusion.npz").images) for f in (whole, out)]
-    assert images[0] == images[1]
-
-
 def test_mixed_precision_is_never_pretended(ade: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="precision=fp16 is mixed precision"):
+    with pytest.raises(UserError, match="precision=fp16 needs a GPU"):
         linear.run(WEIGHTS, linear_config(ade, precision="fp16"), tmp_path)
 
 
@@ -276,3 +210,40 @@ def test_out_of_memory_becomes_advice(ade: Path, monkeypatch: pytest.MonkeyPatch
     assert "23.0 of 24.0 GiB were in use" in message
     assert "set machine.max_batch=4" in message
     assert "effective batch stays 16" in message
+
+
+def test_a_cpu_that_runs_out_of_memory_gives_the_same_advice(ade: Path) -> None:
+    """The allocator really refuses: a petabyte is more than any machine has."""
+    config = upernet_config(ade, batch=16)
+    with pytest.raises(UserError) as caught, console.advice(config):
+        torch.empty(2**50, dtype=torch.uint8)
+    assert re.search(r"the process had used \d+\.\d GiB", str(caught.value))
+    with pytest.raises(RuntimeError, match="shapes"), console.advice(config):
+        torch.mm(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_bfloat16_is_really_on(ade: Path, tmp_path: Path) -> None:
+    """Seen inside blocks and heads: bfloat16 while training, float32 for weights and tests."""
+    seen: set[tuple[str, bool, torch.dtype]] = set()
+
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            seen.add((type(module).__name__, module.training, output.dtype))
+
+    hook = register_module_forward_hook(look)
+    try:
+        upernet.run(WEIGHTS, upernet_config(ade, precision="bf16", evaluate_every=6), tmp_path)
+    finally:
+        hook.remove()
+    for kind in ("Linear", "Conv2d"):
+        assert {dtype for name, training, dtype in seen if name == kind and training} == {
+            torch.bfloat16
+        }
+        assert {dtype for name, training, dtype in seen if name == kind and not training} == {
+            torch.float32
+        }
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert {v.dtype for v in tensors.values() if v.is_floating_point()} == {torch.float32}
+    assert json.loads((tmp_path / "extra.json").read_text())["mixed_precision"] == "bf16"
+    lines = curve(tmp_path)
+    assert lines[0]["loss"] > lines[-1]["loss"]

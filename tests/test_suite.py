@@ -19,6 +19,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
+import torch
+from mimbench.metrics import Neighbours, weighted_votes
 from mimbench.task import Machine
 
 VERSION = 1
@@ -32,6 +34,17 @@ class Config:
     seed: int = 0
     machine: Machine = field(default_factory=Machine)
 
+def vote(labels, rng, permute):
+    """The real k-NN vote on features that tell the class; `permute` breaks their tie to the labels."""
+    centres = np.eye(10)
+    bank_labels = np.arange(200) % 10
+    order = rng.permutation(200) if permute else np.arange(200)
+    bank = (centres[bank_labels] + 0.1 * rng.normal(size=(200, 10)))[order]
+    queries = centres[labels] + 0.1 * rng.normal(size=(len(labels), 10))
+    found = torch.tensor(queries @ bank.T, dtype=torch.float32).topk(10, dim=1)
+    near = Neighbours(similarity=found.values, labels=torch.tensor(bank_labels)[found.indices])
+    return weighted_votes(near, ks=[10], temperature=0.07, classes=10)[10].numpy()
+
 def run(weights, config, out):
     rng = np.random.default_rng(config.seed)
     labels = rng.integers(0, 10, config.images)
@@ -40,6 +53,7 @@ def run(weights, config, out):
         "oracle": right,
         "shifted": right + 1,
         "random": rng.permuted(np.tile(np.arange(10), (config.images, 1)), axis=1)[:, :5],
+        "permuted": vote(labels, rng, permute=True),
         "broken": None,
     }[config.answers]
     if guess is None:
@@ -48,17 +62,21 @@ def run(weights, config, out):
     guess = guess % 10
     names = np.array([f"{i}.png" for i in range(config.images)])
     np.savez(out / "outcomes.npz", images=names, labels=labels, top5=guess)
-    return {"top1": float(100 * (guess[:, 0] == labels).mean())}
+    metrics = {"top1": float(100 * (guess[:, 0] == labels).mean())}
+    if config.answers == "permuted":
+        metrics["unpermuted"] = float(100 * (vote(labels, rng, permute=False)[:, 0] == labels).mean())
+    return metrics
 '''
 
 MANIFEST = """
 defaults:
-  paper: [oracle, shifted, random, broken, elsewhere, alien]
+  paper: [oracle, shifted, random, permuted, broken, elsewhere, alien]
   demo: [oracle, random]
 benchmarks:
   oracle: {title: Oracle, group: knn, task: known_task, dataset: sample-classification, config: {answers: oracle}, profiles: {paper: {}, demo: {config: {images: 100}}}}
   shifted: {title: Shifted, group: linear, task: known_task, dataset: sample-classification, config: {answers: shifted}}
   random: {title: Random, group: finetune, task: known_task, dataset: sample-classification, config: {answers: random}, profiles: {paper: {}, demo: {}}}
+  permuted: {title: Permuted, group: knn, task: known_task, dataset: sample-classification, config: {answers: permuted}}
   broken: {title: Broken, group: lowshot, task: known_task, dataset: sample-classification, config: {answers: broken}}
   elsewhere: {title: Elsewhere, group: detection, task: known_task, dataset: coco, config: {answers: oracle}}
   alien: {title: Alien, group: segmentation, task: no_such_task, dataset: sample-ade}
@@ -107,6 +125,8 @@ def test_one_run_from_checkpoint_to_table(place: Path) -> None:
     assert results["oracle"]["metrics"]["top1"] == 100
     assert results["shifted"]["metrics"]["top1"] == 0
     assert abs(results["random"]["metrics"]["top1"] - 10) < 6
+    assert results["permuted"]["metrics"]["unpermuted"] == 100
+    assert abs(results["permuted"]["metrics"]["top1"] - 10) < 6, "no better than chance"
     assert 1 < results["random"]["extra"]["intervals"]["top1"] < 5
     assert [results[n]["status"] for n in ("broken", "elsewhere", "alien")] == ["failed"] * 3
     assert "the last words of the task" in first.stderr
@@ -117,13 +137,14 @@ def test_one_run_from_checkpoint_to_table(place: Path) -> None:
         "Oracle",
         "Shifted",
         "Random",
+        "Permuted",
         "Broken",
         "Elsewhere",
         "Alien",
     ]
     assert "100.00" in first.stdout
     assert "failed" in first.stdout
-    assert "3 of 6 cells have no number" in first.stderr
+    assert "3 of 7 cells have no number" in first.stderr
 
     second = run(place, "tiny.safetensors", "--only", "oracle,random")
     assert second.returncode == 0, second.stderr

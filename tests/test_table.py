@@ -166,6 +166,22 @@ def test_seeds_are_averaged_with_their_spread() -> None:
     assert fine.difference == pytest.approx(0.0)
 
 
+def test_the_spread_over_draws_stands_beside_that_over_seeds() -> None:
+    drawn = {"draws": ["offset 0", "offset 5"], "intervals": {"top1": 0.5, "top1_sd": 0.1}}
+    results = [
+        result("in-knn", v, metrics={"top1": v, "top1_sd": sd}, seed=s, extra=drawn)
+        for s, (v, sd) in enumerate([(40.0, 1.0), (41.0, 2.0)])
+    ]
+    shown = terminal(make_table(results, MANIFEST))
+    assert "40.50 ±0.50 sd 0.71 n=2 sd 1.50 d=2" in shown
+    assert "over d draws of the training images" in shown
+    alone = make_table(results[:1], MANIFEST)
+    assert "40.00 ±0.50 sd 1.00 d=2" in markdown(alone)
+    # one list has no spread
+    listed = result("in-knn", 40.0, metrics={"top1": 40.0, "top1_sd": 0.0}, extra={"draws": ["a"]})
+    assert " d=" not in terminal(make_table([listed], MANIFEST))
+
+
 def test_names_from_the_user_are_escaped() -> None:
     assert r"a_b & <c>\|d" in markdown(example())
     assert r"a\_b \& <c>|d" in latex(example())
@@ -175,3 +191,20 @@ def test_names_from_the_user_are_escaped() -> None:
 
 def test_no_results_make_an_empty_table() -> None:
     assert terminal(make_table([], MANIFEST)).strip() == ""
+
+
+def test_a_profile_that_all_columns_share_is_said_once() -> None:
+    table = make_table(
+        [
+            result("in-knn", 25.0, name="random-96x4-8", profile="demo"),
+            result("in-knn", 62.0, name="tiny", profile="demo"),
+            result("in-ft-hpm", 78.0, name="tiny", profile="demo"),
+        ],
+        MANIFEST,
+    )
+    lines = terminal(table).splitlines()
+    assert lines[0].split() == ["[demo]", "Fine-tune", "k-NN"]
+    assert [line.split()[0] for line in lines[2:4]] == ["tiny", "random-96x4-8"], "twins last"
+    assert lines[-1].startswith("[demo] sample data")
+    assert markdown(table).splitlines()[0] == "| [demo] | Fine-tune | k-NN |"
+    assert "- bold: best measured value" in markdown(table)

@@ -6,11 +6,12 @@ import math
 import time
 from pathlib import Path
 
-from mimbench.canary import examine, read_cards
+from mimbench.canary import Verdict, examine, read_cards
 from mimbench.checkpoints import read_weights
 from mimbench.config import to_mapping
 from mimbench.files import write_json
 from mimbench.locations import SAMPLES, locate
+from mimbench.rivals import TWIN
 from mimbench.runtime import pick_device
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-heads", type=int, metavar="N", help="where the format does not say")
 
 
+def summary(found: Verdict) -> str:
+    """Return one line on how far ahead the checkpoint is."""
+    text = f"{found.score:.1f} % in a small k-NN, {TWIN} {found.rivals[TWIN]:.1f} %"
+    others = {name: score for name, score in found.rivals.items() if name != TWIN}
+    if others:
+        best = max(others, key=lambda name: others[name])
+        text += f", the best of {len(others)} rearrangements {others[best]:.1f} % ({best})"
+    return text
+
+
 def main(args: argparse.Namespace) -> int:
     """Examine the checkpoint; return 1 if it has a fault."""
     weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
@@ -38,8 +49,7 @@ def main(args: argparse.Namespace) -> int:
     began = time.monotonic()
     cards = read_cards(folder, size)
     found = examine(weights, cards, device, CPU_SECONDS if device.type == "cpu" else math.inf)
-    for name, score in found.rivals.items():
-        logger.info("canary: %.1f %%, %s %.1f %%", found.score, name, score)
+    logger.info("canary: %s", summary(found))
     if found.not_tried:
         logger.info("canary: no time for %s", "; ".join(found.not_tried))
     for fault in found.faults:

@@ -1,12 +1,12 @@
 """Say what a run will cost before spending it: steps, time, memory, disk, what is done already."""
 
 import argparse
-import shutil
 import sys
 
 from mimbench.commands.run import add_request_arguments, options_of, parse_checkpoint
 from mimbench.errors import UserError
 from mimbench.manifest import load_manifest
+from mimbench.planning import PATIENCE
 from mimbench.suite import Options, show_plan
 
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     parser.add_argument("checkpoints", nargs="+", metavar="[NAME=]CKPT")
     parser.add_argument(
-        "--patience", type=float, default=40.0, metavar="S", help="seconds for one measurement"
+        "--patience", type=float, default=PATIENCE, metavar="S", help="seconds for one measurement"
     )
     add_request_arguments(parser)
 
@@ -26,6 +26,4 @@ def main(args: argparse.Namespace) -> int:
     options: Options = options_of(args)
     checkpoints = [parse_checkpoint(text) for text in args.checkpoints]
     sys.stdout.write(show_plan(load_manifest(args.benchmarks), checkpoints, options, args.patience))
-    free = shutil.disk_usage(options.out).free / 2**30
-    sys.stdout.write(f"free disk under {options.out}: {free:.0f} GB\n")
     return 0

@@ -9,7 +9,10 @@ from mimbench.config import parse_overrides
 from mimbench.demo import NAME, demo_checkpoint
 from mimbench.errors import UserError
 from mimbench.manifest import DEFAULT_FILE, PROFILES, load_manifest
+from mimbench.runtime import usable_cores
 from mimbench.suite import Options, Running, run_suite
+
+MOST_AT_ONCE = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--per-task", type=int, metavar="N", help="GPUs for one task (default: all of --gpus)"
+    )
+    run.add_argument(
+        "--no-room-check", action="store_true", help="start on a disk that is too small, too"
     )
     run.add_argument(
         "--launcher",
@@ -95,6 +101,12 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--max-batch", type=int, metavar="N", help="images that fit one process at once"
     )
+    machine.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="cells at once without a GPU (default: 1; --demo: one for each core, four at most)",
+    )
     machine.add_argument("--compile", action="store_true")
     machine.add_argument(
         "--recompute", action="store_true", help="detection: less memory, more time"
@@ -121,7 +133,15 @@ def options_of(args: argparse.Namespace) -> Options:
         max_batch=args.max_batch,
         compile=args.compile,
         recompute=args.recompute,
+        side_by_side=_side_by_side(args.jobs, demo=demo),
     )
+
+
+def _side_by_side(asked: int | None, *, demo: bool) -> int:
+    """Return how many cells share the cores: the demo's models are too small for a second core."""
+    if asked is not None and asked < 1:
+        raise UserError(f"--jobs is {asked}, expected 1 or more")
+    return asked or (min(MOST_AT_ONCE, usable_cores()) if demo else 1)
 
 
 def _cluster(args: argparse.Namespace) -> Cluster | None:
@@ -166,6 +186,7 @@ def main(args: argparse.Namespace) -> int:
             twin=args.twin or args.demo,
             gpus=args.gpus,
             per_task=args.per_task,
+            room=not args.no_room_check,
             choice=parse_choices(args.reference),
             benchmarks=args.benchmarks,
             cluster=_cluster(args),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,11 @@ from mimbench.report.markup import colour, text
 
 METRICS = "metrics.jsonl"
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 340, 190, 40, 22, 8
-MOST_POINTS, MOST_FIGURES = 400, 6
+MOST_POINTS, MOST_FIGURES = 400, 3
+TOLD = ("loss", "top1", "ap", "iou", "acc")
+"""What a reader looks for in a curve, in this order."""
+UNTOLD = re.compile(r"epoch|lr|.*(per_second|_time|images|gib|norm)")
+"""What says how a run was carried out rather than what was learnt."""
 Line = list[tuple[float, float]]
 
 
@@ -42,11 +47,18 @@ def charts(curves: Mapping[int, Mapping[str, Line]]) -> list[str]:
         curves: Row number -> figure -> points.
     """
     names = list(dict.fromkeys(name for found in curves.values() for name in found))
-    names.sort(key=lambda n: (not any(word in n for word in ("loss", "top1", "ap", "iou")), n))
+    names = [n for n in names if not UNTOLD.fullmatch(n)]
+    names.sort(key=_rank)
     return [
         chart(n, {row: found[n] for row, found in curves.items() if n in found})
         for n in names[:MOST_FIGURES]
     ]
+
+
+def _rank(name: str) -> tuple[int, int, str]:
+    """Return what figures are sorted by: the whole loss before its parts, losses before scores."""
+    kind = next((i for i, word in enumerate(TOLD) if word in name), len(TOLD))
+    return kind, int(name not in ("loss", "total_loss")), name
 
 
 def chart(name: str, lines: Mapping[int, Line]) -> str:

@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,27 @@ logger = logging.getLogger(__name__)
 
 PICTURES, PRETRAINED = "pictures", "model.safetensors"
 MASKED = 4
-MOST, QUERIES, NEIGHBOURS, LEAST_SCORE = 8, 6, 5, 0.5
+MOST, QUERIES, NEIGHBOURS, LEAST_SCORE, SUREST = 8, 6, 5, 0.5, 3
+BROADEST = 1024
+"""Pixels across: a task's picture may hold several panels and a legend that should stay readable."""
 TINTS = ["#e4572e", "#29a0b1", "#f3a712", "#6a4c93", "#76b041", "#d81e5b", "#1982c4", "#8d6e63"]
 
 
 def left_behind(folder: Path) -> list[str]:
     """Return the pictures that a task wrote into its run's folder."""
     found = sorted((folder / PICTURES).glob("*.png")) + sorted((folder / PICTURES).glob("*.jpg"))
-    return [picture(Image.open(path), path.stem) for path in found[:MOST]]
+    return [picture(Image.open(path), path.stem, side=BROADEST) for path in found[:MOST]]
 
 
-def masks(checkpoint: Path, data: Path) -> list[str]:
+def masks(checkpoint: Path, weights: VitWeights, data: Path) -> list[str]:
     """Return masks, predicted loss and reconstructions of a pretraining checkpoint, if it is one.
 
     The pretraining application draws them, in a process of its own.
     """
     run = checkpoint.parent if (checkpoint.parent / PRETRAINED).is_file() else None
+    if run is None and "decoder" not in weights.extras:
+        # an encoder alone can fill nothing in, and nobody expects it to
+        return []
     files = sorted((data / "val").glob("*/*"))
     images = files[:: max(1, len(files) // MASKED)][:MASKED]
     if not images or importlib.util.find_spec("pretrain.show") is None:
@@ -76,14 +81,14 @@ def detections(folder: Path, data: Path) -> list[str]:
     names = {c["id"]: c["name"] for c in content["categories"]}
     found: dict[int, list[Mapping[str, Any]]] = {}
     for item in json.loads(path.read_text(encoding="utf-8")):
-        if item["score"] >= LEAST_SCORE:
-            found.setdefault(item["image_id"], []).append(item)
+        found.setdefault(item["image_id"], []).append(item)
     images = sorted(content["images"], key=lambda i: i["id"])[:MOST]
     files = [(i, data / "val2017" / i["file_name"]) for i in images]
     return [_drawn(file, found.get(i["id"], []), names) for i, file in files if file.is_file()]
 
 
-def _drawn(file: Path, items: list[Mapping[str, Any]], names: Mapping[int, str]) -> str:
+def _drawn(file: Path, items: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
+    items, caption = _worth_showing(items)
     image = Image.open(file).convert("RGB")
     scale = max(1, 320 // max(image.size))
     image = image.resize((image.width * scale, image.height * scale))
@@ -95,7 +100,20 @@ def _drawn(file: Path, items: list[Mapping[str, Any]], names: Mapping[int, str])
         pen.text(
             (x + 3, y + 1), f"{names.get(item['category_id'], '?')} {item['score']:.2f}", fill=tint
         )
-    return picture(image, f"{len(items)} detections above {LEAST_SCORE}")
+    return picture(image, caption)
+
+
+def _worth_showing(items: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
+    """Return the sure detections, or the surest few where none is sure, and a caption."""
+    ranked = sorted(items, key=lambda item: -item["score"])
+    sure = [item for item in ranked if item["score"] >= LEAST_SCORE]
+    if sure:
+        return sure, f"{len(sure)} detections above {LEAST_SCORE}"
+    if not ranked:
+        return [], "nothing detected"
+    return ranked[
+        :SUREST
+    ], f"none above {LEAST_SCORE}; the {len(ranked[:SUREST])} surest of {len(ranked)}"
 
 
 def neighbours(weights: VitWeights, data: Path, device: torch.device) -> list[str]:

@@ -27,13 +27,14 @@ def picture(image: Image.Image, caption: str = "", *, side: int = 512) -> str:
     image = image.convert("RGB")
     image.thumbnail((side, side))
     file = io.BytesIO()
-    small = max(image.size) <= SMALL
+    small, broad = max(image.size) <= SMALL, image.width > 2 * image.height
     image.save(file, format="PNG" if small else "JPEG", quality=88)
     data = base64.b64encode(file.getvalue()).decode()
     kind = "png" if small else "jpeg"
     mark = ' class="small"' if small else ""
     words = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    return f'<figure><img{mark} alt="{text(caption)}" src="data:image/{kind};base64,{data}">{words}</figure>'
+    place = ' class="broad"' if broad else ""
+    return f'<figure{place}><img{mark} alt="{text(caption)}" src="data:image/{kind};base64,{data}">{words}</figure>'
 
 
 def colour(index: int) -> str:

@@ -15,13 +15,16 @@ from mimbench.report.curves import METRICS, charts, read_curves
 from mimbench.report.gallery import detections, left_behind, masks, neighbours
 from mimbench.report.markup import legend, section, text
 from mimbench.results import Result
+from mimbench.rows import Column, Row, Table, Value
 from mimbench.runtime import pick_device
-from mimbench.table import Column, Row, Table, Value, make_table, read_results_with_folders
-from mimbench.table_formats import heading
+from mimbench.table import TWIN, make_table, read_results_with_folders
+from mimbench.table_formats import corner, heading
 from mimbench.table_formats import legend as table_legend
 
 logger = logging.getLogger(__name__)
 Run = tuple[Path, Result]
+SHOWN_LENGTH = 200
+"""Longer things that a task says beside its numbers are in result.json, not in the report."""
 SECTIONS = {
     "table": "Table",
     "curves": "Curves",
@@ -49,6 +52,8 @@ def make_report(
     if not runs:
         raise UserError(f"no results in {out}; name the folder that a run wrote (--out)")
     table = make_table([r for _, r in runs], manifest, choice=choice)
+    place = {name: i for i, name in enumerate(manifest.benchmarks)}
+    runs.sort(key=lambda x: (x[1].weights["name"].startswith(TWIN), place.get(x[1].benchmark, 0)))
     rows = list(dict.fromkeys((r.weights["name"], r.weights["digest"]) for _, r in runs))
     done = [(p, r) for p, r in runs if r.status == "done"]
     parts = {
@@ -85,7 +90,7 @@ def html_table(table: Table) -> str:
         f"<li>{text(note)}</li>" for note in table_legend(table) if not note.startswith("*")
     )
     return (
-        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="wide"><table><thead><tr><th>{text(corner(table))}</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         f'<ul class="notes">{notes}</ul>'
     )
 
@@ -106,6 +111,8 @@ def _value(value: Value | None) -> str:
     small = f"±{value.interval:.2f}" if value.interval is not None else ""
     if value.spread is not None:
         small += f" sd {value.spread:.2f} n={value.seeds}"
+    if value.draw_sd is not None:
+        small += f" sd {value.draw_sd:.2f} d={value.draws}"
     if value.difference is not None:
         sign = "up" if value.difference >= 0 else "down"
         small += f' <span class="{sign}">{value.difference:+.2f}</span>'
@@ -134,16 +141,19 @@ def _curves(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Mani
 
 
 def _classes(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Manifest) -> list[str]:
-    bars = []
-    for path, result in runs:
-        if result.provenance.seed:
-            continue
-        if scores := class_scores(path):
-            number = _number(result, rows)
-            bars.append(
-                class_bars(scores, f"{_title(result, manifest)} · {rows[number][0]}", number)
-            )
-    return [f'<div class="grid">{"".join(bars)}</div>'] if bars else []
+    blocks = []
+    for benchmark in dict.fromkeys(r.benchmark for _, r in runs):
+        bars = [
+            class_bars(scores, rows[_number(r, rows)][0], _number(r, rows))
+            for p, r in runs
+            if r.benchmark == benchmark
+            and not r.provenance.seed
+            and (scores := class_scores(p, r.extra))
+        ]
+        if bars:
+            title = next(_title(r, manifest) for _, r in runs if r.benchmark == benchmark)
+            blocks.append(f'<h3>{text(title)}</h3><div class="grid">{"".join(bars)}</div>')
+    return blocks
 
 
 def _labelled(
@@ -167,7 +177,8 @@ def _labelled(
 def _masks(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
     found = []
     for name, order, data in _labelled(runs, rows):
-        if shown := masks(order.checkpoint, data):
+        weights = read_weights(order.checkpoint, which=order.which, num_heads=order.num_heads)
+        if shown := masks(order.checkpoint, weights, data):
             found.append(f'<h3>{text(name)}</h3><div class="wide">{"".join(shown)}</div>')
     return found
 
@@ -212,7 +223,9 @@ def _provenance(runs: Sequence[Run]) -> str:
             "code": f"commit {source.commit or 'unknown'}{', with changes' if source.dirty else ''}, Python {source.python}",
             "libraries": ", ".join(f"{k} {v}" for k, v in source.libraries.items()),
             "machine": f"{source.device}, {source.host_cores} cores, {source.seconds:.0f} s, peak {source.peak_memory_mb:.0f} MB, seed {source.seed}",
-            "said beside": ", ".join(f"{k}: {v}" for k, v in r.extra.items() if k != "intervals"),
+            "said beside": ", ".join(
+                f"{k}: {v}" for k, v in r.extra.items() if len(str(v)) <= SHOWN_LENGTH
+            ),
         }
         rows = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in facts.items() if v)
         blocks.append(

@@ -19,9 +19,10 @@ import torch
 from mimbench.errors import UserError
 from mimbench.logs import configure_logging
 from mimbench.progress import track
+from pretrain.annotations import Cover, find_annotations
 from pretrain.laboratory import Observer, Sight, Variant, draw, variants
 from pretrain.mask_figures import show_masks, show_statistics
-from pretrain.mask_statistics import Row, describe, find_annotations, find_images, object_cover
+from pretrain.mask_statistics import Row, describe, find_images
 
 logger = logging.getLogger("pretrain.masks")
 
@@ -42,7 +43,10 @@ def parser() -> argparse.ArgumentParser:
     stats = verbs.add_parser("stats", help="count what strategies hide")
     stats.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
     stats.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="COCO file; found beside DIR by default"
+        "--annotations",
+        type=Path,
+        metavar="WHERE",
+        help="COCO file, or folder of maps of segments; found beside the images by default",
     )
     stats.add_argument("--limit", type=int, default=256, help="images to look at (256)")
     stats.add_argument("-o", "--output", type=Path, help="also draw a figure")
@@ -71,28 +75,42 @@ def usable(observer: Observer, ratio: float) -> list[Variant]:
     return found
 
 
+def called(checkpoint: Path) -> str:
+    """Return how a figure names a checkpoint: a run's files are all called alike, its folder is not."""
+    path = checkpoint.resolve()
+    return f"{path.parent.name}/{path.name}"
+
+
 def show(args: argparse.Namespace) -> None:
     """Draw the figure of masks."""
     observer = Observer(args.ckpt, num_heads=args.heads, size=args.size)
     sight = observer.look(observer.load(args.images))
     masks = {v.label: draw(v, sight, args.seed) for v in usable(observer, args.ratio)}
-    title = f"What each strategy hides, as seen by {args.ckpt.name}"
+    title = f"What each strategy hides, as seen by {called(args.ckpt)}"
     names = [path.stem if len(path.stem) <= 18 else f"…{path.stem[-16:]}" for path in args.images]
     show_masks(args.output, sight, masks, title=title, names=names)
     logger.info("%s: %d images, %d strategies", args.output, len(args.images), len(masks))
 
 
-def stats(args: argparse.Namespace) -> list[Row]:
-    """Return the statistics of every strategy; draw them if asked to."""
+def stats(args: argparse.Namespace) -> str:
+    """Return the statistics of every strategy as a table; draw them if asked to."""
     observer = Observer(args.ckpt, num_heads=args.heads, size=args.size)
     paths = find_images(args.data, args.limit)
-    objects = object_cover(
-        paths,
-        find_annotations(args.data, args.annotations),
-        observer.size,
-        observer.spec.patch_size,
-    )
-    chosen = usable(observer, args.ratio)
+    annotations = find_annotations(args.data, paths, args.annotations)
+    cover = annotations.cover(paths, observer.size, observer.spec.patch_size)
+    rows = measure(observer, paths, cover, ratio=args.ratio, seed=args.seed)
+    kind = "objects" if cover is None else cover.kind
+    if args.output is not None:
+        title = f"{len(paths)} images of {args.data.name}, as seen by {called(args.ckpt)}"
+        show_statistics(args.output, rows, kind=kind, title=title)
+    return table(rows, kind)
+
+
+def measure(
+    observer: Observer, paths: Sequence[Path], cover: Cover | None, *, ratio: float, seed: int
+) -> list[Row]:
+    """Return the statistics of every strategy over a set of images."""
+    chosen = usable(observer, ratio)
     drawn: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}
     sights: list[Sight] = []
     batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
@@ -100,24 +118,21 @@ def stats(args: argparse.Namespace) -> list[Row]:
         sight = observer.look(observer.load(part))
         sights.append(sight)
         for variant in chosen:
-            seeds = [args.seed + DRAWS * number + k for k in range(DRAWS)]
+            seeds = [seed + DRAWS * number + k for k in range(DRAWS)]
             drawn[variant.label].append(torch.stack([draw(variant, sight, s) for s in seeds]))
     losses = [s.loss for s in sights if s.loss is not None]
     loss = torch.cat(losses) if losses else None
-    rows = [
-        describe(label, torch.cat(found, dim=1), observer.grid, objects=objects, loss=loss)
+    weights = None if cover is None else cover.weights
+    return [
+        describe(label, torch.cat(found, dim=1), observer.grid, objects=weights, loss=loss)
         for label, found in drawn.items()
     ]
-    if args.output is not None:
-        title = f"{len(paths)} images of {args.data.name}, as seen by {args.ckpt.name}"
-        show_statistics(args.output, rows, title=title)
-    return rows
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return the statistics as a Markdown table."""
+def table(rows: Sequence[Row], kind: str) -> str:
+    """Return the statistics as a Markdown table; `kind` is what annotations show."""
     lines = [
-        "| strategy | ratio | spatial entropy | clumping | objects hidden | "
+        f"| strategy | ratio | spatial entropy | clumping | {kind} hidden | "
         "rank correlation with true loss |",
         "|---|---|---|---|---|---|",
     ]
@@ -141,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.verb == "show":
             show(args)
         else:
-            sys.stdout.write(table(stats(args)) + "\n")
+            sys.stdout.write(stats(args) + "\n")
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mimbench.errors import UserError
 from pretrain.masks import MaskInput, Need, hidden_count, hide_largest
 
 
@@ -42,6 +43,11 @@ class Strategy:
 
     def count(self, patches: int) -> int:
         """Return the number of hidden patches where the objective does not draw it."""
+        if self.order == "hint" and not self._hints(patches, self.ratio):
+            raise UserError(
+                f"of {patches} patches, mask.show {self.show:g} at a ratio of {self.ratio:g} shows "
+                "none as a hint, which is order: high; raise mask.show"
+            )
         return hidden_count(patches, self.ratio)
 
     def idle(self, inp: MaskInput) -> bool:
@@ -53,7 +59,7 @@ class Strategy:
         """Return the mask; without attention (idle, or the teacher left out) it is random."""
         noise, choice = inp.uniform(rng, inp.patches), inp.uniform(rng, inp.patches)
         guided = inp.uniform(rng, 1) < self.probability
-        wanted = inp.wanted(self.count(inp.patches))
+        wanted = inp.wanted(hidden_count(inp.patches, self.ratio))
         plain = hide_largest(noise, wanted)
         if inp.attention is None:
             return plain
@@ -79,5 +85,7 @@ class Strategy:
 
     def shown(self, inp: MaskInput) -> int:
         """Return how many patches a hint shows: by a draw independent of how many are hidden."""
-        share = self.ratio if inp.amount is None else inp.amount.again
-        return int(self.show * share * inp.patches + 1e-9)
+        return self._hints(inp.patches, self.ratio if inp.amount is None else inp.amount.again)
+
+    def _hints(self, patches: int, share: float) -> int:
+        return int(self.show * share * patches + 1e-9)

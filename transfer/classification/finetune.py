@@ -10,219 +10,35 @@ about 230 V100-hours. The last epoch is reported; the best one on val stands bes
     python -m transfer.classification.finetune checkpoint.pth --benchmark in-ft-mae --data imagenet
 """
 
+import json
 import logging
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from timm.data.mixup import Mixup
-from timm.data.transforms_factory import create_transform
-from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from torch import Tensor, nn
 
 from mimbench.data import ImageList
+from mimbench.errors import UserError
 from mimbench.files import write_json
-from mimbench.loop import Learner, LoopConfig, Moment, Place, fit
-from mimbench.memory import Halving
-from mimbench.metrics import top_percent, write_outcomes
-from mimbench.optim import Schedule, layer_decay_groups, plan_batch, scaled_lr
-from mimbench.protocol import ImageConfig, run_digest
-from mimbench.runtime import Precision, Ranks, pick_device, process_group
-from mimbench.weights import VitSpec, VitWeights
-from transfer.classification.classifier import Pool, at_size, build_classifier
-from transfer.classification.recipes import Name, Recipe, recipe_for
-from transfer.classification.training import TrainImages, predict
+from mimbench.loop import LoopConfig, Place, fit
+from mimbench.memory import Halving, is_out_of_memory
+from mimbench.metrics import write_outcomes
+from mimbench.optim import plan_batch
+from mimbench.protocol import run_digest
+from mimbench.runtime import Ranks, process_group
+from mimbench.weights import VitWeights
+from transfer.classification.recipes import Recipe
+from transfer.classification.training import TrainImages
+from transfer.classification.tuner import Config, FineTune, train_transform
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "top1"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """timm's training augmentation."""
-
-    randaugment: str | None = "rand-m9-mstd0.5-inc1"
-    scale: tuple[float, float] = (0.08, 1.0)
-    flip: float = 0.5
-    erase: float = 0.25
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    smoothing: float = 0.1
-
-    @property
-    def mixes(self) -> bool:
-        """Images are mixed, which takes an even number of them."""
-        return self.mixup > 0 or self.cutmix > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(ImageConfig):
-    """Everything that may move the number; null takes the recipe's value for the model's size."""
-
-    recipe: Name = "mae"
-    epochs: int | None = None
-    warmup: int | None = None
-    batch: int | None = None
-    lr: float | None = None
-    """For 256 images (recipes mae and hpm) or for the batch (beit)."""
-    layer_decay: float | None = None
-    drop_path: float | None = None
-    pool: Pool | None = None
-    min_lr: float = 1e-6
-    weight_decay: float = 0.05
-    clip_grad: float | None = None
-    augment: Augmentation = Augmentation()
-    precision: Precision = "bf16"
-    report: Literal["last", "best"] = "last"
-    eval_every: int = 1
-    """Epochs between two looks at val."""
-
-    def resolve(self, width: int) -> Recipe:
-        """Return the recipe with this configuration's own values."""
-        own = {
-            name: getattr(self, name)
-            for name in ("epochs", "warmup", "batch", "lr", "layer_decay", "drop_path", "pool")
-            if getattr(self, name) is not None
-        }
-        return replace(recipe_for(self.recipe, width), **own)
-
-
-def train_transform(config: Config, spec: VitSpec) -> Any:
-    """Return timm's training transform: normalised tensors, erased after normalisation."""
-    augment = config.augment
-    return create_transform(
-        input_size=config.image_size,
-        is_training=True,
-        scale=augment.scale,
-        hflip=augment.flip,
-        # as in the references: RandAugment stands in for colour jitter
-        color_jitter=0.0,
-        auto_augment=augment.randaugment,
-        interpolation=config.interpolation,
-        re_prob=augment.erase,
-        re_mode="pixel",
-        re_count=1,
-        mean=spec.mean,
-        std=spec.std,
-    )
-
-
-class FineTune(Learner):
-    """The whole network, trained with mixed images and soft targets."""
-
-    def __init__(
-        self,
-        weights: VitWeights,
-        config: Config,
-        val: ImageList,
-        ranks: Ranks,
-    ) -> None:
-        self.config, self.val, self.ranks = config, val, ranks
-        self.recipe = recipe = config.resolve(weights.spec.embed_dim)
-        self.device = pick_device(config.machine.device, ranks.local)
-        sized = at_size(weights, config.image_size)
-        self.spec = sized.spec
-        model, self.dropped = build_classifier(
-            sized,
-            len(val.classes),
-            pool=recipe.pool,
-            drop_path=recipe.drop_path,
-            seed=config.seed,
-        )
-        if self.device.type == "cuda":
-            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.model = model.to(self.device)
-        if config.machine.compile:
-            # in place: the names in saved states stay the same
-            self.model.compile()
-        self.optimizer = make_optimizer(self.model, config, recipe, self.spec.depth)
-        peak = scaled_lr(recipe.lr, recipe.batch) if recipe.scaled else recipe.lr
-        self.schedule = Schedule(
-            peak=peak, epochs=recipe.epochs, warmup=recipe.warmup, floor=config.min_lr
-        )
-        self.mix, self.criterion = make_mixing(config.augment, len(val.classes))
-        self.history: dict[str, list[float]] = {}
-        self.ranked = torch.empty(0)
-
-    def loss(self, model: nn.Module, batch: Any, at: Moment) -> dict[str, Tensor]:
-        """Return the soft-target cross-entropy of one mixed micro-batch."""
-        del at
-        images, labels = batch.data
-        if self.device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
-        if self.mix is not None:
-            images, labels = self.mix(images, labels)
-        return {"loss": self.criterion(model(images).float(), labels)}
-
-    def rate(self, at: Moment) -> float:
-        """Return the learning rate of the last layer."""
-        return self.schedule(at.fraction)
-
-    def end_epoch(self, at: Moment) -> dict[str, float]:
-        """Score val when it is due."""
-        if at.epoch % self.config.eval_every == 0 or at.step >= at.steps:
-            ranked = self.predict()
-            labels = torch.from_numpy(self.val.labels)
-            self.history[str(at.epoch)] = [top_percent(ranked, labels, k) for k in (1, 5)]
-            self.ranked = ranked
-        return {"top1": max((tops[0] for tops in self.history.values()), default=0.0)}
-
-    def predict(self) -> Tensor:
-        """Return the five best classes of every val image."""
-        return predict(
-            self.model,
-            self.spec,
-            self.val,
-            self.config.preprocess(),
-            self.config.machine,
-            ranks=self.ranks,
-            precision=self.config.precision,
-        )
-
-    def state(self) -> dict[str, Any]:
-        """Return the scores of all epochs so far, and the last predictions."""
-        return {"history": self.history, "ranked": self.ranked}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up the scores."""
-        self.history, self.ranked = state["history"], state["ranked"]
-
-
-def make_optimizer(
-    model: nn.Module, config: Config, recipe: Recipe, depth: int
-) -> torch.optim.Optimizer:
-    """Return AdamW with a group for each level and weight decay."""
-    groups = layer_decay_groups(
-        model.named_parameters(),
-        depth=depth,
-        decay=recipe.layer_decay,
-        weight_decay=config.weight_decay,
-    )
-    # names are ours, and a saved state holds plain data only
-    plain = [{k: v for k, v in group.items() if k != "names"} for group in groups]
-    return torch.optim.AdamW(plain, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
-
-
-def make_mixing(augment: Augmentation, classes: int) -> tuple[Mixup | None, nn.Module]:
-    """Return timm's mixup and the loss for what it gives."""
-    if augment.mixes:
-        mix = Mixup(
-            mixup_alpha=augment.mixup,
-            cutmix_alpha=augment.cutmix,
-            prob=1.0,
-            switch_prob=0.5,
-            mode="batch",
-            label_smoothing=augment.smoothing,
-            num_classes=classes,
-        )
-        return mix, SoftTargetCrossEntropy()
-    if augment.smoothing > 0:
-        return None, LabelSmoothingCrossEntropy(augment.smoothing)
-    return None, nn.CrossEntropyLoss()
+WORD = "memory.json"
+"""In a run's folder: how many images at once the next start is to try."""
 
 
 def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
@@ -240,40 +56,83 @@ def train_classifier(
     out: Path,
     ranks: Ranks,
 ) -> dict[str, float]:
-    """Fine-tune on one list, score the other; out of memory halves the micro-batch and goes on."""
-    room = Halving(size=config.machine.max_batch)
+    """Fine-tune on one list, score the other; out of memory halves the micro-batch and goes on.
+
+    A process alone goes on from its last saved epoch. Several rehearse a step first and agree on a
+    size that fits all of them; one that runs out later still leaves word for the next start.
+    """
+    recipe = config.resolve(weights.spec.embed_dim)
+    mixes = config.augment.mixes
+    first = micro_batch(recipe.batch, ranks.world, config.machine.max_batch, even=mixes)
+    room = Halving(size=first)
     digest = run_digest(weights, train, val, config)
 
-    def attempt(size: int) -> FineTune:
-        machine = replace(config.machine, max_batch=size)
+    def attempt(size: int, learner: FineTune | None = None) -> FineTune:
         # made anew, so that a failed attempt leaves nothing behind; fit restores what was saved
-        learner = FineTune(weights, replace(config, machine=machine), val, ranks)
-        recipe = learner.recipe
-        most = micro_batch(recipe.batch, ranks.world, size, even=config.augment.mixes)
+        learner = learner or FineTune(weights, config, val, ranks)
+        most = micro_batch(recipe.batch, ranks.world, size, even=mixes)
         place = Place(
             out=out,
             digest=digest,
             ranks=ranks,
-            machine=replace(machine, max_batch=most),
+            machine=replace(config.machine, max_batch=most),
             label="fine-tune",
         )
-        loop = LoopConfig(
-            epochs=recipe.epochs,
-            batch=recipe.batch,
-            seed=config.seed,
-            precision=config.precision,
-            clip_grad=config.clip_grad,
-            best="top1",
-            best_is="largest",
-            log_every=20,
-            tensorboard=False,
-        )
-        fit(learner, TrainImages(train, train_transform(config, learner.spec)), loop, place)
+        samples = TrainImages(train, train_transform(config, learner.spec))
+        fit(learner, samples, loop_config(config, recipe), place)
         return learner
 
-    # several processes must agree on the size, and one that fails leaves the others waiting
-    learner = room.attempt(attempt) if ranks.world == 1 else attempt(room.size)
+    if ranks.world == 1:
+        learner = room.attempt(attempt)
+    else:
+        learner = FineTune(weights, config, val, ranks)
+        room.size = min(room.size, remembered(out) or room.size)
+        room.agree(
+            lambda size: learner.rehearse(micro_batch(recipe.batch, ranks.world, size, even=mixes)),
+            learner.device,
+        )
+        with leaving_word(out, room, ranks):
+            attempt(room.size, learner)
     return _report(learner, config, out, ranks, room)
+
+
+def loop_config(config: Config, recipe: Recipe) -> LoopConfig:
+    """Return what the training loop is told."""
+    return LoopConfig(
+        epochs=recipe.epochs,
+        batch=recipe.batch,
+        seed=config.seed,
+        precision=config.precision,
+        clip_grad=config.clip_grad,
+        best="top1",
+        best_is="largest",
+        log_every=20,
+        tensorboard=False,
+    )
+
+
+def remembered(out: Path) -> int | None:
+    """Return how many images at once an earlier start found to fit, if one ran out of memory."""
+    path = out / WORD
+    return int(json.loads(path.read_text(encoding="utf-8"))["images"]) if path.exists() else None
+
+
+@contextmanager
+def leaving_word(out: Path, room: Halving, ranks: Ranks) -> Iterator[None]:
+    """Where memory runs out among several processes, note a smaller size and end the run.
+
+    The others wait for this one's gradients, so that only their launcher can end them.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or room.size <= 1:
+            raise
+        write_json(out / WORD, {"images": room.size // 2})
+        raise UserError(
+            f"process {ranks.rank} ran out of memory with {room.size} images at a time; finished "
+            f"epochs are kept: the same command goes on with {room.size // 2}"
+        ) from error
 
 
 def micro_batch(batch: int, world: int, at_most: int, *, even: bool) -> int:

@@ -11,10 +11,9 @@ Fine-tuning and linear probes on 1 % and 10 % are those tasks with `subset: {fra
     python -m transfer.classification.lowshot checkpoint.pth --benchmark in-shot-5 --data imagenet
 """
 
-import logging
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,13 +33,14 @@ from mimbench.metrics import (
     weighted_votes,
     write_outcomes,
 )
+from mimbench.progress import Progress
 from mimbench.protocol import FrozenConfig, from_main
 from mimbench.runtime import Ranks, pick_device, process_group
+from mimbench.storage import storage_effect
 from mimbench.subsets import draw_fraction, draw_per_class, first_per_class, read_list
 from mimbench.weights import VitWeights
-from transfer.classification.logreg import Grid, choose_and_fit, scale, solve
-
-logger = logging.getLogger(__name__)
+from transfer.classification.grid import Grid, choose_and_fit, solve
+from transfer.classification.logreg import scale
 
 VERSION = 1
 MAIN_METRIC = "top1"
@@ -111,15 +111,16 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
         bank, rows = _bank_of(weights, train, [d for _, d in draws], config, ranks)
         queries = config.features(weights, val, ranks)
         device = pick_device(config.machine.device, ranks.local)
-        metrics = None
-        if ranks.main:
+
+        def work() -> dict[str, float]:
             features = bank.load(config.choice)
             sets = [
                 (name, features[r], bank.images.labels[r])
                 for (name, _), r in zip(draws, rows, strict=True)
             ]
-            metrics = _evaluate(sets, queries, config, out, device)
-        return from_main(metrics, ranks)
+            return _evaluate(sets, bank, queries, config, out, device)
+
+        return from_main(work, ranks)
 
 
 def _bank_of(
@@ -131,8 +132,7 @@ def _bank_of(
 ) -> tuple[FeatureBank, list[NDArray[np.int64]]]:
     """Return a bank that holds all draws and their rows in it: the whole one if it is there."""
     whole = open_bank(weights, train, config.bank())
-    box = from_main(bool(whole.missing()) if ranks.main else None, ranks)
-    if not box:
+    if not from_main(lambda: bool(whole.missing()), ranks):
         return whole, draws
     every = np.unique(np.concatenate(draws))
     bank = config.features(weights, train.subset(every), ranks)
@@ -141,6 +141,7 @@ def _bank_of(
 
 def _evaluate(
     sets: list[tuple[str, Tensor, NDArray[np.int64]]],
+    train: FeatureBank,
     val: FeatureBank,
     config: Config,
     out: Path,
@@ -151,26 +152,49 @@ def _evaluate(
     classes = len(val.images.classes)
     metrics: dict[str, float] = {}
     extra: dict[str, Any] = {"images": len(truth), "draws": [name for name, _, _ in sets]}
+    bar = Progress("few labels: draws", len(config.methods) * len(sets))
     for method in config.methods:
-        tops: list[tuple[float, float]] = []
-        for i, (name, features, labels) in enumerate(sets):
+        found: list[Tensor] = []
+        for name, features, labels in sets:
             shots = scale(features, normalise=True).to(device)
-            if method == "knn":
-                ranked, note = vote(shots, labels, queries, classes, config), {}
-            else:
-                ranked, note = regress(shots, labels, queries, classes, config)
-            tops.append((top_percent(ranked, truth, 1), top_percent(ranked, truth, 5)))
-            logger.info("%s, %s: top-1 %.2f", method, name, tops[-1][0])
-            extra[f"{method}, {name}"] = {"train_images": len(labels), "top1": tops[-1][0], **note}
-            if i == 0 and method == config.methods[0]:
-                write_outcomes(out, val.images, ranked.numpy())
-        metrics |= spread(method, tops)
+            ranked, note = answer(method, shots, labels, queries, classes, config)
+            found.append(ranked)
+            top1 = top_percent(ranked, truth, 1)
+            bar.step(top1=top1)
+            extra[f"{method}, {name}"] = {"train_images": len(labels), "top1": top1, **note}
+        metrics |= spread(method, [[top_percent(r, truth, k) for k in (1, 5)] for r in found])
+        if method == config.methods[0]:
+            draws = torch.stack(found)[:, :, 0].numpy() if len(found) > 1 else None
+            write_outcomes(out, val.images, found[0].numpy(), draws=draws)
+    bar.close()
+    if config.storage != "fp32":
+
+        def rank(shots: Tensor, labels: NDArray[np.int64], asked: Tensor, classes: int) -> Tensor:
+            x, asked = (scale(f, normalise=True).to(device) for f in (shots, asked))
+            fitting = replace(config, k=min(config.k, len(x)))
+            return answer(config.methods[0], x, labels, asked, classes, fitting)[0]
+
+        extra["storage_effect"] = storage_effect(train, val, config.choice, rank)
     metrics |= {n: metrics[f"{config.methods[0]}_{n}"] for n in ("top1", "top1_sd", "top5")}
     write_json(out / "extra.json", extra)
     return metrics
 
 
-def spread(method: str, tops: list[tuple[float, float]]) -> dict[str, float]:
+def answer(
+    method: Method,
+    shots: Tensor,
+    labels: NDArray[np.int64],
+    queries: Tensor,
+    classes: int,
+    config: Config,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the five best classes (n, 5) of every query, and what is to be said beside."""
+    if method == "knn":
+        return vote(shots, labels, queries, classes, config), {}
+    return regress(shots, labels, queries, classes, config)
+
+
+def spread(method: str, tops: Sequence[Sequence[float]]) -> dict[str, float]:
     """Return mean top-1 and top-5 and the standard deviation of top-1 over draws (0 for one list)."""
     top1 = np.array([one for one, _ in tops])
     deviation = float(top1.std(ddof=1)) if len(top1) > 1 else 0.0
@@ -191,7 +215,11 @@ def vote(
     similarity, ids = [], []
     for start in range(0, len(queries), QUERIES):
         scores = queries[start : start + QUERIES] @ shots.T
-        best = rank_classes(scores, k)
+        values, best = scores.topk(min(k + 1, len(shots)), dim=1)
+        tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
+        best = best[:, :k]
+        if tied.any():
+            best[tied] = rank_classes(scores[tied], k)
         similarity.append(scores.gather(1, best).cpu())
         ids.append(best.cpu())
     found = Neighbours(

@@ -7,24 +7,30 @@ each axis by the root of that curvature makes tens of iterations do where hundre
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from transfer.classification.objective import Axes, Objective, principal_axes
+
 logger = logging.getLogger(__name__)
 
 MEMORY = 10
 """Pairs of steps and gradient changes kept."""
-LOGIT_BYTES = 96 * 2**20
-"""Logits of this many bytes are held at a time."""
-ROTATE_UP_TO = 4096
-"""Wider features are only scaled: their principal axes would cost more than they save."""
-FLOOR = 1e-7
-"""Smallest variance of an axis, relative to the largest: below is rounding."""
 SUFFICIENT = 1e-4
 SHRINKS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Until:
+    """When a fit ends."""
+
+    tolerance: float = 1e-6
+    """The expected decrease is this fraction of the loss."""
+    max_iterations: int = 1000
+    """At most so many for each C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,87 +50,15 @@ class Solutions:
         return features @ weight + self.bias[which].to(features.device)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Axes:
-    """Centred, rotated features, and the way back."""
-
-    features: Tensor
-    """(n, d), mean 0 and uncorrelated"""
-    mean: Tensor
-    rotation: Tensor | None
-    variance: Tensor
-
-
-def principal_axes(features: Tensor) -> Axes:
-    """Return the features along their principal axes (only centred if they are very wide)."""
-    mean = features.mean(dim=0)
-    centred = features - mean
-    if features.shape[1] > ROTATE_UP_TO:
-        return Axes(features=centred, mean=mean, rotation=None, variance=centred.var(dim=0))
-    covariance = (centred.T @ centred).double() / len(features)
-    variance, rotation = torch.linalg.eigh(covariance)
-    rotation = rotation.to(features.dtype)
-    variance = variance.clamp(min=0).to(features.dtype)
-    return Axes(features=centred @ rotation, mean=mean, rotation=rotation, variance=variance)
-
-
-class Objective:
-    """Loss and gradient of several problems in scaled coordinates (g, d + 1, classes)."""
-
-    def __init__(self, axes: Axes, labels: Tensor, classes: int, penalty: Tensor) -> None:
-        self.axes, self.labels, self.classes = axes, labels, classes
-        self.penalty = penalty
-        floor = axes.variance.max() * FLOOR
-        curvature = axes.variance.clamp(min=floor) / classes
-        scale = (curvature[None] + penalty[:, None]).sqrt()
-        # the intercept sees a constant feature of 1, and no penalty
-        last = torch.full_like(scale[:, :1], classes**-0.5)
-        self.scale = torch.cat([scale, last], dim=1).unsqueeze(-1)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the problems."""
-        self.penalty, self.scale = self.penalty[rows], self.scale[rows]
-
-    def __call__(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return losses (g) and gradients (g, d + 1, classes) of the problems at `rows`."""
-        scale, penalty = self.scale[rows], self.penalty[rows]
-        plain = points / scale
-        weight, bias = plain[:, :-1], plain[:, -1]
-        count = len(points)
-        flat = weight.permute(1, 0, 2).reshape(weight.shape[1], -1)
-        loss = torch.zeros(count, dtype=torch.float64, device=points.device)
-        slope = torch.zeros_like(flat)
-        slope_bias = torch.zeros_like(bias)
-        features, total = self.axes.features, len(self.labels)
-        size = max(1, LOGIT_BYTES // (4 * flat.shape[1]))
-        for start in range(0, total, size):
-            x, y = features[start : start + size], self.labels[start : start + size]
-            logits = torch.addmm(bias.reshape(1, -1), x, flat).view(len(x), count, self.classes)
-            logits -= logits.amax(dim=2, keepdim=True)
-            at_label = logits[torch.arange(len(x), device=x.device), :, y].sum(dim=0)
-            chance = logits.exp_()
-            norm = chance.sum(dim=2, keepdim=True)
-            loss += norm.log().sum(dim=(0, 2), dtype=torch.float64) - at_label
-            chance /= norm
-            chance[torch.arange(len(x), device=x.device), :, y] -= 1
-            slope.addmm_(x.T, chance.view(len(x), -1))
-            slope_bias += chance.sum(dim=0)
-        decay = penalty[:, None, None] * weight
-        gradient = slope.view(-1, count, self.classes).permute(1, 0, 2) / total + decay
-        full = torch.cat([gradient, (slope_bias / total).unsqueeze(1)], dim=1) / scale
-        loss = loss / total + 0.5 * (decay * weight).sum(dim=(1, 2), dtype=torch.float64)
-        return loss, full
-
-
 def fit_grid(
     features: Tensor,
     labels: Tensor,
     classes: int,
     cs: Sequence[float],
     *,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
+    until: Until | None = None,
     start: tuple[Tensor, Tensor] | None = None,
+    finished: Callable[[int], None] | None = None,
 ) -> Solutions:
     """Return the classifiers for all values of C.
 
@@ -133,16 +67,17 @@ def fit_grid(
         labels: (n,) int64 on the same device.
         classes: Number of classes.
         cs: Inverse strengths of the penalty, scikit-learn's C.
-        tolerance: Stop when the expected decrease is this fraction of the loss.
-        max_iterations: At most so many for each C.
+        until: When to stop.
         start: Weight (d, classes) and bias to begin from, for all C.
+        finished: Told how many values of C have just converged.
     """
+    until = until or Until()
     axes = principal_axes(features)
     penalty = torch.tensor([1 / (c * len(labels)) for c in cs], device=features.device)
     objective = Objective(axes, labels, classes, penalty.to(features.dtype))
     points = _begin(axes, objective, classes, start)
     scale = objective.scale.clone()
-    found, iterations, converged = _minimise(objective, points, tolerance, max_iterations)
+    found, iterations, converged = _minimise(objective, points, until, finished)
     plain = found / scale
     weight, bias = plain[:, :-1], plain[:, -1]
     if axes.rotation is not None:
@@ -150,7 +85,9 @@ def fit_grid(
     bias = bias - (axes.mean[None, :, None] * weight).sum(dim=1)
     if not all(converged):
         late = sum(not c for c in converged)
-        logger.info("%d of %d values of C reached %d iterations", late, len(cs), max_iterations)
+        logger.info(
+            "%d of %d values of C reached %d iterations", late, len(cs), until.max_iterations
+        )
     return Solutions(weight=weight, bias=bias, iterations=iterations, converged=converged)
 
 
@@ -167,24 +104,30 @@ def _begin(
 
 
 def _minimise(
-    objective: Objective, points: Tensor, tolerance: float, max_iterations: int
+    objective: Objective,
+    points: Tensor,
+    until: Until,
+    finished: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, list[int], list[bool]]:
     """Minimise all problems together; each leaves when it has converged."""
     count = len(points)
     out = torch.empty_like(points)
-    iterations, converged = [max_iterations] * count, [False] * count
+    most = until.max_iterations
+    iterations, converged = [most] * count, [False] * count
     alive = list(range(count))
     loss, gradient = objective(points, torch.arange(count, device=points.device))
     pairs: list[tuple[Tensor, Tensor]] = []
-    for iteration in range(max_iterations + 1):
+    for iteration in range(most + 1):
         decrement = (gradient.square().sum(dim=(1, 2), dtype=torch.float64) / 2).cpu()
-        done = decrement <= tolerance * loss.cpu()
-        if iteration == max_iterations:
+        done = decrement <= until.tolerance * loss.cpu()
+        if iteration == most:
             out[alive] = points
             break
         for place in done.nonzero().flatten().tolist():
             out[alive[place]] = points[place]
             iterations[alive[place]], converged[alive[place]] = iteration, True
+        if finished is not None:
+            finished(int(done.sum()))
         if done.any():
             rows = (~done).nonzero().flatten()
             alive = [alive[i] for i in rows.tolist()]

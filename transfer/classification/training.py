@@ -19,6 +19,7 @@ from mimbench.images import CorruptImageError
 from mimbench.memory import Halving
 from mimbench.metrics import rank_classes
 from mimbench.preprocess import MODES, Decoded, Interpolation, Preprocess
+from mimbench.progress import Progress
 from mimbench.runtime import Precision, Ranks, autocast
 from mimbench.task import Machine
 from mimbench.weights import VitSpec
@@ -123,6 +124,7 @@ def predict(
     )
     ranked = torch.zeros(len(images), 5, dtype=torch.int64, device=device)
     fit = Halving(size=size)
+    bar = Progress("val", len(mine)) if ranks.main else None
     training = model.training
     model.eval()
     for indices, pixels in loader:
@@ -137,6 +139,10 @@ def predict(
             found = fit.attempt(piece)
             ranked[indices[done : done + len(found)].to(device)] = found
             done += len(found)
+        if bar is not None:
+            bar.step(len(pixels))
+    if bar is not None:
+        bar.close()
     model.train(training)
     if ranks.world > 1:
         dist.all_reduce(ranked)

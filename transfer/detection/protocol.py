@@ -93,6 +93,8 @@ class Config:
     mask_convs: int = 4
     proposals: int = 256
     """Anchors sampled in each picture for the region proposal loss."""
+    candidates: int = 1000
+    """Region proposals kept in each picture; twice as many before suppression in training."""
     regions: int = 512
     """Regions sampled in each picture for the box loss."""
 
@@ -103,7 +105,16 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        for name in ("image_size", "window", "batch", "pyramid_channels", "box_width"):
+        for name in (
+            "image_size",
+            "window",
+            "batch",
+            "pyramid_channels",
+            "box_width",
+            "proposals",
+            "candidates",
+            "regions",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if not 0 < self.resize[0] <= self.resize[1]:

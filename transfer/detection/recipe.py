@@ -97,6 +97,9 @@ def _edit_proposals(proposals: DictConfig, config: Config, pyramid: Levels) -> N
     anchors.strides = list(pyramid.strides)
     anchors.sizes = [[stride * config.anchor_scale] for stride in pyramid.strides]
     proposals.batch_size_per_image = config.proposals
+    # in training first, in scoring second
+    proposals.pre_nms_topk = (2 * config.candidates, config.candidates)
+    proposals.post_nms_topk = (config.candidates, config.candidates)
 
 
 def _edit_heads(heads: DictConfig, config: Config, pyramid: Levels, classes: int) -> None:

@@ -28,7 +28,7 @@ GAP = 8
 
 
 def show(
-    folder: Path, detections: Path, config: Config, *, count: int, threshold: float = 0.5
+    folder: Path, detections: Path, config: Config, *, count: int, threshold: float
 ) -> list[Path]:
     """Write `count` pictures, truth on the left and detections on the right; return their paths.
 
@@ -45,9 +45,17 @@ def show(
     name = data.register(split)
     records = DatasetCatalog.get(name)
     found: dict[int, list[Mapping[str, Any]]] = {}
-    for item in read_detections(detections):
+    kept = read_detections(detections)
+    for item in kept:
         if item["score"] >= threshold:
             found.setdefault(item["image_id"], []).append(item)
+    if not found:
+        best = max((item["score"] for item in kept), default=0.0)
+        logger.warning(
+            "no detection scores %.2f or more (the best has %.2f): lower --threshold",
+            threshold,
+            best,
+        )
     chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
     paths = []
     for index in chosen:

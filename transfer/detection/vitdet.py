@@ -54,6 +54,11 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
         return conclude(job, out)
 
 
+def rehearsal(config: Config) -> Config:
+    """Return the recipe with a few steps of training, so that its evaluation can be timed."""
+    return replace(config, images=4 * config.batch, eval_every=0)
+
+
 def evaluate_run(
     weights: VitWeights, folder: Path, *, data_root: Path | None = None, device: str | None = None
 ) -> dict[str, float]:

@@ -16,7 +16,7 @@ from mimbench.runtime import Ranks
 from mimbench.task_main import pick_benchmark, task_main
 from transfer.segmentation.again import again
 from transfer.segmentation.data import ade20k, open_source
-from transfer.segmentation.train import set_up
+from transfer.segmentation.prepare import set_up
 
 TASKS = {
     "upernet": "transfer.segmentation.upernet",

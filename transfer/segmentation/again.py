@@ -15,10 +15,11 @@ from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.data import open_source
 from transfer.segmentation.identity import read_run
 from transfer.segmentation.labels import check_labels
+from transfer.segmentation.prepare import build_model, set_up
 from transfer.segmentation.scoring import evaluate
 from transfer.segmentation.settings import SegmentationConfig
-from transfer.segmentation.show import show
-from transfer.segmentation.train import MODEL_FILE, build_model, figures, set_up
+from transfer.segmentation.show import PICTURE_FOLDER, show
+from transfer.segmentation.train import MODEL_FILE, figures
 
 
 def again(
@@ -51,5 +52,5 @@ def again(
         model.load_state_dict(load_file(run / MODEL_FILE))
         scores = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
         if pictures is not None and ranks.main:
-            show(model, setup.cfg, setup.source, run / "pictures", pictures)
+            show(model, setup.cfg, setup.source, run / PICTURE_FOLDER, pictures)
     return figures(scores, setup.source.names)

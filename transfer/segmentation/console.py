@@ -12,6 +12,8 @@ import torch
 from mmengine.logging import MMLogger
 
 from mimbench.errors import UserError
+from mimbench.journal import peak_memory
+from mimbench.memory import is_out_of_memory
 from mimbench.runtime import Ranks
 from transfer.segmentation.settings import SegmentationConfig
 
@@ -51,16 +53,18 @@ def advice(config: SegmentationConfig) -> Iterator[None]:
     """Turn running out of memory into what to do about it."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
-        raise UserError(
-            memory_advice(config, f"{peak:.1f} of {total:.1f} GiB were in use")
-        ) from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise UserError(memory_advice(config, str(error).splitlines()[0])) from error
+        if isinstance(error, torch.OutOfMemoryError):
+            card = torch.cuda.current_device()
+            total = torch.cuda.get_device_properties(card).total_memory / 2**30
+            measured = (
+                f"{peak_memory(torch.device('cuda', card)):.1f} of {total:.1f} GiB were in use"
+            )
+        else:
+            measured = f"the process had used {peak_memory(torch.device('cpu')):.1f} GiB"
+        raise UserError(memory_advice(config, measured)) from error
 
 
 def memory_advice(config: SegmentationConfig, measured: str) -> str:

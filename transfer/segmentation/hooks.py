@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing_extensions import override
 from mimbench.errors import UserError
 from mimbench.files import atomic_path, write_text
 from mimbench.progress import Progress
+from mimbench.watch import PREEMPTED, Preempted, StopSignals
 from transfer.segmentation.loop import trained_parts
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,6 @@ LOG_LINES = 1_000
 """Lines in metrics.jsonl for a whole run, about."""
 
 
-class Interrupted(SystemExit):
-    """A preemption signal came; the state is saved."""
-
-
 class StateHook(Hook):
     """Saves what a run needs to continue exactly, as plain data that loads without unpickling.
 
@@ -42,25 +38,14 @@ class StateHook(Hook):
     Args:
         file: Where the state goes.
         digest: Identity of configuration and weights; another run's state is never continued.
+        signals: Tell when to leave, to all processes after the same step.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, file: Path, digest: str):
-        self.file, self.digest = file, digest
+    def __init__(self, file: Path, digest: str, signals: StopSignals):
+        self.file, self.digest, self.signals = file, digest, signals
         self.saved = time.monotonic()
-        self.stop: int | None = None
-
-    @override
-    def before_train(self, runner: Runner) -> None:
-        """Listen for preemption signals."""
-        if get_rank() == 0:
-            self.previous = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)}
-            for number in self.previous:
-                signal.signal(number, self._request)
-
-    def _request(self, number: int, _frame: object) -> None:
-        self.stop = number
 
     @override
     def after_train_iter(
@@ -71,22 +56,13 @@ class StateHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Save when it is time or when a signal came; after a signal, leave."""
-        if get_rank() != 0:
-            return
-        step = batch_idx + 1
+        step, leave = batch_idx + 1, self.signals.agreed()
         due = time.monotonic() - self.saved >= SAVE_SECONDS
-        if due or self.stop is not None:
+        if get_rank() == 0 and (due or leave):
             self.save(runner, step)
-        if self.stop is not None:
-            logger.warning("signal %d: state saved at step %d; run again to go on", self.stop, step)
-            raise Interrupted(128 + self.stop)
-
-    @override
-    def after_train(self, runner: Runner) -> None:
-        """Restore the signals."""
-        if get_rank() == 0:
-            for number, handler in self.previous.items():
-                signal.signal(number, handler)
+        if leave:
+            logger.warning("told to leave: state saved at step %d; run again to go on", step)
+            raise Preempted(PREEMPTED)
 
     def save(self, runner: Runner, step: int) -> None:
         """Write the state atomically."""

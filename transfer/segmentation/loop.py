@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -93,6 +94,16 @@ def trained_parts(runner: Runner) -> TrainedParts:
     return TrainedParts(cast(nn.Module, model), optimizer, schedules)
 
 
+def synchronises(device: torch.device, world: int) -> bool:
+    """Tell whether batch norm sees the images of all processes: torch can do that on GPUs only."""
+    return world > 1 and device.type == "cuda"
+
+
+def settle_batch_norm(model: nn.Module, *, synchronised: bool) -> nn.Module:
+    """Return the model with the recipe's synchronised batch norm, or plain where there is no peer."""
+    return model if synchronised else revert_sync_batchnorm(model)
+
+
 class PlainRunner(Runner):
     """mmengine's Runner that resumes from plain data, and runs on the device that was asked for."""
 
@@ -105,9 +116,10 @@ class PlainRunner(Runner):
     @override
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Move the model to its device; synchronise gradients only where it trains."""
-        model = model.to(self.chosen)
-        if not self.distributed or self.chosen.type != "cuda":
-            model = revert_sync_batchnorm(model)
+        world = get_world_size() if self.distributed else 1
+        model = settle_batch_norm(
+            model.to(self.chosen), synchronised=synchronises(self.chosen, world)
+        )
         if not self.distributed or self.cfg.get("train_cfg") is None:
             return model
         cuda = self.chosen.type == "cuda"

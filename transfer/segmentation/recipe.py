@@ -11,6 +11,7 @@ from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec
 from transfer.segmentation.convert import Kind
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import SCOPE
+from transfer.segmentation.pipelines import multiscale_pipeline, test_pipeline, train_pipeline
 from transfer.segmentation.settings import SegmentationConfig
 
 SYNC_BN = {"type": "SyncBN", "requires_grad": True}
@@ -171,46 +172,6 @@ def model_config(
     }
 
 
-def train_pipeline(config: SegmentationConfig) -> list[dict[str, Any]]:
-    """Return the training transforms in their published order."""
-    crop = {"type": "RandomCrop", "crop_size": tuple(config.crop)}
-    resize = {"type": "RandomResize", "scale": tuple(config.scale), "keep_ratio": True}
-    return [
-        {"type": "LoadImageFromFile"},
-        {"type": "LoadAnnotations"},
-        {**resize, "ratio_range": tuple(config.resize)},
-        {**crop, "cat_max_ratio": config.max_class_share},
-        {"type": "RandomFlip", "prob": 0.5},
-        *([{"type": "PhotoMetricDistortion"}] if config.distortion else []),
-        {"type": "PackSegInputs"},
-    ]
-
-
-def test_pipeline(config: SegmentationConfig) -> list[dict[str, Any]]:
-    """Return the test transforms; labels are loaded after resizing, so they keep their size."""
-    return [
-        {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": tuple(config.scale), "keep_ratio": True},
-        {"type": "LoadAnnotations"},
-        {"type": "PackSegInputs"},
-    ]
-
-
-def multiscale_pipeline(config: SegmentationConfig) -> list[dict[str, Any]]:
-    """Return the multi-scale and flip transforms; no scale makes the short side less than 1 x."""
-    scales = [
-        tuple(round(side * max(1.0, ratio)) for side in config.scale) for ratio in config.multiscale
-    ]
-    flips = [{"type": "RandomFlip", "prob": p, "direction": "horizontal"} for p in (0.0, 1.0)]
-    transforms = [
-        [{"type": "Resize", "scale": scale, "keep_ratio": True} for scale in scales],
-        flips,
-        [{"type": "LoadAnnotations"}],
-        [{"type": "PackSegInputs"}],
-    ]
-    return [{"type": "LoadImageFromFile"}, {"type": "TestTimeAug", "transforms": transforms}]
-
-
 def optim_config(
     config: SegmentationConfig, blueprint: Blueprint, plan: BatchPlan
 ) -> dict[str, Any]:
@@ -225,12 +186,10 @@ def optim_config(
         },
         "accumulative_counts": plan.micro_steps,
     }
-    if config.precision != "fp32":
-        half = config.precision == "fp16"
-        out["type"] = "AmpOptimWrapper"
-        out["dtype"] = "float16" if half else "bfloat16"
-        # bfloat16 has float32's range: nothing to scale
-        out["loss_scale"] = "dynamic" if half else {"enabled": False}
+    if config.precision == "fp16":
+        out |= {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
+    elif config.precision == "bf16":
+        out["type"] = "BFloat16OptimWrapper"
     if blueprint.layer_decay is not None:
         plain = blueprint.published_decay and not blueprint.more_embeddings
         out["constructor"] = (

@@ -1,8 +1,8 @@
 """What can be set: the fields that UperNet and the linear head share, and the published values."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mimbench.errors import UserError
 from mimbench.runtime import Precision
@@ -14,6 +14,9 @@ Family = Literal["mae", "beit", "ibot"]
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Scales of the published multi-scale test; each is also flipped."""
+
+
+Settings = TypeVar("Settings", bound="SegmentationConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,11 @@ class SegmentationConfig:
             )
         if self.warmup == 1:
             raise UserError("a warm-up has at least 2 iterations; use warmup=0 for none")
+
+
+def rehearsal(config: Settings) -> Settings:
+    """Return the recipe with a few iterations of training, so that its test can be timed."""
+    return replace(config, iterations=4, warmup=0, evaluate_every=4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,15 +21,27 @@ from transfer.segmentation.labels import read_labels
 
 logger = logging.getLogger(__name__)
 
-MARGIN, ROW, SMALLEST = 8, 18, 256
-"""Pixels between panels, of a legend line, and of the least panel height."""
+PICTURE_FOLDER = "pictures"
+MARGIN, ROW, ENTRY = 8, 18, 180
+"""Pixels between panels, of a legend line and of a legend entry."""
+SMALLEST, SMALL = 256, 384
+"""Pixels of a panel's longer side: the least of all, and the most of those left for the report."""
 PAPER, INK = (255, 255, 255), (0, 0, 0)
 UNLABELLED = (0, 0, 0)
+FONT = ImageFont.load_default()
 
 Labels = NDArray[np.uint8]
 
 
-def show(model: nn.Module, cfg: Config, source: DataSource, folder: Path, count: int) -> list[Path]:
+def show(
+    model: nn.Module,
+    cfg: Config,
+    source: DataSource,
+    folder: Path,
+    count: int,
+    *,
+    largest: int | None = None,
+) -> list[Path]:
     """Write `count` pictures, spread evenly over the validation images; return their paths.
 
     Args:
@@ -38,6 +50,7 @@ def show(model: nn.Module, cfg: Config, source: DataSource, folder: Path, count:
         source: The data.
         folder: Where the pictures go.
         count: How many.
+        largest: Shrink panels to this longer side; None keeps the pictures' own.
     """
     if count < 1:
         raise UserError(f"--show {count}: ask for at least one picture")
@@ -51,10 +64,11 @@ def show(model: nn.Module, cfg: Config, source: DataSource, folder: Path, count:
         with Image.open(image) as opened:
             pixels = np.asarray(opened.convert("RGB"))
         truth = source.loaded(read_labels(labels))
-        picture = compose(pixels, prediction, truth, source.palette, source.names)
-        path = folder / f"{image.stem}.png"
+        panels = compose(pixels, prediction, truth, source.palette, source.names, largest=largest)
+        name = image.relative_to(source.root / source.folders["val"][0]).with_suffix("")
+        path = folder / f"{'_'.join(name.parts)}.png"
         with atomic_path(path) as part:
-            picture.save(part, format="PNG")
+            panels.save(part, format="PNG", optimize=True)
         paths.append(path)
     logger.info("wrote %d pictures to %s", len(paths), folder)
     return paths
@@ -81,6 +95,8 @@ def compose(
     truth: Labels,
     palette: Sequence[Sequence[int]],
     names: Sequence[str],
+    *,
+    largest: int | None = None,
 ) -> Image.Image:
     """Return the panels 'image', 'prediction' and 'ground truth' over a legend of their classes."""
     if not image.shape[:2] == prediction.shape == truth.shape:
@@ -88,29 +104,55 @@ def compose(
             f"image, prediction and truth differ in size: {image.shape[:2]}, {prediction.shape}, "
             f"{truth.shape}"
         )
-    # small pictures are enlarged, so that they can be seen beside the legend's letters
-    scale = max(1, -(-SMALLEST // image.shape[0]))
+    width, height = _panel_size(image.shape[1], image.shape[0], largest)
     panels = {
         "image": image,
         "prediction": painted(prediction, palette),
         "ground truth": painted(truth, palette),
     }
-    height, width = image.shape[0] * scale, image.shape[1] * scale
-    shown = [int(c) for c in np.union1d(prediction, truth) if c != IGNORED]
-    columns = max(1, (3 * width) // 180)
-    rows = -(-(len(shown) + 1) // columns)
-    size = (3 * width + 4 * MARGIN, ROW + height + 2 * MARGIN + rows * ROW)
-    canvas = Image.new("RGB", size, PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+    shown = _by_area(prediction, truth)
+    entries = [(names[c], tuple(palette[c])) for c in shown] + [("not labelled", UNLABELLED)]
+    columns = max(1, 3 * width // ENTRY)
+    rows = -(-len(entries) // columns)
+    canvas = Image.new(
+        "RGB", (3 * width + 4 * MARGIN, ROW + height + 2 * MARGIN + rows * ROW), PAPER
+    )
+    draw = ImageDraw.Draw(canvas)
     for i, (title, pixels) in enumerate(panels.items()):
         left = MARGIN + i * (width + MARGIN)
-        draw.text((left, 2), title, fill=INK, font=font)
-        panel = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(panel, (left, ROW))
-    entries = [(names[c], tuple(palette[c])) for c in shown] + [("not labelled", UNLABELLED)]
-    step = (size[0] - 2 * MARGIN) // columns
+        draw.text((left, 2), title, fill=INK, font=FONT)
+        smooth = title == "image" and height < image.shape[0]
+        rule = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+        canvas.paste(Image.fromarray(pixels).resize((width, height), rule), (left, ROW))
+    step = (canvas.width - 2 * MARGIN) // columns
     for i, (name, colour) in enumerate(entries):
         left, top = MARGIN + (i % columns) * step, ROW + height + MARGIN + (i // columns) * ROW
         draw.rectangle((left, top, left + 12, top + 12), fill=colour, outline=INK)
-        draw.text((left + 18, top), name, fill=INK, font=font)
+        draw.text((left + 18, top), _cut(name, step - 22), fill=INK, font=FONT)
     return canvas
+
+
+def _panel_size(width: int, height: int, largest: int | None) -> tuple[int, int]:
+    """Return a panel's width and height: small pictures are enlarged by a whole number."""
+    side = max(width, height)
+    scale = max(1, -(-SMALLEST // side))
+    if largest is None or side * scale <= largest:
+        return width * scale, height * scale
+    return max(1, round(width * largest / side)), max(1, round(height * largest / side))
+
+
+def _by_area(prediction: Labels, truth: Labels) -> list[int]:
+    """Return the classes that occur, those that cover most first."""
+    counts = np.bincount(prediction.ravel(), minlength=256)
+    counts += np.bincount(truth.ravel(), minlength=256)
+    counts[IGNORED] = 0
+    return [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
+
+
+def _cut(name: str, width: int) -> str:
+    """Return a name that fits into so many pixels."""
+    if FONT.getlength(name) <= width:
+        return name
+    while name and FONT.getlength(f"{name}..") > width:
+        name = name[:-1]
+    return f"{name}.."

@@ -1,12 +1,10 @@
 """One run: check the data, build the model, train it, score it; what both tasks have in common."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from mmengine.config import Config
 from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -14,97 +12,30 @@ from torch import nn
 from mimbench.config import to_mapping
 from mimbench.errors import UserError
 from mimbench.files import atomic_path, write_json, write_text
-from mimbench.optim import BatchPlan, plan_batch
-from mimbench.runtime import Ranks, pick_device, process_group, seed_everything
-from mimbench.weights import VitSpec, VitWeights
-from transfer.segmentation import decay, feed  # noqa: F401
+from mimbench.runtime import process_group
+from mimbench.snapshots import gather
+from mimbench.watch import StopSignals
+from mimbench.weights import VitWeights
 from transfer.segmentation.backbone import load
 from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.convert import Converted
-from transfer.segmentation.data import DataSource, open_source
-from transfer.segmentation.framework import MODELS
+from transfer.segmentation.data import open_source
 from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
 from transfer.segmentation.identity import RUN_FILE, refuse_other_run, run_identity
 from transfer.segmentation.labels import LabelReport, check_labels
 from transfer.segmentation.loop import PlainRunner, runner_options
-from transfer.segmentation.recipe import Blueprint, check_batch, full_config
+from transfer.segmentation.prepare import Setup, build_model, set_up
+from transfer.segmentation.recipe import Blueprint, check_batch
 from transfer.segmentation.score import Score, sample_parts
 from transfer.segmentation.scoring import evaluate
 from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.show import PICTURE_FOLDER, SMALL, show
 
 logger = logging.getLogger(__name__)
 
 MODEL_FILE, CURVE_FILE = "model.safetensors", "metrics.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Everything that is decided before the first step."""
-
-    config: SegmentationConfig
-    blueprint: Blueprint
-    spec: VitSpec
-    source: DataSource
-    plan: BatchPlan
-    cfg: Config
-    device: torch.device
-    ranks: Ranks
-
-    @property
-    def synchronised(self) -> bool:
-        """Batch norm sees the images of all processes."""
-        return self.ranks.world > 1 and self.device.type == "cuda"
-
-    @property
-    def batch_norm(self) -> str:
-        """Say over which images batch norm takes its statistics, and what that means."""
-        images = self.plan.per_process * (self.ranks.world if self.synchronised else 1)
-        kind = f"synchronised over {self.ranks.world} processes" if self.synchronised else "local"
-        if images == self.config.batch:
-            return f"{kind}: {images} images, the whole effective batch"
-        return (
-            f"{kind}: {images} of the effective batch's {self.config.batch} images; the published "
-            "runs normalise over all of them, so a small loss is possible"
-        )
-
-
-def set_up(
-    spec: VitSpec,
-    config: SegmentationConfig,
-    blueprint: Blueprint,
-    ranks: Ranks,
-    source: DataSource,
-    *,
-    dry: bool = False,
-) -> Setup:
-    """Return the setup of a run on this machine.
-
-    Args:
-        spec: The checkpoint's architecture.
-        config: The task's configuration.
-        blueprint: The task's model and optimiser.
-        ranks: This process among its peers.
-        source: The data.
-        dry: Nothing will be trained here; the recipe need not suit this machine.
-    """
-    device = pick_device(config.machine.device, ranks.local)
-    if config.precision != "fp32" and device.type != "cuda" and not dry:
-        raise UserError(
-            f"precision={config.precision} is mixed precision, which mmengine trains on GPUs only; "
-            "set precision=fp32 on a CPU (its rows then have a protocol of their own)"
-        )
-    plan = plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch)
-    cfg = full_config(spec, config, blueprint, source, plan)
-    parts = {"config": config, "blueprint": blueprint, "spec": spec, "source": source}
-    return Setup(**parts, plan=plan, cfg=cfg, device=device, ranks=ranks)
-
-
-def build_model(setup: Setup) -> nn.Module:
-    """Return the initialised segmentor; its backbone is still to be filled."""
-    seed_everything(setup.config.seed)
-    model = MODELS.build(setup.cfg.model)
-    model.init_weights()
-    return model
+LEFT_BEHIND = 4
+"""Pictures that each run leaves for the report, small ones; `--show` makes more and larger ones."""
 
 
 def run_task(
@@ -145,6 +76,8 @@ def run_task(
         scores = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
         if ranks.main:
             write_json(out / "extra.json", extras(setup, used, labels, scores))
+            folder = out / PICTURE_FOLDER
+            show(model, setup.cfg, setup.source, folder, LEFT_BEHIND, largest=SMALL)
         return figures(scores, setup.source.names)
 
 
@@ -159,6 +92,7 @@ def figures(scores: dict[str, Score], names: tuple[str, ...]) -> dict[str, float
 def _obtain(model: nn.Module, setup: Setup, out: Path, digest: str) -> None:
     """Train the model, or read it where training is already done."""
     file = out / MODEL_FILE
+    check_shared(out, file.is_file())
     if file.is_file():
         model.load_state_dict(load_file(file))
         logger.info("training is already done: %s", file)
@@ -169,6 +103,16 @@ def _obtain(model: nn.Module, setup: Setup, out: Path, digest: str) -> None:
         with atomic_path(file) as part:
             save_file(tensors, part)
         (out / STATE_FILE).unlink(missing_ok=True)
+
+
+def check_shared(out: Path, seen: object) -> None:
+    """Refuse to go on where processes find different files: one would wait for the others for ever."""
+    found = gather(seen)
+    if any(other != found[0] for other in found):
+        raise UserError(
+            f"the processes see different files in {out} ({found}); on several nodes --out must be a "
+            "folder that all of them share"
+        )
 
 
 def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
@@ -182,6 +126,7 @@ def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
     """
     state = read_state(out / STATE_FILE, digest)
     start = state["step"] if state else 0
+    check_shared(out, start)
     if start:
         logger.info("continuing after step %d", start)
     cfg, config = setup.cfg, setup.config
@@ -193,24 +138,25 @@ def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
             "val_cfg": {"type": "ValLoop"},
             "val_evaluator": cfg.val_evaluator,
         }
-    runner = PlainRunner(
-        chosen=setup.device,
-        state=state,
-        cfg=cfg,
-        model=model,
-        train_dataloader=cfg.train_dataloader,
-        optim_wrapper=cfg.optim_wrapper,
-        param_scheduler=cfg.param_scheduler,
-        train_cfg=cfg.train_cfg,
-        **validation,
-        custom_hooks=[
-            StepSeedHook(config.seed),
-            CurveHook(out / CURVE_FILE, config.iterations, start),
-            StateHook(out / STATE_FILE, digest),
-        ],
-        **runner_options(cfg, setup.ranks, out, "train"),
-    )
-    runner.train()
+    with StopSignals(setup.ranks) as signals:
+        runner = PlainRunner(
+            chosen=setup.device,
+            state=state,
+            cfg=cfg,
+            model=model,
+            train_dataloader=cfg.train_dataloader,
+            optim_wrapper=cfg.optim_wrapper,
+            param_scheduler=cfg.param_scheduler,
+            train_cfg=cfg.train_cfg,
+            **validation,
+            custom_hooks=[
+                StepSeedHook(config.seed),
+                CurveHook(out / CURVE_FILE, config.iterations, start),
+                StateHook(out / STATE_FILE, digest, signals),
+            ],
+            **runner_options(cfg, setup.ranks, out, "train"),
+        )
+        runner.train()
     for buffer in model.buffers():
         broadcast(buffer)
     return model

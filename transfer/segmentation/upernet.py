@@ -18,9 +18,12 @@ from transfer.segmentation.settings import (
     Family,
     SegmentationConfig,
     published,
+    rehearsal,
     tap_blocks,
 )
 from transfer.segmentation.train import run_task
+
+__all__ = ["MAIN_METRIC", "VERSION", "Config", "blueprint", "rehearsal", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"

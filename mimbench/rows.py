@@ -1,0 +1,57 @@
+"""What a table holds, before it is written in any format: columns, rows, cells and remarks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Column:
+    """One benchmark under one protocol: values in a column may be compared."""
+
+    benchmark: str
+    profile: str
+    protocol: str
+    title: str
+    metric: str
+    official: bool
+    """The recipe is the published one, so published rows may stand in this column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """What stands in one cell."""
+
+    value: float | None
+    """None: failed."""
+    interval: float | None = None
+    """Half width of the 95 % interval over test images."""
+    spread: float | None = None
+    """Standard deviation over seeds."""
+    seeds: int = 1
+    draw_sd: float | None = None
+    """Standard deviation over draws of the training images, where the task takes several."""
+    draws: int = 1
+    difference: float | None = None
+    """Measured minus the matching published value."""
+    best: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One checkpoint or one published model."""
+
+    label: str
+    kind: Literal["measured", "published"]
+    values: Mapping[Column, Value]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, rows and remarks, ready for any format."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    notes: Sequence[str] = field(default_factory=list)

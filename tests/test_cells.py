@@ -1,0 +1,77 @@
+"""What a cell is told about the machine: the user's word before the benchmark's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mimbench import cells
+from mimbench.cells import Contestant, Request, make_cells
+from mimbench.errors import UserError
+from mimbench.manifest import Manifest, load_manifest
+from mimbench.survey import Finding, Question
+from mimbench.task import Machine
+
+BENCHMARKS = """
+defaults: {paper: [narrow, wide]}
+benchmarks:
+  narrow: {title: Narrow, group: detection, task: x, dataset: sample-coco, max_batch: 1}
+  wide: {title: Wide, group: knn, task: x, dataset: sample-classification}
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    (tmp_path / "benchmarks.yaml").write_text(BENCHMARKS)
+    return load_manifest(tmp_path / "benchmarks.yaml")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+    """The questions that would go to the tasks."""
+    found: list[Question] = []
+
+    def survey(
+        questions: Sequence[Question], data: Path | None, *, own: bool = False
+    ) -> list[Finding]:
+        found.extend(questions)
+        return [Finding(problem="not asked")] * len(questions)
+
+    monkeypatch.setattr(cells, "survey", survey)
+    return found
+
+
+def batches(manifest: Manifest, asked: list[Question], **request: Any) -> dict[str, int]:
+    make_cells(manifest, [], Request(profile="paper", benchmarks=["narrow", "wide"], **request))
+    return {question.benchmark: question.config["machine"]["max_batch"] for question in asked}
+
+
+def test_a_benchmarks_own_limit_holds_until_the_user_says_otherwise(
+    manifest: Manifest, asked: list[Question]
+) -> None:
+    assert batches(manifest, asked) == {"narrow": 1, "wide": Machine().max_batch}
+    assert batches(manifest, asked, max_batch=4) == {"narrow": 4, "wide": 4}
+
+
+def test_one_benchmark_alone_can_be_told(manifest: Manifest, asked: list[Question]) -> None:
+    changed = {"narrow": {"machine": {"max_batch": 2}}}
+    assert batches(manifest, asked, overrides=changed, max_batch=8) == {"narrow": 2, "wide": 8}
+
+
+def test_another_machine_goes_on_in_the_same_folder(
+    manifest: Manifest, asked: list[Question], tmp_path: Path
+) -> None:
+    who = Contestant(path=tmp_path, weights={"digest": "d" * 64, "name": "ckpt"})
+
+    def folder(overrides: dict[str, Any]) -> str:
+        request = Request(profile="paper", benchmarks=["narrow"], overrides=overrides)
+        return make_cells(manifest, [who], request)[0].folder.name
+
+    assert folder({"narrow": {"machine": {"max_batch": 2}}}) == folder({}) == "narrow"
+    assert folder({"narrow": {"batch": 2}}) == "narrow.changed"
+
+
+def test_a_batch_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="--max-batch is 0, expected 1 or more"):
+        Request(profile="paper", benchmarks=[], max_batch=0)

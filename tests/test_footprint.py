@@ -1,0 +1,77 @@
+"""Room for a run, told by arithmetic before anything is computed."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mimbench.cells import Cell
+from mimbench.errors import UserError
+from mimbench.footprint import check_room, footprint, gigabytes, tokens
+from mimbench.launch import make_slots
+from mimbench.runtime import usable_cores
+from mimbench.weights import VitSpec
+from tests.light_cells import cell
+
+BASE = VitSpec(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_size=16, grid=(14, 14))
+
+
+def of(out: Path, name: str, images: int = 0, **config: Any) -> Cell:
+    one = cell(out, name, **config)
+    return replace(one, contestant=replace(one.contestant, spec=BASE), images=images)
+
+
+def test_features_of_imagenet_take_what_their_shards_hold(tmp_path: Path) -> None:
+    knn = of(tmp_path, "in-knn", images=1_331_167, storage="fp16", image_size=224)
+    # class token and mean of the last four blocks, two bytes each
+    assert footprint(knn).cache == pytest.approx(1_331_167 * 8 * 768 * 2 / 2**20)
+    probe = of(tmp_path, "in-lin", images=1_331_167, storage="fp16", epochs=90, image_size=224)
+    assert footprint(probe).cache == 0, "it sees new views in each epoch"
+
+
+def test_training_needs_states_and_activations(tmp_path: Path) -> None:
+    machine = {"max_batch": 64}
+    tune = of(tmp_path, "in-ft", image_size=224, batch=1024, precision="bf16", machine=machine)
+    need = footprint(tune)
+    assert need.disk == pytest.approx(86e6 * 24 / 2**20, rel=0.01)
+    assert 5_900 < need.memory < 6_200, "64 images of 196 tokens, 12 blocks, 34 bytes a channel"
+    less = replace(tune, order=replace(tune.order, config={**tune.order.config, "batch": 8}))
+    assert footprint(less).memory < need.memory
+    assert tokens(BASE, {"crop": [512, 512]}) == 1024
+    assert tokens(BASE, {"crop": {"kind": "byol"}, "image_size": 224}) == 196
+    assert footprint(cell(tmp_path, "unknown-shape")).disk == 0
+
+
+def test_a_full_disk_stops_the_run_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path))
+    cells = [of(tmp_path, "in-ft", image_size=224), of(tmp_path, "in-knn", 10**6, storage="fp32")]
+    with caplog.at_level(logging.INFO):
+        check_room(cells, tmp_path / "not" / "there", device="cpu")
+    assert "room: at least 1.9 GB of disk for runs and 22.9 GB for features" in caplog.text
+    monkeypatch.setattr("mimbench.footprint.free_disk_mb", lambda _: 5000.0)
+    with pytest.raises(
+        UserError, match=r"4\.9 GB free, the run needs at least 24\.8 GB .*MIMBENCH_CACHE"
+    ):
+        check_room(cells, tmp_path, device="cpu")
+    check_room([replace(c, problem="no data") for c in cells], tmp_path, device="cpu")
+
+
+def test_little_memory_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mimbench.footprint.free_memory_mb", lambda _: 500.0)
+    check_room([of(tmp_path, "in-ft", image_size=224)], tmp_path, device="cpu")
+    assert "and 500 MB are free: lower --max-batch" in caplog.text
+
+
+def test_cells_side_by_side_share_the_cores() -> None:
+    slots = make_slots(0, 0, 2)
+    assert len(slots) == 2
+    assert slots[0] is not slots[1]
+    wanted = str(max(1, usable_cores() // 2))
+    assert [s.environment["OMP_NUM_THREADS"] for s in slots] == [wanted] * 2
+    assert [gigabytes(x) for x in (12.4, 2048)] == ["12 MB", "2.0 GB"]

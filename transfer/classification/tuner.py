@@ -1,0 +1,229 @@
+"""What fine-tuning trains and how: configuration, augmentation, optimizer, one step, scoring of val."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from timm.data.mixup import Mixup
+from timm.data.transforms_factory import create_transform
+from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from mimbench.batches import Batch
+from mimbench.data import ImageList
+from mimbench.loop import Learner, Moment
+from mimbench.metrics import top_percent
+from mimbench.optim import Schedule, layer_decay_groups, scaled_lr
+from mimbench.protocol import ImageConfig
+from mimbench.runtime import Precision, Ranks, autocast, pick_device
+from mimbench.weights import VitSpec, VitWeights
+from transfer.classification.classifier import Pool, at_size, build_classifier
+from transfer.classification.recipes import Name, Recipe, recipe_for
+from transfer.classification.training import predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """timm's training augmentation."""
+
+    randaugment: str | None = "rand-m9-mstd0.5-inc1"
+    scale: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    erase: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    smoothing: float = 0.1
+
+    @property
+    def mixes(self) -> bool:
+        """Images are mixed, which takes an even number of them."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ImageConfig):
+    """Everything that may move the number; null takes the recipe's value for the model's size."""
+
+    recipe: Name = "mae"
+    epochs: int | None = None
+    warmup: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    """For 256 images (recipes mae and hpm) or for the batch (beit)."""
+    layer_decay: float | None = None
+    drop_path: float | None = None
+    pool: Pool | None = None
+    min_lr: float = 1e-6
+    weight_decay: float = 0.05
+    clip_grad: float | None = None
+    augment: Augmentation = Augmentation()
+    precision: Precision = "bf16"
+    report: Literal["last", "best"] = "last"
+    eval_every: int = 1
+    """Epochs between two looks at val."""
+
+    def resolve(self, width: int) -> Recipe:
+        """Return the recipe with this configuration's own values."""
+        own = {
+            name: getattr(self, name)
+            for name in ("epochs", "warmup", "batch", "lr", "layer_decay", "drop_path", "pool")
+            if getattr(self, name) is not None
+        }
+        return replace(recipe_for(self.recipe, width), **own)
+
+
+def train_transform(config: Config, spec: VitSpec) -> Any:
+    """Return timm's training transform: normalised tensors, erased after normalisation."""
+    augment = config.augment
+    return create_transform(
+        input_size=config.image_size,
+        is_training=True,
+        scale=augment.scale,
+        hflip=augment.flip,
+        # as in the references: RandAugment stands in for colour jitter
+        color_jitter=0.0,
+        auto_augment=augment.randaugment,
+        interpolation=config.interpolation,
+        re_prob=augment.erase,
+        re_mode="pixel",
+        re_count=1,
+        mean=spec.mean,
+        std=spec.std,
+    )
+
+
+class FineTune(Learner):
+    """The whole network, trained with mixed images and soft targets."""
+
+    def __init__(
+        self,
+        weights: VitWeights,
+        config: Config,
+        val: ImageList,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.val, self.ranks = config, val, ranks
+        self.recipe = recipe = config.resolve(weights.spec.embed_dim)
+        self.device = pick_device(config.machine.device, ranks.local)
+        sized = at_size(weights, config.image_size)
+        self.spec = sized.spec
+        model, self.dropped = build_classifier(
+            sized,
+            len(val.classes),
+            pool=recipe.pool,
+            drop_path=recipe.drop_path,
+            seed=config.seed,
+        )
+        if self.device.type == "cuda":
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model = model.to(self.device)
+        if config.machine.compile:
+            # in place: the names in saved states stay the same
+            self.model.compile()
+        self.optimizer = make_optimizer(self.model, config, recipe, self.spec.depth)
+        peak = scaled_lr(recipe.lr, recipe.batch) if recipe.scaled else recipe.lr
+        self.schedule = Schedule(
+            peak=peak, epochs=recipe.epochs, warmup=recipe.warmup, floor=config.min_lr
+        )
+        self.mix, self.criterion = make_mixing(config.augment, len(val.classes))
+        self.history: dict[str, list[float]] = {}
+        self.ranked = torch.empty(0)
+
+    def loss(self, model: nn.Module, batch: Any, at: Moment) -> dict[str, Tensor]:
+        """Return the soft-target cross-entropy of one mixed micro-batch."""
+        del at
+        images, labels = batch.data
+        if self.device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        return {"loss": self.criterion(model(images).float(), labels)}
+
+    def rate(self, at: Moment) -> float:
+        """Return the learning rate of the last layer."""
+        return self.schedule(at.fraction)
+
+    def unscored(self, at: Moment) -> bool:
+        """Tell whether val is due for the epoch that ended, and not scored yet."""
+        due = at.epoch % self.config.eval_every == 0 or at.step >= at.steps
+        return due and str(at.epoch) not in self.history
+
+    def end_epoch(self, at: Moment) -> dict[str, float]:
+        """Score val when it is due."""
+        if self.unscored(at):
+            ranked = self.predict()
+            labels = torch.from_numpy(self.val.labels)
+            self.history[str(at.epoch)] = [top_percent(ranked, labels, k) for k in (1, 5)]
+            self.ranked = ranked
+        return {"top1": max((tops[0] for tops in self.history.values()), default=0.0)}
+
+    def rehearse(self, size: int) -> None:
+        """Take the memory of one step with `size` images at a time, and leave nothing behind."""
+        try:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            # the optimizer's two moments, and the gradients once more for what processes exchange
+            spare = [torch.empty_like(p) for p in trained for _ in range(3)]
+            side = self.config.image_size
+            images = torch.zeros(size, 3, side, side, device=self.device)
+            labels = torch.zeros(size, dtype=torch.int64, device=self.device)
+            batch = Batch(torch.arange(size), [images, labels], ())
+            start = Moment(step=0, steps_per_epoch=1, epochs=1, batch=size)
+            with autocast(self.device, self.config.precision):
+                loss = self.loss(self.model, batch, start)["loss"]
+            loss.backward()
+            del spare
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def predict(self) -> Tensor:
+        """Return the five best classes of every val image."""
+        return predict(
+            self.model,
+            self.spec,
+            self.val,
+            self.config.preprocess(),
+            self.config.machine,
+            ranks=self.ranks,
+            precision=self.config.precision,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the scores of all epochs so far, and the last predictions."""
+        return {"history": self.history, "ranked": self.ranked}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up the scores."""
+        self.history, self.ranked = state["history"], state["ranked"]
+
+
+def make_optimizer(
+    model: nn.Module, config: Config, recipe: Recipe, depth: int
+) -> torch.optim.Optimizer:
+    """Return AdamW with a group for each level and weight decay."""
+    groups = layer_decay_groups(
+        model.named_parameters(),
+        depth=depth,
+        decay=recipe.layer_decay,
+        weight_decay=config.weight_decay,
+    )
+    # names are ours, and a saved state holds plain data only
+    plain = [{k: v for k, v in group.items() if k != "names"} for group in groups]
+    return torch.optim.AdamW(plain, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
+
+
+def make_mixing(augment: Augmentation, classes: int) -> tuple[Mixup | None, nn.Module]:
+    """Return timm's mixup and the loss for what it gives."""
+    if augment.mixes:
+        mix = Mixup(
+            mixup_alpha=augment.mixup,
+            cutmix_alpha=augment.cutmix,
+            prob=1.0,
+            switch_prob=0.5,
+            mode="batch",
+            label_smoothing=augment.smoothing,
+            num_classes=classes,
+        )
+        return mix, SoftTargetCrossEntropy()
+    if augment.smoothing > 0:
+        return None, LabelSmoothingCrossEntropy(augment.smoothing)
+    return None, nn.CrossEntropyLoss()

@@ -1,0 +1,88 @@
+"""What is decided before the first step: device, batch, the whole configuration, the empty model."""
+
+from dataclasses import dataclass
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mimbench.errors import UserError
+from mimbench.optim import BatchPlan, plan_batch
+from mimbench.runtime import Ranks, pick_device, seed_everything
+from mimbench.weights import VitSpec
+from transfer.segmentation import decay, feed, precision  # noqa: F401
+from transfer.segmentation.data import DataSource
+from transfer.segmentation.framework import MODELS
+from transfer.segmentation.loop import synchronises
+from transfer.segmentation.recipe import Blueprint, full_config
+from transfer.segmentation.settings import SegmentationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that is decided before the first step."""
+
+    config: SegmentationConfig
+    blueprint: Blueprint
+    spec: VitSpec
+    source: DataSource
+    plan: BatchPlan
+    cfg: Config
+    device: torch.device
+    ranks: Ranks
+
+    @property
+    def synchronised(self) -> bool:
+        """Batch norm sees the images of all processes."""
+        return synchronises(self.device, self.ranks.world)
+
+    @property
+    def batch_norm(self) -> str:
+        """Say over which images batch norm takes its statistics, and what that means."""
+        images = self.plan.per_process * (self.ranks.world if self.synchronised else 1)
+        kind = f"synchronised over {self.ranks.world} processes" if self.synchronised else "local"
+        if images == self.config.batch:
+            return f"{kind}: {images} images, the whole effective batch"
+        return (
+            f"{kind}: {images} of the effective batch's {self.config.batch} images; the published "
+            "runs normalise over all of them, so a small loss is possible"
+        )
+
+
+def set_up(
+    spec: VitSpec,
+    config: SegmentationConfig,
+    blueprint: Blueprint,
+    ranks: Ranks,
+    source: DataSource,
+    *,
+    dry: bool = False,
+) -> Setup:
+    """Return the setup of a run on this machine.
+
+    Args:
+        spec: The checkpoint's architecture.
+        config: The task's configuration.
+        blueprint: The task's model and optimiser.
+        ranks: This process among its peers.
+        source: The data.
+        dry: Nothing will be trained here; the recipe need not suit this machine.
+    """
+    device = pick_device(config.machine.device, ranks.local)
+    if config.precision == "fp16" and device.type != "cuda" and not dry:
+        raise UserError(
+            "precision=fp16 needs a GPU; set precision=bf16 or precision=fp32 on a CPU (its rows "
+            "then have a protocol of their own)"
+        )
+    plan = plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch)
+    cfg = full_config(spec, config, blueprint, source, plan)
+    parts = {"config": config, "blueprint": blueprint, "spec": spec, "source": source}
+    return Setup(**parts, plan=plan, cfg=cfg, device=device, ranks=ranks)
+
+
+def build_model(setup: Setup) -> nn.Module:
+    """Return the initialised segmentor; its backbone is still to be filled."""
+    seed_everything(setup.config.seed)
+    model = MODELS.build(setup.cfg.model)
+    model.init_weights()
+    return model
