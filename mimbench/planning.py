@@ -15,8 +15,21 @@ WEIGHT = {"detection": 0, "segmentation": 1, "finetune": 2}
 
 
 def longest_first(cells: Sequence[Cell], groups: Mapping[str, str]) -> list[Cell]:
-    """Return cells by the weight of their group: side by side, short ones fill the gaps at the end."""
-    return sorted(cells, key=lambda c: WEIGHT.get(groups.get(c.order.benchmark, ""), len(WEIGHT)))
+    """Return cells checkpoint by checkpoint, each from its heavy groups to its light ones.
+
+    Side by side, short cells fill the gaps that long ones leave; and what the first checkpoint took
+    is known by the time the second one starts.
+    """
+    place = {
+        folder: i for i, folder in enumerate(dict.fromkeys(c.contestant.folder for c in cells))
+    }
+    return sorted(
+        cells,
+        key=lambda c: (
+            place[c.contestant.folder],
+            WEIGHT.get(groups.get(c.order.benchmark, ""), len(WEIGHT)),
+        ),
+    )
 
 
 def plan_text(

@@ -62,13 +62,20 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, "version": VERSION, **state}, part)
 
 
-def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def read_state(
+    path: Path, device: torch.device | str = "cpu", *, lazily: bool = False
+) -> dict[str, Any]:
     """Return the training state in a file; nothing in it is executed.
 
     The generators' states stay on the CPU, where torch wants them.
+
+    Args:
+        path: The file.
+        device: Where its tensors go.
+        lazily: Leave tensors on disk until they are looked at.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True, mmap=lazily)
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"cannot read the training state {path}: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

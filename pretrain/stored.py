@@ -18,7 +18,7 @@ from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.learner import LAST
 from mimbench.reading import read_raw
-from mimbench.snapshots import FORMAT
+from mimbench.snapshots import FORMAT, read_state
 from mimbench.weights import VitSpec
 from pretrain.config import Config
 from pretrain.layouts import from_official
@@ -99,15 +99,30 @@ def read_model(path: Path, *, num_heads: int | None = None) -> StoredModel:
 
 
 def _newest(folder: Path) -> Path:
-    """Return the latest state of a run: its export, or what it saved since."""
-    found = [folder / MODEL, folder / "checkpoints" / LAST, folder / LAST]
-    found = [path for path in found if path.is_file()]
-    if not found:
+    """Return a run's export, or the state that it saved since."""
+    export, states = folder / MODEL, (folder / "checkpoints" / LAST, folder / LAST)
+    state = next((path for path in states if path.is_file()), None)
+    if state is None and not export.is_file():
         raise UserError(
             f"{folder} holds neither {MODEL} nor checkpoints/{LAST}, so it is no pretraining run, "
             "or one that has not saved anything yet"
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    if state is None or not export.is_file():
+        return state or export
+    card, said = _read_card(export), read_state(state, lazily=True)
+    # exports stay when a run is begun anew, until its own replace them
+    other = bool(said.get("config")) and said["digest"] != card.get("config_digest")
+    return state if other or said["step"] > card.get("step", 0) else export
+
+
+def _read_card(export: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((export.parent / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{export} needs its {CARD} beside it, unharmed: {error}") from error
+    if not isinstance(card, dict):
+        raise UserError(f"{export.parent / CARD} should hold an object")
+    return card
 
 
 def _read_training(path: Path, top: Mapping[str, Any]) -> StoredModel:
@@ -136,12 +151,12 @@ def _read_training(path: Path, top: Mapping[str, Any]) -> StoredModel:
 
 
 def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:
+    card = _read_card(path)
     try:
-        card = json.loads((path.parent / CARD).read_text(encoding="utf-8"))
         spec, config = VitSpec.from_json(card["spec"]), card["config"]
         heads, target = config["decoder"]["heads"], config["objective"]["target"]
         epochs, mask = card["epoch"], config["mask"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} needs its {CARD} beside it, unharmed: {error}") from error
     parts: dict[str, dict[str, Tensor]] = {"student": {}, "teacher": {}}
     for name, tensor in tensors.items():

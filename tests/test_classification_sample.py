@@ -52,7 +52,7 @@ def weights() -> VitWeights:
 
 def probing(data: Path) -> linear.Config:
     own = {
-        "choices": ["avg"], "learning_rates": [200.0], "batch": 50, "norm_batch": 50,
+        "choices": ["avg"], "learning_rates": [400.0], "batch": 50, "norm_batch": 50,
         "epochs": 12, "warmup": 1, "crop": {"kind": "byol", "scale": [0.9, 1.0], "flip": 0.0},
     }  # fmt: skip
     return from_mapping(linear.Config, {**PLAIN, **own, "data": str(data)})
@@ -78,12 +78,14 @@ def test_a_probe_by_maes_protocol(data: Path, weights: VitWeights, tmp_path: Pat
     assert probing(data).optimiser == "lars"
     assert probing(data).batch_norm
     metrics = linear.run(weights, probing(data), tmp_path / "out")
-    assert metrics["top1"] > CHANCE + 6 * DEVIATION
+    # 29 when written
+    assert metrics["top1"] > CHANCE + 8 * DEVIATION
 
 
 def test_a_fine_tune(data: Path, weights: VitWeights, tmp_path: Path):
     metrics = finetune.run(weights, tuning(data), tmp_path / "out")
-    assert metrics["top1"] > CHANCE + 10 * DEVIATION
+    # 47 when written
+    assert metrics["top1"] > CHANCE + 15 * DEVIATION
 
 
 def test_few_labels(data: Path, weights: VitWeights, tmp_path: Path):

@@ -1,34 +1,22 @@
 """The detector learns: above nothing in seconds, and faster from a backbone that knows the objects."""
 
-from collections.abc import Mapping
+import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("detectron2")
 
+from mimbench.config import from_mapping
+from mimbench.manifest import load_manifest
 from mimbench.sample import generate
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from transfer.detection.vitdet import Config, run
 
-COMMON: Mapping[str, Any] = {
-    "patch_size": None,
-    "window": 8,
-    "precision": "fp32",
-    "mask_convs": 1,
-    "box_convs": 1,
-    "anchor_scale": 4.0,
-    "proposals": 64,
-    "candidates": 100,
-    "flip": 0.0,
-    "drop_path": 0.0,
-    "eval_every": 0,
-    "machine": Machine(device="cpu", workers=0),
-}
+logger = logging.getLogger(__name__)
 
 
 def test_a_minute_of_training_finds_what_it_was_shown(tmp_path: Path) -> None:
@@ -36,7 +24,18 @@ def test_a_minute_of_training_finds_what_it_was_shown(tmp_path: Path) -> None:
     generate(tmp_path / "s", train_per_class=1, val_per_class=1, train_scenes=6, val_scenes=1)
     spec = VitSpec(embed_dim=48, depth=2, num_heads=3, mlp_dim=96, patch_size=8, grid=(4, 4))
     config = Config(
-        **COMMON,
+        patch_size=None,
+        window=8,
+        precision="fp32",
+        mask_convs=1,
+        box_convs=1,
+        anchor_scale=4.0,
+        proposals=64,
+        candidates=100,
+        flip=0.0,
+        drop_path=0.0,
+        eval_every=0,
+        machine=Machine(device="cpu", workers=0),
         data=tmp_path / "s/coco",
         val_images="train2017",
         val_json="annotations/instances_train2017.json",
@@ -71,30 +70,16 @@ def learned_backbone(twin: VitWeights, out: Path) -> VitWeights:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_backbone_that_knows_the_objects_beats_its_random_twin(tmp_path: Path) -> None:
-    """After 150 steps, measured once: box AP 2.7 against 1.7, mask AP 0.9 against 0.0."""
+    """After the demo's own recipe: from a detector's backbone, and from the weights it began with."""
     generate(tmp_path / "s")
+    _, mapping = load_manifest().recipe("coco-vitdet-12", "demo")
+    machine = {"device": "cpu", "workers": 0}
+    demo = from_mapping(Config, {**mapping, "data": tmp_path / "s/coco", "machine": machine})
     spec = VitSpec(embed_dim=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8, grid=(4, 4))
     twin = random_weights(spec, 0)
-    config = Config(
-        **COMMON,
-        data=tmp_path / "s/coco",
-        image_size=64,
-        global_blocks=2,
-        batch=8,
-        images=8 * 400,
-        pyramid_channels=48,
-        box_width=96,
-        regions=16,
-        layer_decay=0.6,
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        warmup=0.1,
-        drops=(0.75, 0.92),
-        resize=(0.8, 1.25),
-    )
-    run(twin, config, tmp_path / "teach")
-    short = replace(config, images=8 * 150)
-    learned = run(learned_backbone(twin, tmp_path / "teach"), short, tmp_path / "learned")
-    fresh = run(twin, short, tmp_path / "fresh")
-    assert learned["box_ap"] > fresh["box_ap"] + 0.3
-    assert learned["mask_ap"] > fresh["mask_ap"]
+    fresh = run(twin, demo, tmp_path / "fresh")
+    # the same heads, drawn from the same seed, start over on it
+    learned = run(learned_backbone(twin, tmp_path / "fresh"), demo, tmp_path / "learned")
+    logger.info("fresh %s, learned %s", fresh, learned)
+    assert learned["box_ap"] > fresh["box_ap"] + 2.0
+    assert learned["mask_ap"] > fresh["mask_ap"] + 2.0

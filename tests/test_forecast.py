@@ -8,6 +8,7 @@ import pytest
 from mimbench.forecast import forecast, tree_memory_mb
 from mimbench.ledger import Ledger, makespan, plan_lines
 from mimbench.pace import Pace, clock_seconds, read_pace
+from mimbench.planning import longest_first
 from mimbench.progress import clock
 from mimbench.runner import run_cells
 from tests.light_cells import cell, child
@@ -136,6 +137,18 @@ def test_the_total_is_that_of_cells_side_by_side(tmp_path: Path) -> None:
     one = cell(tmp_path, "short", seconds=0.2)
     found = forecast([one], patience=5, command=child)
     assert plan_lines([one], found)[-1] == "total: 0s"
+
+
+def test_each_checkpoint_begins_with_its_longest_cells(tmp_path: Path) -> None:
+    first = [cell(tmp_path, name) for name in ("knn", "det", "seg")]
+    weights = {**first[0].contestant.weights, "name": "b", "digest": "e" * 64}
+    other = replace(first[0].contestant, weights=weights)
+    cells = [*first, *(replace(c, contestant=other) for c in first)]
+    groups = {"knn": "knn", "det": "detection", "seg": "segmentation"}
+    found = [
+        (c.contestant.weights["name"], c.order.benchmark) for c in longest_first(cells, groups)
+    ]
+    assert found == [(name, b) for name in "ab" for b in ("det", "seg", "knn")]
 
 
 def test_memory_of_this_process_is_counted() -> None:

@@ -518,6 +518,23 @@ def test_an_unfinished_run_is_a_model_too(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(student.neck.mask_token, found.student["neck.mask_token"])
 
 
+def test_a_run_begun_anew_is_not_taken_for_its_old_export(folder: Path, tmp_path: Path) -> None:
+    train(config(folder, "training.steps=4"), tmp_path, ranks=Ranks())
+    exported = read_model(tmp_path / "model.safetensors")
+    assert same(dict(read_model(tmp_path).student), dict(exported.student))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "saved", lambda *_: None)
+        # further steps of the same run, then another run in its place
+        for change in ("training.steps=5", "training.seed=1"):
+            fresh = change == "training.seed=1"
+            few = config(folder, change, *(["training.steps=2"] if fresh else []))
+            train(few, tmp_path, ranks=Ranks(), fresh=fresh)
+            state = read_state(tmp_path / "checkpoints" / "last.pt")
+            found = read_model(tmp_path)
+            assert same(dict(found.student), state["model"])
+            assert not same(dict(found.student), dict(exported.student))
+
+
 def test_what_holds_no_model_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds neither model.safetensors nor checkpoints/last.pt"):
         read_model(tmp_path)
