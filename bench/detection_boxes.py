@@ -11,6 +11,7 @@ The penalty is chosen on a fifth of the training scenes. Seconds for each side, 
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from detectron2.modeling.backbone.vit import ViT
 from PIL import Image
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -97,7 +99,10 @@ def accuracy(train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.nda
 
     def fitted(penalty: float, x: np.ndarray, y: np.ndarray) -> Any:
         line = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=200))
-        return line.fit(x, y)
+        with warnings.catch_warnings():
+            # some end at the last iteration, for the checkpoint and its twin alike
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return line.fit(x, y)
 
     x, y = train
     cut = 4 * len(y) // 5
