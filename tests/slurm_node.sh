@@ -88,10 +88,24 @@ start() {
   echo "$folder/environment"
 }
 
+# Jobs first: their steps are processes of their own, which outlive the daemons.
 stop() {
-  local file
+  local file place
+  if [ -s "$folder/environment" ]; then
+    . "$folder/environment"
+    timeout 5 scancel --user="$(id -un)" --full 2>/dev/null || true
+    for _ in $(seq 50); do
+      [ -n "$(timeout 5 squeue --noheader --states=running,completing 2>/dev/null)" ] || break
+      sleep 0.1
+    done
+  fi
   for file in slurmd.pid slurmctld.pid munge/pid; do
     if [ -s "$folder/$file" ]; then kill "$(cat "$folder/$file")" 2>/dev/null || true; fi
+  done
+  for place in /proc/[0-9]*/cwd; do
+    case "$(readlink "$place" 2>/dev/null)" in
+      "$folder"/log*) file="${place#/proc/}"; kill -KILL "${file%/cwd}" 2>/dev/null || true ;;
+    esac
   done
 }
 

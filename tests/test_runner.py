@@ -120,6 +120,8 @@ def test_an_interrupted_run_leaves_no_child_and_goes_on_later(tmp_path: Path) ->
     slow = cell(tmp_path, "slow", seconds=60)
     runner = os.fork()
     if runner == 0:
+        # a shell that starts the tests in the background has them ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             run_cells([slow], command=child)
         except KeyboardInterrupt:

@@ -25,6 +25,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def is_within(link: Path, folder: Path) -> bool:
+    """Tell whether a process's working folder lies in `folder`; a process may have ended meanwhile."""
+    try:
+        return link.readlink().is_relative_to(folder)
+    except OSError:
+        return False
+
+
 @pytest.fixture(scope="module", autouse=True)
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Slurm of one node, for this file."""
@@ -38,6 +46,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     }
     yield
     subprocess.run([NODE, "stop", folder], check=True, timeout=60)
+    assert not [p for p in Path("/proc").glob("[0-9]*/cwd") if is_within(p, folder)]
     os.environ.clear()
     os.environ.update(before)
 
