@@ -1,5 +1,7 @@
 """Matrix products by oneDNN: the same values and gradients as PyTorch's own linear maps."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,8 @@ from pretrain import linear as module
 from pretrain.linear import Linear, linear
 
 
-def answers(apply: object, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+def answers(apply: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
     """Return output and all three gradients."""
-    assert callable(apply)
     given = [t.clone().requires_grad_() for t in (x, weight, bias)]
     out = apply(*given)
     out.square().sum().backward()
