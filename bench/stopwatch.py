@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -49,7 +50,7 @@ class Stopwatch:
         if self.gpu:
             torch.cuda.synchronize()
         found: dict[str, float] = {}
-        for (_, before), (name, after) in zip(self.marks, self.marks[1:], strict=False):
+        for (_, before), (name, after) in pairwise(self.marks):
             if isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
                 seconds = before.elapsed_time(after) / 1e3
             else:

@@ -6,7 +6,7 @@ It takes no measurement, so it costs nothing and runs ahead of every run; `plan`
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,7 @@ def check_room(cells: Sequence[Cell], out: Path, *, side_by_side: int = 1, devic
     needs = [(c, footprint(c)) for c in todo]
     if not needs:
         return
-    runs = sum(need.disk for _, need in needs)
-    banks: dict[str, float] = {}
-    for cell, need in needs:
-        banks[cell.contestant.folder] = max(banks.get(cell.contestant.folder, 0.0), need.cache)
+    runs, banks = sum(need.disk for _, need in needs), features_mb(needs)
     largest, most = max(needs, key=lambda pair: pair[1].memory)
     memory = sum(sorted((n.memory for _, n in needs), reverse=True)[:side_by_side])
     free = free_memory_mb(device)
@@ -95,14 +92,14 @@ def check_room(cells: Sequence[Cell], out: Path, *, side_by_side: int = 1, devic
         "room: at least %s of disk for runs and %s for features, %s of memory (most for %s); "
         "free: %s in %s, %s of memory",
         gigabytes(runs),
-        gigabytes(sum(banks.values())),
+        gigabytes(banks),
         gigabytes(memory),
         largest.order.benchmark,
         gigabytes(free_disk_mb(out)),
         out,
         gigabytes(free),
     )
-    _check_disk({out: runs, cache_root(): sum(banks.values())})
+    _check_disk({out: runs, cache_root(): banks})
     if memory > free:
         logger.warning(
             "%s needs at least %s of memory and %s are free: lower --max-batch, or --recompute for "
@@ -111,6 +108,14 @@ def check_room(cells: Sequence[Cell], out: Path, *, side_by_side: int = 1, devic
             gigabytes(most.memory),
             gigabytes(free),
         )
+
+
+def features_mb(needs: Iterable[tuple[Cell, Footprint]]) -> float:
+    """Return what the features of all cells take in the cache: those of a checkpoint share theirs."""
+    banks: dict[str, float] = {}
+    for cell, need in needs:
+        banks[cell.contestant.folder] = max(banks.get(cell.contestant.folder, 0.0), need.cache)
+    return sum(banks.values())
 
 
 def _check_disk(needs: Mapping[Path, float]) -> None:

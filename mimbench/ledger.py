@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mimbench.cells import Cell, finished
+from mimbench.cells import Cell
 from mimbench.config import from_mapping, to_mapping
 from mimbench.files import write_json
 from mimbench.forecast import Forecast, Kind, kind_of, lessons
@@ -61,13 +61,7 @@ class Ledger:
         self.entries[cell.label] = replace(
             self.entries[cell.label], actual_seconds=round(seconds, 1)
         )
-        if done := finished(cell):
-            self.known[kind_of(cell)] = Forecast(
-                cell=cell.label,
-                how="a finished run",
-                seconds=round(seconds, 1),
-                memory_mb=done.provenance.peak_memory_mb,
-            )
+        self.known |= lessons([cell], self.took())
         self._write()
 
     def summary(self, labels: Sequence[str]) -> str:

@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mimbench.cells import Cell
-from mimbench.footprint import footprint, free_disk_mb, free_memory_mb, gigabytes
+from mimbench.footprint import (
+    features_mb,
+    footprint,
+    free_disk_mb,
+    free_memory_mb,
+    gigabytes,
+)
 from mimbench.forecast import forecast
 from mimbench.launch import Slot
 from mimbench.ledger import FORECAST, Ledger, plan_lines
@@ -45,10 +51,7 @@ def plan_text(
     found = forecast(cells, patience=patience, took=ledger.took(), slot=slots[0])
     ledger.keep(found)
     needs = [footprint(cell) for cell in cells]
-    rows = {cell.contestant.folder: 0.0 for cell in cells}
-    for cell, need in zip(cells, needs, strict=True):
-        rows[cell.contestant.folder] = max(rows[cell.contestant.folder], need.cache)
-    disk = sum(need.disk for need in needs) + sum(rows.values())
+    disk = sum(need.disk for need in needs) + features_mb(zip(cells, needs, strict=True))
     seen = [f.memory_mb for f in found if f.memory_mb]
     memory = max([*seen, *(need.memory for need in needs)], default=0.0)
     return "\n".join(

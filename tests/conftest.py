@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mimbench.sample import generate
 from mimbench.weights import VitSpec, VitWeights, random_weights
 
 
@@ -53,6 +55,19 @@ def painted_images() -> Callable[..., Path]:
                     square = image[top : top + half, left : left + half]
                     square += np.array(colour, dtype=np.uint8) * np.uint8(150)
                     Image.fromarray(image).save(folder / f"{split}_{label}_{i:03d}.png")
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+    """Makes the sample with so many training and validation scenes, once; nobody writes into it."""
+
+    @cache
+    def make(train: int, val: int) -> Path:
+        root = tmp_path_factory.mktemp("sample") / "s"
+        generate(root, train_per_class=1, val_per_class=1, train_scenes=train, val_scenes=val)
         return root
 
     return make

@@ -31,14 +31,20 @@ def free_port() -> int:
 
 
 def in_processes(target: Callable[..., Any], *arguments: tuple[Any, ...]) -> list[int | None]:
-    """Run the target once for each tuple of arguments, all at once; return the exit codes."""
+    """Run the target once for each tuple of arguments, all at once; return the exit codes.
+
+    A process that is not done in time has None, and is killed.
+    """
     context = clean_processes()
     processes = [context.Process(target=_as_usual, args=(target, given)) for given in arguments]
     for process in processes:
         process.start()
     for process in processes:
         process.join(LONGEST)
-    return [process.exitcode for process in processes]
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
 
 
 def _as_usual(target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -1,6 +1,5 @@
 """The template of a checkpoint format in docs/adding.md works as it stands."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -11,16 +10,7 @@ from mimbench import formats
 from mimbench.checkpoints import read_weights
 from mimbench.errors import UserError
 from tests.checkpoint_layouts import TINY, canonical, renamed
-
-HEADING = "## A checkpoint format"
-
-
-def template() -> str:
-    text = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
-    section = text.split(HEADING, 1)[1].split("\n## ", 1)[0]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found, f"no Python block under '{HEADING}'"
-    return found[1]
+from tests.documents import template
 
 
 def test_the_template_reads_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +23,7 @@ def test_the_template_reads_its_own_files(tmp_path: Path, monkeypatch: pytest.Mo
 
     folder = tmp_path / "more"
     folder.mkdir()
-    (folder / "sketch.py").write_text(template(), encoding="utf-8")
+    (folder / "sketch.py").write_text(template("A checkpoint format"), encoding="utf-8")
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(folder)])
     monkeypatch.delitem(sys.modules, "mimbench.formats.sketch", raising=False)
     weights = read_weights(path, num_heads=3)
@@ -48,7 +38,11 @@ def test_two_claimants_are_an_error_that_names_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"model": canonical(TINY)}, tmp_path / "mae.pth")
-    greedy = template().replace('"sketch"', '"greedy"').replace("stages", "blocks", 2)
+    greedy = (
+        template("A checkpoint format")
+        .replace('"sketch"', '"greedy"')
+        .replace("stages", "blocks", 2)
+    )
     (tmp_path / "greedy.py").write_text(greedy, encoding="utf-8")
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
     body = greedy.replace(r"stages\.0", r"blocks\.0")

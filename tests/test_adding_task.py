@@ -1,6 +1,5 @@
 """The template of a task in docs/adding.md works as it stands."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -12,26 +11,19 @@ from mimbench.manifest import Benchmark
 from mimbench.sample import generate
 from mimbench.task import Task, load_task
 from mimbench.weights import VitSpec, random_weights
-
-HEADING = "## A downstream task"
-
-
-def template(language: str) -> str:
-    text = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
-    section = text.split(HEADING, 1)[1].split("\n## ", 1)[0]
-    found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    assert found, f"no {language} block under '{HEADING}'"
-    return found[1]
+from tests.documents import template
 
 
 def test_the_template_is_a_task_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "neighbours_of_the_docs.py").write_text(template("python"), encoding="utf-8")
+    (tmp_path / "neighbours_of_the_docs.py").write_text(
+        template("A downstream task"), encoding="utf-8"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
     task = load_task("neighbours_of_the_docs")
     assert isinstance(task, Task)
 
-    (entry,) = yaml.safe_load(template("yaml")).values()
+    (entry,) = yaml.safe_load(template("A downstream task", "yaml")).values()
     benchmark = from_mapping(Benchmark, entry, "retrieval")
     data = tmp_path / "sample"
     generate(data, train_per_class=1, val_per_class=4, train_scenes=4, val_scenes=4)

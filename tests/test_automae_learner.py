@@ -23,6 +23,7 @@ from pretrain.learner import Pretraining
 from pretrain.masks import MaskInput
 from pretrain.masks.adversarial import Strategy
 from pretrain.stored import read_model
+from tests.tiny_pretrain import NETWORK
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -30,14 +31,9 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 TINY = [
+    *NETWORK,
     "encoder.patch=4",
-    "encoder.width=24",
     "encoder.depth=2",
-    "encoder.heads=2",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "data.image_size=32",
     "data.root=/nowhere",
     "objective.predict_loss=none",
     "training.precision=fp32",
@@ -48,7 +44,6 @@ TINY = [
     "training.log_every=2",
     "optimizer.warmup_epochs=0",
     "optimizer.base_lr=0.05",
-    "machine.device=cpu",
     "mask.name=adversarial",
 ]
 

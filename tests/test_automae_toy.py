@@ -14,24 +14,19 @@ from pretrain.adversarial import AdversarialPretraining
 from pretrain.config import read_config
 from pretrain.mask_statistics import describe
 from pretrain.masks import MaskInput, hide_largest
+from tests.tiny_pretrain import NETWORK
 
 GRID, PATCH, SQUARE, BATCH, STEPS, RATE = (8, 8), 4, 4, 32, 90, 0.01
 TOY = [
+    *NETWORK,
     "encoder.patch=4",
-    "encoder.width=24",
     "encoder.depth=1",
-    "encoder.heads=2",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "data.image_size=32",
     "data.root=/nowhere",
     "objective.predict_loss=none",
     "objective.target=pixels",
     "training.precision=fp32",
     f"training.batch={BATCH}",
     "training.epochs=10",
-    "machine.device=cpu",
     "mask.name=adversarial",
 ]
 

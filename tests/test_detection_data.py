@@ -14,7 +14,6 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mimbench.errors import UserError
-from mimbench.sample import generate
 from transfer.detection import data, recipe
 from transfer.detection.order import Positioned, Reader
 from transfer.detection.protocol import Config
@@ -23,10 +22,8 @@ Edit = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture(scope="module")
-def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sample") / "s"
-    generate(root, train_per_class=1, val_per_class=1, train_scenes=6, val_scenes=5)
-    return root / "coco"
+def coco(scenes: Callable[[int, int], Path]) -> Path:
+    return scenes(6, 5) / "coco"
 
 
 def names_of(split: data.Split) -> dict[str, str]:

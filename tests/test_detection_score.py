@@ -1,6 +1,7 @@
 """COCO scores: known answers, two engines, awkward files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,14 @@ import pytest
 pytest.importorskip("detectron2")
 
 from mimbench.errors import UserError
-from mimbench.sample import generate
 from transfer.detection.protocol import Config
 from transfer.detection.score import read_detections, score, truth_as_detections
 from transfer.detection.show import show
 
 
 @pytest.fixture(scope="module")
-def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sample") / "s"
-    generate(root, train_per_class=1, val_per_class=1, train_scenes=5, val_scenes=45)
-    return root / "coco"
+def coco(scenes: Callable[[int, int], Path]) -> Path:
+    return scenes(5, 45) / "coco"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from detectron2.engine import HookBase
 
 from mimbench.errors import UserError
 from mimbench.runtime import Ranks
-from mimbench.sample import generate
 from mimbench.task import Machine, load_task
 from mimbench.watch import PREEMPTED
 from mimbench.weights import VitWeights, random_weights
@@ -29,10 +29,8 @@ from transfer.detection.vitdet import evaluate_run, run
 
 
 @pytest.fixture(scope="module")
-def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sample") / "s"
-    generate(root, train_per_class=1, val_per_class=1, train_scenes=8, val_scenes=4)
-    return root / "coco"
+def coco(scenes: Callable[[int, int], Path]) -> Path:
+    return scenes(8, 4) / "coco"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Accumulation on a toy, precision, and what goes wrong in training: each with its advice."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 pytest.importorskip("detectron2")
 
 from mimbench.errors import UserError
-from mimbench.sample import generate
 from mimbench.weights import VitWeights, random_weights
 from tests.detection_run import SPEC, final, same, small
 from transfer.detection import order
@@ -22,10 +21,8 @@ from transfer.detection.watch import Curve
 
 
 @pytest.fixture(scope="module")
-def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sample") / "s"
-    generate(root, train_per_class=1, val_per_class=1, train_scenes=8, val_scenes=4)
-    return root / "coco"
+def coco(scenes: Callable[[int, int], Path]) -> Path:
+    return scenes(8, 4) / "coco"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The template of a masking strategy in docs/adding.md works as it stands."""
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +14,13 @@ from pretrain.config import read_config
 from pretrain.laboratory import variants
 from pretrain.learner import Pretraining
 from pretrain.masks import MaskInput
-
-HEADING = "## A masking strategy"
+from tests.documents import template
 
 
 @pytest.fixture
 def rings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The template's code as one more file of the folder."""
-    text = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
-    section = text.split(HEADING, 1)[1].split("\n## ", 1)[0]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found, f"no Python block under '{HEADING}'"
-    (tmp_path / "rings.py").write_text(found[1], encoding="utf-8")
+    (tmp_path / "rings.py").write_text(template("A masking strategy"), encoding="utf-8")
     monkeypatch.setattr(masks, "__path__", [*masks.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "pretrain.masks.rings", raising=False)
     yield

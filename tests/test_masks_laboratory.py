@@ -24,22 +24,17 @@ from pretrain.laboratory import Observer, fit_image
 from pretrain.mask_figures import veiled
 from pretrain.mask_statistics import describe, find_images, spearman
 from pretrain.masks.__main__ import main
+from tests.tiny_pretrain import NETWORK
 
 SMALL = [
+    *NETWORK,
     "encoder.patch=8",
-    "encoder.width=24",
     "encoder.depth=1",
-    "encoder.heads=2",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "data.image_size=32",
     "data.root=/nowhere",
     "training.precision=fp32",
     "training.batch=4",
     "training.steps=1",
     "training.tensorboard=false",
-    "machine.device=cpu",
 ]
 
 

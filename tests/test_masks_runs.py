@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mimbench.checkpoints import read_weights
@@ -16,6 +14,7 @@ from pretrain.adversarial import AdversarialPretraining
 from pretrain.distill.learner import Distillation
 from pretrain.distill.loss import DistillLoss
 from tests.processes import as_two_ranks
+from tests.tiny_pretrain import noisy_images
 
 SHARED = [
     "encoder.patch=8",
@@ -45,13 +44,7 @@ KINDS: dict[str, tuple[str, list[str]]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    dice = np.random.default_rng(0)
-    for i in range(26):
-        path = root / "train" / "ab"[i % 2] / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(dice.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
-    return root
+    return noisy_images(tmp_path_factory.mktemp("data"), 26, ".png")
 
 
 def command(kind: str, folder: Path, out: Path, *more: str) -> list[str]:

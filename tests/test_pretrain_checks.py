@@ -45,19 +45,14 @@ from pretrain.objective import (
     relative_loss,
 )
 from pretrain.teacher import TeacherConfig
+from tests.tiny_pretrain import NETWORK
 
 TINY = [
+    *NETWORK,
     "encoder.patch=8",
-    "encoder.width=24",
     "encoder.depth=2",
-    "encoder.heads=2",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "data.image_size=32",
     "data.root=/nowhere",
     "training.batch=4",
-    "machine.device=cpu",
 ]
 
 
@@ -694,6 +689,7 @@ def test_17_prediction_learns_and_its_masks_are_harder() -> None:
         ["objective.predict_loss=absolute", "objective.target=ema"],
         ["mask.name=attention", "objective.target=pixels"],
         ["mask.name=grid", "machine.recompute=true"],
+        ["mask.name=block"],
     ],
     ids=lambda change: ",".join(change) or "usual",
 )

@@ -12,14 +12,11 @@ from mimbench.manifest import load_manifest
 from pretrain import masks
 from pretrain.compare import ARMS, TWIN, Plan, compare, main, prepare, table
 from pretrain.learner import Pretraining
+from tests.tiny_pretrain import NETWORK
 
 TINY = (
-    "encoder.width=24",
+    *NETWORK,
     "encoder.depth=1",
-    "encoder.heads=2",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
     "training.batch=8",
     "training.steps=2",
     "training.save_every=1",

@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mimbench.checkpoints import read_weights
@@ -36,16 +34,12 @@ from pretrain.sources import open_source
 from pretrain.stored import read_model, start_from
 from pretrain.train import train
 from tests.processes import as_two_ranks, free_port, in_processes
+from tests.tiny_pretrain import NETWORK, noisy_images
 
 SMALL = [
+    *NETWORK,
     "encoder.patch=8",
-    "encoder.width=24",
     "encoder.depth=1",
-    "encoder.heads=2",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "data.image_size=32",
     "optimizer.base_lr=0.1",
     "optimizer.warmup_epochs=1",
     "training.precision=fp32",
@@ -55,21 +49,13 @@ SMALL = [
     "training.save_every=1",
     "training.max_broken=0.1",
     "training.tensorboard=false",
-    "machine.device=cpu",
     "machine.workers=0",
 ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-six noisy JPEG files in two classes."""
-    root = tmp_path_factory.mktemp("data")
-    dice = np.random.default_rng(0)
-    for i in range(26):
-        path = root / "train" / "ab"[i % 2] / f"{i:02d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(dice.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
-    return root
+    return noisy_images(tmp_path_factory.mktemp("data"), 26)
 
 
 def config(folder: Path, *more: str, recipe: str = "hpm_vit_base_16") -> Config:

@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mimbench.errors import UserError
@@ -19,18 +17,12 @@ from pretrain import archives
 from pretrain.archives import expand
 from pretrain.data import Crops, DataConfig
 from pretrain.sources import Source, open_source
+from tests.tiny_pretrain import noisy_images
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten noisy JPEG files in two classes."""
-    root = tmp_path_factory.mktemp("data")
-    dice = np.random.default_rng(0)
-    for i in range(10):
-        path = root / "train" / "ab"[i % 2] / f"{i:02d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(dice.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
-    return root
+    return noisy_images(tmp_path_factory.mktemp("data"), 10)
 
 
 def pictures(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """The recipe, line by line: what the suite's profiles give for B and L, beside the published table."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.manifest import load_manifest
 from mimbench.optim import plan_batch
-from mimbench.sample import generate
 from mimbench.weights import VitSpec
 from transfer.segmentation import linear, settings, upernet
 from transfer.segmentation.data import DataSource, open_source
@@ -24,10 +24,8 @@ TINY = VitSpec(embed_dim=24, depth=4, num_heads=3, mlp_dim=96, patch_size=16, gr
 
 
 @pytest.fixture(scope="module")
-def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sample")
-    generate(root, train_per_class=1, val_per_class=1, train_scenes=4, val_scenes=2)
-    return root / "ade"
+def ade(scenes: Callable[[int, int], Path]) -> Path:
+    return scenes(4, 2) / "ade"
 
 
 @pytest.fixture(scope="module")

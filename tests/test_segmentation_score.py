@@ -1,5 +1,6 @@
 """Scores: against an independent computation, on hand-made cases, and on the ground truth itself."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from sklearn.metrics import jaccard_score
 
-from mimbench.sample import generate
 from transfer.segmentation.data import IGNORED, open_source
 from transfer.segmentation.labels import label_files
 from transfer.segmentation.score import Confusion, ConfusionMetric, Score, sample_parts, score
@@ -88,10 +88,8 @@ def test_hand_made_case_with_an_absent_class_and_ignored_pixels() -> None:
 
 
 @pytest.fixture(scope="module")
-def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sample")
-    generate(root, train_per_class=1, val_per_class=1, train_scenes=2, val_scenes=12)
-    return root / "ade"
+def ade(scenes: Callable[[int, int], Path]) -> Path:
+    return scenes(2, 12) / "ade"
 
 
 def test_ground_truth_against_itself_and_one_off(ade: Path) -> None:

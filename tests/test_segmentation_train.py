@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from mimbench.errors import UserError
-from mimbench.sample import generate
 from mimbench.task import load_task
 from mimbench.watch import Preempted
 from mimbench.weights import random_weights
@@ -32,10 +32,8 @@ Finished = tuple[Path, dict[str, float]]
 
 
 @pytest.fixture(scope="module")
-def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sample")
-    generate(root, train_per_class=1, val_per_class=1, train_scenes=10, val_scenes=3)
-    return root / "ade"
+def ade(scenes: Callable[[int, int], Path]) -> Path:
+    return scenes(10, 3) / "ade"
 
 
 @pytest.fixture(scope="module")

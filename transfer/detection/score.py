@@ -104,7 +104,7 @@ def _figures(judge: Any, prefix: str) -> dict[str, float]:
     # -1 stands for a figure without any ground truth
     return {
         f"{prefix}_{name}": 100.0 * float(value)
-        for name, value in zip(FIGURES, judge.stats, strict=False)
+        for name, value in zip(FIGURES, judge.stats[: len(FIGURES)], strict=True)
         if value >= 0
     }
 
