@@ -28,9 +28,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints import read_weights
 from mimbench.config import from_mapping
-from mimbench.manifest import load_manifest
 from mimbench.sample import sample_root
 from mimbench.weights import VitWeights, random_weights
 from transfer.detection import recipe

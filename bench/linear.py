@@ -20,12 +20,12 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from mimbench.data import read_folder
+from mimbench.data.lists import read_folder
+from mimbench.data.preprocess import Preprocess
 from mimbench.extract import extract
 from mimbench.features import BankSpec
-from mimbench.metrics import rank_classes, top_percent
-from mimbench.preprocess import Preprocess
 from mimbench.runtime import configure_logging
+from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, random_weights
 from transfer.classification.objective import Objective, principal_axes

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from bench.pretrain_flops import executed
 from bench.stopwatch import Spread, Stopwatch, ratios
-from mimbench.batches import Batch
 from mimbench.checkpoints import write_weights
 from mimbench.files import write_json
-from mimbench.learner import Learner, Moment
 from mimbench.logs import configure_logging
-from mimbench.optim import set_lr
 from mimbench.runtime import autocast, pick_device
+from mimbench.training.batches import Batch
+from mimbench.training.learner import Learner, Moment
+from mimbench.training.optim import set_lr
 from mimbench.weights import random_weights
 from pretrain import masks
 from pretrain.config import read_config

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bench.reference_step import PlainHpm, PlainStep, mark_losses
 from bench.stopwatch import Mark, ignore
-from mimbench.batches import Batch
-from mimbench.learner import Moment
-from mimbench.optim import set_lr
 from mimbench.runtime import Precision, autocast
+from mimbench.training.batches import Batch
+from mimbench.training.learner import Moment
+from mimbench.training.optim import set_lr
 from pretrain import masks
 from pretrain.config import Config, read_config
 from pretrain.layouts import from_official, to_official

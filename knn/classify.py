@@ -36,9 +36,9 @@ from knn.index import (
 from knn.vote import Ballot, Find, predict, queries_at_once
 from mimbench.features import Choice, FeatureBank
 from mimbench.files import write_json
-from mimbench.metrics import vote_scores, write_outcomes
 from mimbench.protocol import FrozenConfig, from_main
 from mimbench.runtime import process_group
+from mimbench.scores.metrics import vote_scores, write_outcomes
 from mimbench.storage import storage_effect
 from mimbench.weights import VitWeights
 

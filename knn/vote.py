@@ -9,8 +9,8 @@ from torch import Tensor
 
 from knn.index import Floats, Ids, gpu_count
 from mimbench.memory import Halving
-from mimbench.metrics import Neighbours, weighted_votes
 from mimbench.progress import Progress
+from mimbench.scores.metrics import Neighbours, weighted_votes
 
 Find = Callable[[Floats, int], tuple[Floats, Ids]]
 """Similarities and bank rows (n, k) of the nearest neighbours of some queries."""

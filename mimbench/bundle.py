@@ -8,11 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
+from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, read_order
 from mimbench.errors import UserError
 from mimbench.files import atomic_path, file_digest
-from mimbench.manifest import DEFAULT_FILE, load_manifest
-from mimbench.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, read_order
-from mimbench.outcomes import (
+from mimbench.report.curves import METRICS
+from mimbench.results import Result, library_versions, protocol_digest, source_state
+from mimbench.scores.outcomes import (
     CLASSIFICATION,
     DETECTION,
     MATCHES,
@@ -20,10 +22,8 @@ from mimbench.outcomes import (
     TOLERANCE,
     read_outcomes,
 )
-from mimbench.report.curves import METRICS
-from mimbench.results import Result, library_versions, protocol_digest, source_state
-from mimbench.table import make_table, read_results, read_results_with_folders
-from mimbench.table_formats import as_json
+from mimbench.tables.formats import as_json
+from mimbench.tables.table import make_table, read_results, read_results_with_folders
 
 logger = logging.getLogger(__name__)
 PACKED = (

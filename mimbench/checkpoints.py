@@ -12,8 +12,8 @@ from torch import Tensor
 from mimbench.errors import UserError
 from mimbench.files import atomic_path, value_digest
 from mimbench.formats import native, recognise
-from mimbench.layout import Converted, Options, Raw, listed
-from mimbench.reading import read_raw, source_digest
+from mimbench.reading.content import read_raw, source_digest
+from mimbench.reading.layout import Converted, Options, Raw, listed
 from mimbench.weights import VitWeights, mismatches
 
 

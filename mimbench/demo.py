@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mimbench.benchmarks.survey import ROOT, child_environment
 from mimbench.checkpoints import write_weights
 from mimbench.errors import UserError
 from mimbench.sample import sample_root
-from mimbench.survey import ROOT, child_environment
 from mimbench.weights import VitSpec, random_weights
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mimbench.backbone import Backbone, build_backbone
-from mimbench.data import ImageList
+from mimbench.data.lists import ImageList
+from mimbench.data.preprocess import Decoded
 from mimbench.errors import UserError
 from mimbench.features import (
     DTYPES,
@@ -24,7 +25,6 @@ from mimbench.features import (
 )
 from mimbench.files import atomic_path, write_json
 from mimbench.memory import Halving
-from mimbench.preprocess import Decoded
 from mimbench.progress import Progress
 from mimbench.runtime import Precision, Ranks, autocast, pick_device
 from mimbench.task import Machine

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mimbench.backbone import Backbone, Features
 from mimbench.config import to_mapping
-from mimbench.data import ImageList
+from mimbench.data.lists import ImageList
+from mimbench.data.preprocess import Preprocess
 from mimbench.errors import UserError
 from mimbench.files import value_digest
-from mimbench.preprocess import Preprocess
 from mimbench.runtime import Precision
 from mimbench.weights import VitWeights
 

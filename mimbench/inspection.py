@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mimbench.checkpoints import Reading
-from mimbench.plausibility import doubts
+from mimbench.reading.plausibility import doubts
 from mimbench.weights import shapes
 
 

@@ -9,14 +9,14 @@ from typing import Any, Literal, TypeVar
 import torch.distributed as dist
 
 from mimbench.config import to_mapping
-from mimbench.data import ImageList
+from mimbench.data.lists import ImageList
+from mimbench.data.preprocess import Interpolation, Preprocess
+from mimbench.data.sources import Source
+from mimbench.data.subsets import Subset
 from mimbench.extract import extract
 from mimbench.features import BankSpec, FeatureBank
 from mimbench.files import value_digest
-from mimbench.preprocess import Interpolation, Preprocess
 from mimbench.runtime import Precision, Ranks
-from mimbench.sources import Source
-from mimbench.subsets import Subset
 from mimbench.task import Machine
 from mimbench.weights import VitWeights
 

@@ -1,14 +1,12 @@
-"""The process we run in: device, precision, seeds, ranks and logging, each set up in one place."""
+"""The process we run in: device, precision, ranks and logging, each set up in one place."""
 
 import os
-import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -80,14 +78,6 @@ def all_reduce_mean(value: Tensor) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value / dist.get_world_size()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; entry points call it once, libraries never."""
-    random.seed(seed)
-    # third-party augmentations draw from NumPy's global state
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimbench.features import FeatureBank
-from mimbench.metrics import top_percent
+from mimbench.scores.metrics import top_percent
 
 logger = logging.getLogger(__name__)
 

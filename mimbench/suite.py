@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mimbench.cells import (
+from mimbench.benchmarks.cells import (
     Cell,
     Contestant,
     Request,
@@ -21,23 +21,23 @@ from mimbench.cells import (
     read_contestant,
     safe_name,
 )
+from mimbench.benchmarks.manifest import Manifest, Profile
+from mimbench.benchmarks.survey import child_environment
 from mimbench.checkpoints import read_weights, write_weights
-from mimbench.cluster import Cluster, submit_cells
+from mimbench.costs.footprint import check_room
+from mimbench.costs.ledger import FORECAST, Ledger
+from mimbench.costs.planning import PATIENCE, longest_first, plan_text
 from mimbench.errors import UserError
 from mimbench.files import write_text
-from mimbench.footprint import check_room
-from mimbench.launch import Slot, make_slots
-from mimbench.ledger import FORECAST, Ledger
 from mimbench.lock import folder_lock
-from mimbench.manifest import Manifest, Profile
-from mimbench.planning import PATIENCE, longest_first, plan_text
-from mimbench.runner import Ended, run_cells
+from mimbench.running.cluster import Cluster, submit_cells
+from mimbench.running.launch import Slot, make_slots
+from mimbench.running.runner import Ended, run_cells
+from mimbench.running.watchman import watch
 from mimbench.runtime import usable_cores
-from mimbench.survey import child_environment
-from mimbench.table import TWIN, Table, make_table, read_results
-from mimbench.table_formats import FORMATS, SUFFIXES
+from mimbench.tables.formats import FORMATS, SUFFIXES
+from mimbench.tables.table import TWIN, Table, make_table, read_results
 from mimbench.task import Machine
-from mimbench.watchman import watch
 from mimbench.weights import random_weights
 
 logger = logging.getLogger(__name__)

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mimbench.cells import Request, finished, make_cells, read_contestant, set_aside
+from mimbench.benchmarks.cells import Request, finished, make_cells, read_contestant, set_aside
+from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, Profile, load_manifest
+from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.config import parse_overrides
 from mimbench.errors import UserError
-from mimbench.evaluation import evaluate
 from mimbench.logs import configure_logging
-from mimbench.manifest import DEFAULT_FILE, PROFILES, Manifest, Profile, load_manifest
-from mimbench.orders import ORDER_FILE, write_order
 from mimbench.results import Result
 from mimbench.task import Machine
 

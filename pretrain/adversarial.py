@@ -9,12 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mimbench.backbone import Backbone, build_backbone
-from mimbench.batches import Batch, derive_seed
 from mimbench.checkpoints import read_weights
 from mimbench.errors import UserError
-from mimbench.learner import Moment
-from mimbench.optim import set_lr
 from mimbench.runtime import all_reduce_mean
+from mimbench.seeds import derive_seed
+from mimbench.training.batches import Batch
+from mimbench.training.learner import Moment
+from mimbench.training.optim import set_lr
 from pretrain.attention import backbone_attention
 from pretrain.config import Config
 from pretrain.generator import (

@@ -9,9 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from mimbench.data import SUFFIXES
+from mimbench.data.images import CorruptImageError
+from mimbench.data.lists import SUFFIXES
 from mimbench.errors import UserError
-from mimbench.images import CorruptImageError
 
 OPEN_FILES = 64
 """Shards that a process keeps open: a data set may have more than a process may open."""

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mimbench.data.images import CorruptImageError
 from mimbench.errors import UserError
-from mimbench.images import CorruptImageError
 
 SAVED = ("dataset_dict.json", "state.json")
 """What `save_to_disk` leaves in a folder: for several splits, for one."""

@@ -16,15 +16,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mimbench.cells import Cell, Request, finished, make_cells, read_contestant, set_aside
+from mimbench.benchmarks.cells import (
+    Cell,
+    Request,
+    finished,
+    make_cells,
+    read_contestant,
+    set_aside,
+)
+from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.manifest import DEFAULT_FILE, Manifest, load_manifest
+from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.checkpoints import write_weights
 from mimbench.config import parse_overrides
 from mimbench.errors import UserError
-from mimbench.evaluation import evaluate
 from mimbench.files import write_json
 from mimbench.logs import configure_logging
-from mimbench.manifest import DEFAULT_FILE, Manifest, load_manifest
-from mimbench.orders import ORDER_FILE, write_order
 from mimbench.runtime import Ranks
 from mimbench.task import Machine
 from mimbench.weights import random_weights

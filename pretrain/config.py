@@ -8,8 +8,8 @@ from typing import Any
 from mimbench.config import from_mapping, load_yaml, merge, parse_overrides
 from mimbench.errors import UserError, did_you_mean
 from mimbench.files import value_digest
-from mimbench.learner import LoopConfig
 from mimbench.task import Machine
+from mimbench.training.learner import LoopConfig
 from pretrain import masks
 from pretrain.data import DataConfig
 from pretrain.model import DecoderConfig

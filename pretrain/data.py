@@ -9,7 +9,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as vision
 
-from mimbench.images import decode
+from mimbench.data.images import decode
 from pretrain.sections import ImagesConfig
 from pretrain.sources import Source
 

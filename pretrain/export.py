@@ -18,8 +18,8 @@ from mimbench.checkpoints import write_weights
 from mimbench.config import to_mapping
 from mimbench.errors import UserError
 from mimbench.files import atomic_path, value_digest, write_json
-from mimbench.learner import Moment
 from mimbench.logs import configure_logging
+from mimbench.training.learner import Moment
 from mimbench.weights import VitSpec, VitWeights
 from pretrain.config import Config
 from pretrain.layouts import to_official

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mimbench.backbone import build_backbone
 from mimbench.checkpoints import read_weights
-from mimbench.reading import read_raw
+from mimbench.reading.content import read_raw
 
 PROJECTION = "visual.proj"
 

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as vision
 
 from mimbench.backbone import Backbone, build_backbone
 from mimbench.checkpoints import read_weights
+from mimbench.data.images import read
 from mimbench.errors import UserError
-from mimbench.images import read
 from mimbench.weights import VitSpec
 from pretrain import masks
 from pretrain.attention import backbone_attention

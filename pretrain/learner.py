@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimbench.batches import Batch, derive_seed
-from mimbench.learner import LAST, Learner, Moment
-from mimbench.optim import Schedule, scaled_lr
+from mimbench.seeds import derive_seed
+from mimbench.training.batches import Batch
+from mimbench.training.learner import LAST, Learner, Moment
+from mimbench.training.optim import Schedule, scaled_lr
 from pretrain import masks
 from pretrain.config import Config
 from pretrain.export import write_export

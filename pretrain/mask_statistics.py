@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mimbench.data import SUFFIXES
+from mimbench.data.lists import SUFFIXES
 from mimbench.errors import UserError
 from pretrain.annotations import is_label_map
 

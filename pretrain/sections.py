@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from mimbench.config import to_mapping
 from mimbench.errors import UserError
-from mimbench.learner import LoopConfig
 from mimbench.runtime import Precision
+from mimbench.training.learner import LoopConfig
 from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, Triple, VitSpec
 
 SIZES = {
@@ -79,7 +79,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How long, how much at once, and what is kept; see `mimbench.learner.LoopConfig`."""
+    """How long, how much at once, and what is kept; see `mimbench.training.learner.LoopConfig`."""
 
     epochs: int = 200
     batch: int = 2048

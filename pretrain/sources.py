@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from torchvision.transforms.v2 import functional as vision
 
+from mimbench.data.images import CorruptImageError
 from mimbench.errors import UserError
-from mimbench.images import CorruptImageError
 from mimbench.sample import sample_root
 from pretrain.archives import ArchiveSource, expand
 from pretrain.arrow import ArrowSource

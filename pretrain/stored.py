@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mimbench.checkpoints import read_weights
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
-from mimbench.learner import LAST
-from mimbench.reading import read_raw
-from mimbench.snapshots import FORMAT, read_state
+from mimbench.reading.content import read_raw
+from mimbench.training.learner import LAST
+from mimbench.training.snapshots import FORMAT, read_state
 from mimbench.weights import VitSpec
 from pretrain.config import Config
 from pretrain.layouts import from_official

@@ -10,9 +10,10 @@ import yaml
 from mimbench.config import to_mapping
 from mimbench.errors import UserError
 from mimbench.files import write_text
-from mimbench.learner import Place
-from mimbench.loop import fit
-from mimbench.runtime import Ranks, pick_device, seed_everything
+from mimbench.runtime import Ranks, pick_device
+from mimbench.seeds import seed_everything
+from mimbench.training.learner import Place
+from mimbench.training.loop import fit
 from pretrain import masks
 from pretrain.adversarial import AdversarialPretraining
 from pretrain.config import Config

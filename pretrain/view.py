@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
+from mimbench.data.images import CorruptImageError, read
 from mimbench.errors import UserError
-from mimbench.images import CorruptImageError, read
 from mimbench.weights import VitSpec
 from pretrain import masks
 from pretrain.masks import MaskInput, MaskStrategy

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mimbench.cell_job import CellJob
-from mimbench.cells import Cell, Contestant
-from mimbench.launch import Slot
-from mimbench.orders import Order
+from mimbench.benchmarks.cells import Cell, Contestant
+from mimbench.benchmarks.orders import Order
+from mimbench.running.cell_job import CellJob
+from mimbench.running.launch import Slot
 
 CHILD = """
 import sys, time

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mimbench.orders import Order, write_order
-from mimbench.outcomes import intervals
+from mimbench.benchmarks.orders import Order, write_order
 from mimbench.results import Provenance, Result, protocol_digest, write_result
+from mimbench.scores.outcomes import intervals
 
 SOURCE = Provenance(
     commit="c0ffee",

@@ -18,7 +18,7 @@ from torch.distributed import barrier
 from mimbench.errors import UserError
 from mimbench.runtime import Ranks, process_group
 from mimbench.task import Machine
-from mimbench.watch import Preempted
+from mimbench.training.watch import Preempted
 from mimbench.weights import VitSpec, random_weights
 from transfer.segmentation import hooks, linear, train, upernet
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mimbench.benchmarks.manifest import Benchmark
 from mimbench.config import from_mapping
-from mimbench.manifest import Benchmark
 from mimbench.sample import generate
 from mimbench.task import Task, load_task
 from mimbench.weights import VitSpec, random_weights

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.batches import Batch
 from mimbench.checkpoints import write_weights
 from mimbench.config import to_mapping
 from mimbench.errors import UserError
-from mimbench.learner import Moment, Place
-from mimbench.loop import fit
-from mimbench.snapshots import read_state
 from mimbench.task import Machine
+from mimbench.training.batches import Batch
+from mimbench.training.learner import Moment, Place
+from mimbench.training.loop import fit
+from mimbench.training.snapshots import read_state
 from mimbench.weights import VitSpec, random_weights
 from pretrain import masks
 from pretrain.adversarial import AdversarialPretraining

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.batches import Batch
-from mimbench.learner import Moment
-from mimbench.optim import set_lr
+from mimbench.training.batches import Batch
+from mimbench.training.learner import Moment
+from mimbench.training.optim import set_lr
 from pretrain.adversarial import AdversarialPretraining
 from pretrain.config import read_config
 from pretrain.mask_statistics import describe

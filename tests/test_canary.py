@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.canary import Cards, beaten, examine, read_cards
-from mimbench.rivals import HINTS, TWIN
+from mimbench.running.canary import Cards, beaten, examine, read_cards
+from mimbench.running.rivals import HINTS, TWIN
 from mimbench.sample import generate
 from mimbench.vit import build_vit
 from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec, VitWeights, random_weights

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mimbench import cells
-from mimbench.cells import Contestant, Request, make_cells
+from mimbench.benchmarks import cells
+from mimbench.benchmarks.cells import Contestant, Request, make_cells
+from mimbench.benchmarks.manifest import Manifest, load_manifest
+from mimbench.benchmarks.survey import Finding, Question
 from mimbench.errors import UserError
-from mimbench.manifest import Manifest, load_manifest
-from mimbench.survey import Finding, Question
 from mimbench.task import Machine
 
 BENCHMARKS = """

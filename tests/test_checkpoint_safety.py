@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from mimbench.checkpoints import read_checkpoint, read_weights
 from mimbench.errors import UserError
-from mimbench.plausibility import doubts
+from mimbench.reading.plausibility import doubts
 from mimbench.weights import VitWeights
 from tests.checkpoint_layouts import LAYOUTS, TINY, canonical, prefixed
 

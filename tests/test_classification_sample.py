@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mimbench.config import from_mapping
-from mimbench.data import ImageList
+from mimbench.data.lists import ImageList
 from mimbench.runtime import Ranks
 from mimbench.sample import generate
 from mimbench.weights import VitSpec, VitWeights, random_weights

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.cell_job import CellJob
-from mimbench.cluster import Cluster, levels, submit_cells
-from mimbench.launch import eval_command
 from mimbench.results import read_result
+from mimbench.running.cell_job import CellJob
+from mimbench.running.cluster import Cluster, levels, submit_cells
+from mimbench.running.launch import eval_command
 from tests.light_cells import LightJob, cell
 
 

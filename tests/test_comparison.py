@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mimbench.benchmarks.manifest import Effect, load_manifest
 from mimbench.commands import compare
-from mimbench.comparison import differences, find_published, group_of
 from mimbench.errors import UserError
-from mimbench.manifest import Effect, load_manifest
+from mimbench.tables.comparison import differences, find_published, group_of
 from tests.results_folder import write_manifest, write_run
 
 TASK = """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mimbench.confidence import (
+from mimbench.scores.confidence import (
     Interval,
     bootstrap,
     bootstrap_mean,
@@ -20,7 +20,7 @@ from mimbench.confidence import (
     verdict,
     welch,
 )
-from mimbench.matches import average_precision, match_detections
+from mimbench.scores.matches import average_precision, match_detections
 
 
 def equal_models(rng: np.random.Generator, images: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,9 @@ import transfer.classification.lowshot
 import transfer.detection.vitdet
 import transfer.segmentation.linear
 import transfer.segmentation.upernet
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.config import from_mapping, merge
 from mimbench.formats import Format
-from mimbench.manifest import load_manifest
 from mimbench.task import Task, load_task
 from pretrain.masks import MaskStrategy, available
 

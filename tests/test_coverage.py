@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mimbench.confidence import compare_functions, mean_iou
-from mimbench.matches import ClassMatches, average_precision
+from mimbench.scores.confidence import compare_functions, mean_iou
+from mimbench.scores.matches import ClassMatches, average_precision
 
 DRAWS = 1000
 

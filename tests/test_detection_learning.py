@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("detectron2")
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.config import from_mapping
-from mimbench.manifest import load_manifest
 from mimbench.sample import generate
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, VitWeights, random_weights

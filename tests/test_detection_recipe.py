@@ -15,9 +15,9 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.solver import LRMultiplier
 from torch import nn
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
-from mimbench.manifest import load_manifest
 from mimbench.weights import VitSpec
 from transfer.detection import recipe
 from transfer.detection.convert import Converted

@@ -20,7 +20,7 @@ from detectron2.engine import HookBase
 from mimbench.errors import UserError
 from mimbench.runtime import Ranks
 from mimbench.task import Machine, load_task
-from mimbench.watch import PREEMPTED
+from mimbench.training.watch import PREEMPTED
 from mimbench.weights import VitWeights, random_weights
 from tests.detection_run import SPEC, final, same, small
 from transfer.detection import vitdet

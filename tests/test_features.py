@@ -18,14 +18,14 @@ from torchvision import transforms
 from mimbench import extract as extraction
 from mimbench import features
 from mimbench.backbone import build_backbone
-from mimbench.data import ImageList, read_folder
+from mimbench.data.lists import ImageList, read_folder
+from mimbench.data.preprocess import Preprocess
+from mimbench.data.sources import Source
 from mimbench.errors import UserError
 from mimbench.extract import extract
 from mimbench.features import PARTS, BankSpec, check_step, open_bank
 from mimbench.memory import Halving
-from mimbench.preprocess import Preprocess
 from mimbench.runtime import process_group
-from mimbench.sources import Source
 from mimbench.task import Machine
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from tests.processes import as_two_ranks, clean_processes

@@ -15,10 +15,10 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
-from mimbench.optim import Schedule, scaled_lr
 from mimbench.positions import resize_table
 from mimbench.runtime import Ranks
 from mimbench.sample import generate
+from mimbench.training.optim import Schedule, scaled_lr
 from mimbench.vit import build_vit
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from tests.processes import clean_processes

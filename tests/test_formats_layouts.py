@@ -10,7 +10,7 @@ from mimbench.backbone import build_backbone
 from mimbench.checkpoints import convert_raw, read_weights, write_weights
 from mimbench.errors import UserError
 from mimbench.formats import available
-from mimbench.layout import Options, Raw
+from mimbench.reading.layout import Options, Raw
 from mimbench.weights import VitSpec, mismatches
 from tests.checkpoint_layouts import BASE, LARGE, LAYOUTS, TINY, canonical, mocov3
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mimbench.backbone import build_backbone
-from mimbench.optim import Lars, Schedule, layer_decay_groups
 from mimbench.positions import resize_table, sincos_table
+from mimbench.training.optim import Lars, Schedule, layer_decay_groups
 from mimbench.vit import build_vit, load_encoder
 from mimbench.weights import VitSpec, VitWeights
 

@@ -2,7 +2,8 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -102,6 +103,42 @@ def test_rule_finds_a_wrong_import(path: str, source: str) -> None:
 )
 def test_rule_allows_what_is_right(path: str, source: str) -> None:
     assert violations(Path(path), source) == []
+
+
+def group_of(dotted: str) -> str:
+    """Return the folder or file directly under `mimbench` that a module belongs to, or ''."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "mimbench" and len(parts) > 1 else ""
+
+
+def groups(sources: Mapping[Path, str]) -> dict[str, set[str]]:
+    """Return what each folder or file of the library imports of the others."""
+    found: dict[str, set[str]] = {}
+    for path, source in sources.items():
+        parts = path.with_suffix("").parts
+        here = group_of(".".join(parts))
+        there = {group_of(name) for name, _ in imported(source, parts[:-1])}
+        found.setdefault(here, set()).update(there - {here, ""})
+    return found
+
+
+def test_the_library_has_no_circle_among_its_folders() -> None:
+    inside = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "mimbench"]
+    found = groups({p.relative_to(ROOT): p.read_text(encoding="utf-8") for p in inside})
+    TopologicalSorter(found).prepare()
+    assert found["suite"] >= {"benchmarks", "running", "costs", "tables"}
+
+
+def test_rule_finds_a_circle() -> None:
+    found = groups(
+        {
+            Path("mimbench/data/lists.py"): "from mimbench.training import batches",
+            Path("mimbench/training/batches.py"): "from mimbench.data.lists import x",
+        }
+    )
+    assert found == {"data": {"training"}, "training": {"data"}}
+    with pytest.raises(CycleError):
+        TopologicalSorter(found).prepare()
 
 
 def test_no_top_level_name_hides_a_dependency() -> None:

@@ -21,9 +21,15 @@ from knn.index import (
     search_approximate,
 )
 from mimbench.config import from_mapping
-from mimbench.data import ImageList
+from mimbench.data.lists import ImageList
 from mimbench.errors import UserError
-from mimbench.metrics import Neighbours, rank_classes, vote_scores, weighted_votes, write_outcomes
+from mimbench.scores.metrics import (
+    Neighbours,
+    rank_classes,
+    vote_scores,
+    weighted_votes,
+    write_outcomes,
+)
 
 
 def dino_vote(similarity: Any, labels: Any, classes: int, temperature: Any):
@@ -129,7 +135,7 @@ def test_votes_are_dinos_in_any_piece_size(monkeypatch: pytest.MonkeyPatch):
     for k in (5, 40):
         reference = dino_vote(similarity[:, :k], labels[:, :k], 12, 0.1)
         assert torch.equal(whole[k][:, 0], reference.argmax(1))
-    monkeypatch.setattr("mimbench.metrics.VOTE_BYTES", 1)
+    monkeypatch.setattr("mimbench.scores.metrics.VOTE_BYTES", 1)
     for k, ranked in weighted_votes(found, ks=[5, 40], temperature=0.1, classes=12).items():
         assert torch.equal(ranked, whole[k])
 

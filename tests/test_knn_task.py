@@ -15,7 +15,7 @@ from knn.index import search
 from knn.vote import Ballot, predict
 from mimbench.config import from_mapping
 from mimbench.memory import Halving
-from mimbench.metrics import Neighbours, rank_classes, weighted_votes
+from mimbench.scores.metrics import Neighbours, rank_classes, weighted_votes
 from mimbench.weights import VitSpec, random_weights
 
 

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
-from mimbench.metrics import rank_classes, top_percent
+from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.weights import VitSpec, random_weights
 from transfer.classification import grid, logreg
 from transfer.classification.grid import Grid, choose_and_fit, solve

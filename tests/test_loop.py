@@ -16,14 +16,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mimbench.batches import Batch, SeededSamples, StepSampler, derive_seed
+from mimbench.data.images import CorruptImageError
 from mimbench.errors import UserError
-from mimbench.images import CorruptImageError
-from mimbench.loop import Learner, LoopConfig, Moment, Place, Preempted, fit
-from mimbench.optim import plan_batch
 from mimbench.runtime import Ranks, process_group
-from mimbench.snapshots import read_state
+from mimbench.seeds import derive_seed
 from mimbench.task import Machine
+from mimbench.training.batches import Batch, SeededSamples, StepSampler
+from mimbench.training.loop import Learner, LoopConfig, Moment, Place, Preempted, fit
+from mimbench.training.optim import plan_batch
+from mimbench.training.snapshots import read_state
 from tests.processes import as_two_ranks, free_port, in_processes
 
 T = TypeVar("T")
@@ -247,7 +248,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_files_and_state(
 def test_where_the_host_does_not_look_the_optimizer_stops_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mimbench.watch.LossWatch.always", property(lambda self: False))
+    monkeypatch.setattr("mimbench.training.watch.LossWatch.always", property(lambda self: False))
     order = StepSampler(44, 8, plan_batch(8, world=1, at_most=4), Ranks(), 0, 0, 15).order(1)
     config = LoopConfig(epochs=3, batch=8, log_every=5, tensorboard=False)
     with pytest.raises(UserError, match="loss is not finite at optimizer step 7"):
@@ -379,7 +380,7 @@ def test_machines_that_do_not_share_the_folder_are_told(
 ) -> None:
     run(tmp_path, Toy())
     # what a process on another machine says, which finds no state
-    monkeypatch.setattr("mimbench.standing.gather", lambda value: [value, 0])
+    monkeypatch.setattr("mimbench.training.standing.gather", lambda value: [value, 0])
     with pytest.raises(UserError, match=r"different steps \(0, 15\): .* that all machines see"):
         run(tmp_path, Toy())
 
@@ -515,7 +516,7 @@ def test_only_the_stepping_micro_step_reduces_gradients(
             super().__init__(*args, **kwargs)
             self.register_comm_hook(None, count)
 
-    monkeypatch.setattr("mimbench.loop.DistributedDataParallel", Counted)
+    monkeypatch.setattr("mimbench.training.loop.DistributedDataParallel", Counted)
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

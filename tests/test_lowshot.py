@@ -11,10 +11,7 @@ import pytest
 import torch
 
 from mimbench.config import from_mapping
-from mimbench.errors import UserError
-from mimbench.extract import extract
-from mimbench.outcomes import intervals, read_outcomes
-from mimbench.subsets import (
+from mimbench.data.subsets import (
     Subset,
     draw_fraction,
     draw_per_class,
@@ -22,6 +19,9 @@ from mimbench.subsets import (
     hold_out,
     read_list,
 )
+from mimbench.errors import UserError
+from mimbench.extract import extract
+from mimbench.scores.outcomes import intervals, read_outcomes
 from mimbench.weights import VitSpec, random_weights
 from transfer.classification import lowshot
 from transfer.classification.lowshot import Config, spread

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mimbench.benchmarks.locations import data_name, known_faults, locate
+from mimbench.benchmarks.manifest import Manifest, load_manifest
 from mimbench.errors import UserError
-from mimbench.locations import data_name, known_faults, locate
-from mimbench.manifest import Manifest, load_manifest
 
 SMALL = """
 defaults: {paper: [in-knn, in-ft], quick: [in-knn]}

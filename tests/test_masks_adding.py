@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimbench.batches import Batch
-from mimbench.learner import Moment
+from mimbench.training.batches import Batch
+from mimbench.training.learner import Moment
 from pretrain import masks
 from pretrain.config import read_config
 from pretrain.laboratory import variants

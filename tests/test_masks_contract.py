@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mimbench.batches import Batch
 from mimbench.errors import UserError
-from mimbench.learner import Moment
+from mimbench.training.batches import Batch
+from mimbench.training.learner import Moment
 from mimbench.weights import VitSpec
 from pretrain import masks
 from pretrain.config import read_config

@@ -7,7 +7,7 @@ import torch
 
 from bench.mask_cost import moment, pictures, take_step, within_ibot
 from bench.pretrain_flops import block, encoder, executed
-from mimbench.learner import Learner, Moment
+from mimbench.training.learner import Learner, Moment
 from mimbench.weights import VitSpec
 from pretrain.config import read_config
 from pretrain.learner import Pretraining

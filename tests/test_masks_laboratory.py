@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mimbench.checkpoints import write_weights
 from mimbench.config import to_mapping
-from mimbench.learner import Place
-from mimbench.loop import fit
 from mimbench.task import Machine
+from mimbench.training.learner import Place
+from mimbench.training.loop import fit
 from mimbench.weights import VitWeights
 from pretrain.adversarial import AdversarialPretraining
 from pretrain.annotations import Annotations, find_annotations

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mimbench.checkpoints import read_weights
-from mimbench.snapshots import read_state
+from mimbench.training.snapshots import read_state
 from pretrain.__main__ import main
 from pretrain.adversarial import AdversarialPretraining
 from pretrain.distill.learner import Distillation

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mimbench.errors import UserError
-from mimbench.optim import BatchPlan, Lars, Schedule, plan_batch, scaled_lr, set_lr
+from mimbench.training.optim import BatchPlan, Lars, Schedule, plan_batch, scaled_lr, set_lr
 
 
 @pytest.mark.parametrize(

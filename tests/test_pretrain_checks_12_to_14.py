@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mimbench.batches import Batch
 from mimbench.checkpoints import write_weights
+from mimbench.training.batches import Batch
 from mimbench.weights import VitWeights
 from pretrain.features import FeatureNetwork
 from pretrain.learner import Pretraining

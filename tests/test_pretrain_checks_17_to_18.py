@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.batches import Batch, StepSampler
 from mimbench.config import from_mapping
-from mimbench.learner import Moment, Place
-from mimbench.loop import _Run
-from mimbench.optim import plan_batch
 from mimbench.runtime import Ranks
 from mimbench.task import Machine, load_task
-from mimbench.watch import LossWatch
+from mimbench.training.batches import Batch, StepSampler
+from mimbench.training.learner import Moment, Place
+from mimbench.training.loop import _Run
+from mimbench.training.optim import plan_batch
+from mimbench.training.watch import LossWatch
 from mimbench.weights import VitSpec, random_weights
 from pretrain import masks
 from pretrain.learner import Pretraining

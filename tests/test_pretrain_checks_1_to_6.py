@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mimbench.batches import Batch
 from mimbench.positions import sincos_table
+from mimbench.training.batches import Batch
 from mimbench.weights import VitSpec
 from pretrain import masks
 from pretrain.config import read_config

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mimbench.learner import Moment
-from mimbench.optim import Schedule
+from mimbench.training.learner import Moment
+from mimbench.training.optim import Schedule
 from pretrain.config import read_config
 from pretrain.learner import Pretraining, parameter_groups
 from pretrain.model import split, take, to_patches

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints import read_weights
 from mimbench.config import parse_overrides
-from mimbench.manifest import load_manifest
 from pretrain import masks
 from pretrain.compare import ARMS, TWIN, Plan, compare, main, prepare, table
 from pretrain.learner import Pretraining

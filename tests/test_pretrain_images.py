@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mimbench.images import CorruptImageError, decode, read
+from mimbench.data.images import CorruptImageError, decode, read
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from torch import Tensor
 from mimbench.checkpoints import read_weights
 from mimbench.config import load_yaml, to_mapping
 from mimbench.errors import UserError
-from mimbench.learner import Moment
 from mimbench.runtime import Ranks
-from mimbench.snapshots import read_state, write_state
+from mimbench.training.learner import Moment
+from mimbench.training.snapshots import read_state, write_state
 from pretrain import show
 from pretrain.__main__ import main
 from pretrain.config import BASE, CONFIGS, Config, read_config

@@ -14,7 +14,7 @@ from torch import Tensor
 from mimbench.checkpoints import write_weights
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
-from mimbench.learner import Moment
+from mimbench.training.learner import Moment
 from mimbench.weights import VitSpec, VitWeights
 from pretrain import drawing, show, view
 from pretrain.config import Config

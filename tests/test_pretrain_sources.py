@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mimbench.data.images import CorruptImageError
 from mimbench.errors import UserError
-from mimbench.images import CorruptImageError
 from pretrain import archives
 from pretrain.archives import expand
 from pretrain.data import Crops, DataConfig

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.errors import UserError
-from mimbench.manifest import load_manifest
 from mimbench.report.classes import class_scores
 from mimbench.report.curves import charts, read_curves
 from mimbench.report.gallery import detections

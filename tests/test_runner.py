@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.cells import Cell, finished, safe_name
+from mimbench.benchmarks.cells import Cell, finished, safe_name
+from mimbench.benchmarks.manifest import Manifest
 from mimbench.errors import UserError
-from mimbench.launch import Slot, eval_command, make_slots
 from mimbench.lock import folder_lock
-from mimbench.manifest import Manifest
 from mimbench.results import read_result
-from mimbench.runner import run_cells
-from mimbench.screen import last_lines
-from mimbench.table import make_table, read_results
-from mimbench.table_formats import comma
+from mimbench.running.launch import Slot, eval_command, make_slots
+from mimbench.running.runner import run_cells
+from mimbench.running.screen import last_lines
+from mimbench.tables.formats import comma
+from mimbench.tables.table import make_table, read_results
 from tests.light_cells import cell, child
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints import read_weights
 from mimbench.config import from_mapping
 from mimbench.demo import demo_checkpoint
-from mimbench.manifest import load_manifest
 from mimbench.sample import sample_root
 from mimbench.task import Machine, load_task
 from mimbench.weights import random_weights

@@ -16,8 +16,8 @@ from mmengine.runner import amp
 from mmseg.registry import MODELS
 from torch import nn
 
-from mimbench.optim import plan_batch
 from mimbench.sample import generate
+from mimbench.training.optim import plan_batch
 from mimbench.weights import VitSpec
 from transfer.segmentation import upernet
 from transfer.segmentation.data import DataSource, open_source

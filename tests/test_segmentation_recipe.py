@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
-from mimbench.manifest import load_manifest
-from mimbench.optim import plan_batch
+from mimbench.training.optim import plan_batch
 from mimbench.weights import VitSpec
 from transfer.segmentation import linear, settings, upernet
 from transfer.segmentation.data import DataSource, open_source

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from mimbench.errors import UserError
 from mimbench.task import load_task
-from mimbench.watch import Preempted
+from mimbench.training.watch import Preempted
 from mimbench.weights import random_weights
 from tests.segmentation_runs import CPU, SPEC, WEIGHTS, linear_config, upernet_config
 from transfer.segmentation import console, hooks, linear, upernet

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.cells import Cell
-from mimbench.cluster import Cluster, submit_cells
+from mimbench.benchmarks.cells import Cell
 from mimbench.results import read_result
-from mimbench.runner import Ended
+from mimbench.running.cluster import Cluster, submit_cells
+from mimbench.running.runner import Ended
 from tests.light_cells import LightJob, cell
 
 ROOT = Path(__file__).parents[1]

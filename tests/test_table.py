@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mimbench.manifest import Benchmark, Manifest, Protocol, Reference
+from mimbench.benchmarks.manifest import Benchmark, Manifest, Protocol, Reference
 from mimbench.results import Provenance, Result
-from mimbench.table import Table, make_table, match
-from mimbench.table_formats import FORMATS, comma, latex, markdown, terminal
+from mimbench.tables.formats import FORMATS, comma, latex, markdown, terminal
+from mimbench.tables.table import Table, make_table, match
 
 GOLDEN = Path(__file__).parent / "golden_tables"
 SOURCE = Provenance(

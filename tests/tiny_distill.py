@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from mimbench.batches import Batch
-from mimbench.learner import Moment
+from mimbench.training.batches import Batch
+from mimbench.training.learner import Moment
 from pretrain.distill.config import DistillConfig
 from pretrain.distill.learner import Distillation
 from pretrain.recipes import read_recipe

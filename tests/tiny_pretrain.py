@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mimbench.batches import Batch
-from mimbench.learner import Moment
+from mimbench.training.batches import Batch
+from mimbench.training.learner import Moment
 from pretrain.config import Config, read_config
 from pretrain.learner import Pretraining
 from pretrain.masks import MaskInput

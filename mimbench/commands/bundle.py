@@ -4,8 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from mimbench.benchmarks.manifest import DEFAULT_FILE
 from mimbench.bundle import write_bundle
-from mimbench.manifest import DEFAULT_FILE
 
 logger = logging.getLogger(__name__)
 

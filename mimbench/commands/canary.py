@@ -6,12 +6,12 @@ import math
 import time
 from pathlib import Path
 
-from mimbench.canary import Verdict, examine, read_cards
+from mimbench.benchmarks.locations import SAMPLES, locate
 from mimbench.checkpoints import read_weights
 from mimbench.config import to_mapping
 from mimbench.files import write_json
-from mimbench.locations import SAMPLES, locate
-from mimbench.rivals import TWIN
+from mimbench.running.canary import Verdict, examine, read_cards
+from mimbench.running.rivals import TWIN
 from mimbench.runtime import pick_device
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from mimbench.comparison import choose, describe_pair, describe_published, find_published, find_row
-from mimbench.manifest import DEFAULT_FILE, load_manifest
-from mimbench.table import read_results_with_folders
+from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
+from mimbench.tables.comparison import (
+    choose,
+    describe_pair,
+    describe_published,
+    find_published,
+    find_row,
+)
+from mimbench.tables.table import read_results_with_folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

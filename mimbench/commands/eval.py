@@ -4,9 +4,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from mimbench.evaluation import evaluate
-from mimbench.launch import follow_parent
-from mimbench.orders import read_order
+from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.orders import read_order
+from mimbench.running.launch import follow_parent
 
 logger = logging.getLogger(__name__)
 

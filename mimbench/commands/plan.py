@@ -3,10 +3,10 @@
 import argparse
 import sys
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.commands.run import add_request_arguments, options_of, parse_checkpoint
+from mimbench.costs.planning import PATIENCE
 from mimbench.errors import UserError
-from mimbench.manifest import load_manifest
-from mimbench.planning import PATIENCE
 from mimbench.suite import Options, show_plan
 
 

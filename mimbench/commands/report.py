@@ -4,9 +4,9 @@ import argparse
 import logging
 from pathlib import Path
 
+from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.commands.table import parse_choices
 from mimbench.files import write_text
-from mimbench.manifest import DEFAULT_FILE, load_manifest
 from mimbench.report.page import make_report
 
 logger = logging.getLogger(__name__)

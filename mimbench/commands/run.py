@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from mimbench.cluster import Cluster
+from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, load_manifest
 from mimbench.commands.table import parse_choices
 from mimbench.config import parse_overrides
 from mimbench.demo import NAME, demo_checkpoint
 from mimbench.errors import UserError
-from mimbench.manifest import DEFAULT_FILE, PROFILES, load_manifest
+from mimbench.running.cluster import Cluster
 from mimbench.runtime import usable_cores
 from mimbench.suite import Options, Running, run_suite
 

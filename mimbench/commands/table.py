@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.errors import UserError
-from mimbench.manifest import DEFAULT_FILE, load_manifest
-from mimbench.table import make_table, read_results
-from mimbench.table_formats import FORMATS
+from mimbench.tables.formats import FORMATS
+from mimbench.tables.table import make_table, read_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from typing import Protocol, cast
 
 from mimbench.errors import UserError
 from mimbench.formats import native
-from mimbench.layout import Converted, Options, Raw, listed
+from mimbench.reading.layout import Converted, Options, Raw, listed
 
 
 class Format(Protocol):

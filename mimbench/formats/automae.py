@@ -1,7 +1,7 @@
 """AutoMAE pretraining files: MAE with a frozen scorer; the discriminator is a separate entry."""
 
-from mimbench.layout import PLAIN, Converted, Options, Raw
-from mimbench.plain import convert_plain
+from mimbench.reading.layout import PLAIN, Converted, Options, Raw
+from mimbench.reading.plain import convert_plain
 
 NAME = "automae"
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimbench.architecture import Family, infer_spec
 from mimbench.errors import UserError
 from mimbench.formats import timm
-from mimbench.layout import (
+from mimbench.reading.architecture import Family, infer_spec
+from mimbench.reading.layout import (
     PLAIN,
     Converted,
     Options,

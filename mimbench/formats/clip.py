@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mimbench.architecture import CLIP_MEAN, CLIP_STD, PARTS, Family, infer_spec
-from mimbench.layout import (
+from mimbench.reading.architecture import CLIP_MEAN, CLIP_STD, PARTS, Family, infer_spec
+from mimbench.reading.layout import (
     PLAIN,
     Converted,
     Options,

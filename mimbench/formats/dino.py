@@ -1,8 +1,8 @@
 """DINO files: training checkpoints with student and teacher, and bare backbones."""
 
-from mimbench.architecture import Family
-from mimbench.layout import PLAIN, Converted, Options, Raw
-from mimbench.plain import convert_plain, plain_kind
+from mimbench.reading.architecture import Family
+from mimbench.reading.layout import PLAIN, Converted, Options, Raw
+from mimbench.reading.plain import convert_plain, plain_kind
 
 NAME = "dino"
 

@@ -1,8 +1,8 @@
 """DINOv2 files, with and without registers: published backbones and training dumps."""
 
-from mimbench.architecture import Family, infer_spec
 from mimbench.errors import UserError
-from mimbench.layout import (
+from mimbench.reading.architecture import Family, infer_spec
+from mimbench.reading.layout import (
     PLAIN,
     Converted,
     Options,
@@ -12,7 +12,7 @@ from mimbench.layout import (
     container_extras,
     rename,
 )
-from mimbench.plain import plain_kind
+from mimbench.reading.plain import plain_kind
 
 NAME = "dinov2"
 

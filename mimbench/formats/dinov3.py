@@ -1,7 +1,7 @@
 """DINOv3 ViTs under Meta's own names or timm's: rotary positions, registers, LayerScale."""
 
-from mimbench.layout import PLAIN, Converted, Options, Raw, choose, container_extras, rename
-from mimbench.rotary_files import FAMILY, finish
+from mimbench.reading.layout import PLAIN, Converted, Options, Raw, choose, container_extras, rename
+from mimbench.reading.rotary import FAMILY, finish
 
 NAME = "dinov3"
 

@@ -1,9 +1,9 @@
 """Hugging Face Dinov2, with and without registers."""
 
-from mimbench.architecture import Family, infer_spec
 from mimbench.formats.dinov2 import REGISTERS_NOTE, split_positions
-from mimbench.huggingface import family_from, notes_for
-from mimbench.layout import (
+from mimbench.reading.architecture import Family, infer_spec
+from mimbench.reading.huggingface import family_from, notes_for
+from mimbench.reading.layout import (
     PLAIN,
     Converted,
     Options,

@@ -1,10 +1,10 @@
 """Hugging Face DINOv3 ViT."""
 
 from mimbench.errors import UserError
-from mimbench.huggingface import family_from, notes_for
-from mimbench.layout import PLAIN, Converted, Options, Raw, choose, container_extras, rename
 from mimbench.positions import ROTATION_BASE
-from mimbench.rotary_files import FAMILY, finish
+from mimbench.reading.huggingface import family_from, notes_for
+from mimbench.reading.layout import PLAIN, Converted, Options, Raw, choose, container_extras, rename
+from mimbench.reading.rotary import FAMILY, finish
 
 NAME = "hf-dinov3"
 

@@ -1,8 +1,8 @@
 """Hugging Face ViT, DeiT, DINO and MSN exports, and ViTMAE: folders, safetensors, `.bin`."""
 
-from mimbench.architecture import HALF, IMAGENET_MEAN, IMAGENET_STD, Family, infer_spec
-from mimbench.huggingface import family_from, notes_for
-from mimbench.layout import (
+from mimbench.reading.architecture import HALF, IMAGENET_MEAN, IMAGENET_STD, Family, infer_spec
+from mimbench.reading.huggingface import family_from, notes_for
+from mimbench.reading.layout import (
     PLAIN,
     Converted,
     Options,

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from mimbench.layout import Converted, Options, Raw
-from mimbench.plain import convert_plain
+from mimbench.reading.layout import Converted, Options, Raw
+from mimbench.reading.plain import convert_plain
 
 NAME = "hpm"
 

@@ -1,8 +1,8 @@
 """iBOT and AttMask training files: DINO's layout with a mask token and a second head."""
 
 from mimbench.formats import dino
-from mimbench.layout import Converted, Options, Raw
-from mimbench.plain import convert_plain
+from mimbench.reading.layout import Converted, Options, Raw
+from mimbench.reading.plain import convert_plain
 
 NAME = "ibot"
 

@@ -1,7 +1,7 @@
 """MAE files: encoder only, encoder with decoder, and training checkpoints."""
 
-from mimbench.layout import PLAIN, Converted, Options, Raw
-from mimbench.plain import convert_plain, plain_kind
+from mimbench.reading.layout import PLAIN, Converted, Options, Raw
+from mimbench.reading.plain import convert_plain, plain_kind
 
 NAME = "mae"
 

@@ -1,7 +1,7 @@
 """mmpretrain and mmselfsup ViTs, and those converted for mmseg."""
 
-from mimbench.architecture import Family, infer_spec
-from mimbench.layout import PLAIN, Converted, Options, Raw, choose, container_extras, rename
+from mimbench.reading.architecture import Family, infer_spec
+from mimbench.reading.layout import PLAIN, Converted, Options, Raw, choose, container_extras, rename
 
 NAME = "mmpretrain"
 

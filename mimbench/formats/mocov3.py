@@ -1,8 +1,8 @@
 """MoCo v3 training files: base and momentum encoder of one network."""
 
-from mimbench.architecture import HEADS, Family, infer_spec
 from mimbench.errors import UserError
-from mimbench.layout import Converted, Options, Raw, container_extras, rename, strip_prefix
+from mimbench.reading.architecture import HEADS, Family, infer_spec
+from mimbench.reading.layout import Converted, Options, Raw, container_extras, rename, strip_prefix
 
 NAME = "mocov3"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mimbench.errors import UserError
-from mimbench.layout import Converted, Options, Raw
+from mimbench.reading.layout import Converted, Options, Raw
 from mimbench.weights import VitSpec
 
 NAME = "mimbench"

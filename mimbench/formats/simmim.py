@@ -2,10 +2,18 @@
 
 from dataclasses import replace
 
-from mimbench.architecture import Family
 from mimbench.errors import UserError
 from mimbench.formats import beit
-from mimbench.layout import PLAIN, Converted, Options, Raw, choose, container_extras, strip_prefix
+from mimbench.reading.architecture import Family
+from mimbench.reading.layout import (
+    PLAIN,
+    Converted,
+    Options,
+    Raw,
+    choose,
+    container_extras,
+    strip_prefix,
+)
 
 NAME = "simmim"
 

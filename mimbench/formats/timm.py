@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from mimbench.architecture import CLIP_MEAN, CLIP_STD, HALF, Family
-from mimbench.layout import PLAIN, Converted, Options, Raw
-from mimbench.plain import EMA, convert_plain, plain_kind
+from mimbench.reading.architecture import CLIP_MEAN, CLIP_STD, HALF, Family
+from mimbench.reading.layout import PLAIN, Converted, Options, Raw
+from mimbench.reading.plain import EMA, convert_plain, plain_kind
 
 NAME = "timm"
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mimbench.architecture import Family, infer_spec
 from mimbench.errors import UserError
-from mimbench.layout import (
+from mimbench.reading.architecture import Family, infer_spec
+from mimbench.reading.layout import (
     PLAIN,
     Converted,
     Options,

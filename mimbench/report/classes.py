@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mimbench.outcomes import CLASSIFICATION, SEGMENTATION
 from mimbench.report.markup import bar, text
+from mimbench.scores.outcomes import CLASSIFICATION, SEGMENTATION
 
 SHOWN = 10
 

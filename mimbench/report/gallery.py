@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from mimbench.backbone import build_backbone
-from mimbench.canary import embed, read_cards
-from mimbench.outcomes import DETECTION, TRUTH
+from mimbench.benchmarks.survey import child_environment
 from mimbench.report.markup import picture
-from mimbench.survey import child_environment
+from mimbench.running.canary import embed, read_cards
+from mimbench.scores.outcomes import DETECTION, TRUTH
 from mimbench.weights import VitWeights
 
 logger = logging.getLogger(__name__)

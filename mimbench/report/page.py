@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from mimbench.benchmarks.manifest import Manifest
+from mimbench.benchmarks.orders import ORDER_FILE, Order, read_order
 from mimbench.checkpoints import read_weights
 from mimbench.errors import UserError
-from mimbench.manifest import Manifest
-from mimbench.orders import ORDER_FILE, Order, read_order
 from mimbench.report.classes import class_bars, class_scores
 from mimbench.report.curves import METRICS, charts, read_curves
 from mimbench.report.gallery import detections, left_behind, masks, neighbours
 from mimbench.report.markup import legend, section, text
 from mimbench.results import Result
-from mimbench.rows import Column, Row, Table, Value
 from mimbench.runtime import pick_device
-from mimbench.table import TWIN, make_table, read_results_with_folders
-from mimbench.table_formats import corner, heading
-from mimbench.table_formats import legend as table_legend
+from mimbench.tables.formats import corner, heading
+from mimbench.tables.formats import legend as table_legend
+from mimbench.tables.rows import Column, Row, Table, Value
+from mimbench.tables.table import TWIN, make_table, read_results_with_folders
 
 logger = logging.getLogger(__name__)
 Run = tuple[Path, Result]

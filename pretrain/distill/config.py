@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from mimbench.errors import UserError
 from mimbench.files import value_digest
-from mimbench.learner import LoopConfig
 from mimbench.task import Machine
+from mimbench.training.learner import LoopConfig
 from mimbench.weights import VitSpec
 from pretrain import masks
 from pretrain.sections import EncoderConfig, ImagesConfig, TrainingConfig, moving_values

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimbench.batches import Batch, derive_seed
 from mimbench.checkpoints import write_weights
 from mimbench.files import value_digest
-from mimbench.learner import LAST, Learner, Moment
-from mimbench.optim import Schedule, scaled_lr
+from mimbench.seeds import derive_seed
+from mimbench.training.batches import Batch
+from mimbench.training.learner import LAST, Learner, Moment
+from mimbench.training.optim import Schedule, scaled_lr
 from mimbench.weights import VitWeights
 from pretrain import masks
 from pretrain.distill.config import DistillConfig, LawConfig

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from mimbench.images import decode
+from mimbench.data.images import decode
 from pretrain.distill.config import ViewsConfig
 from pretrain.sources import Source
 

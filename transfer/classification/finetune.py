@@ -18,15 +18,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mimbench.data import ImageList
+from mimbench.data.lists import ImageList
 from mimbench.errors import UserError
 from mimbench.files import write_json
-from mimbench.loop import LoopConfig, Place, fit
 from mimbench.memory import Halving, is_out_of_memory
-from mimbench.metrics import write_outcomes
-from mimbench.optim import plan_batch
 from mimbench.protocol import run_digest
 from mimbench.runtime import Ranks, process_group
+from mimbench.scores.metrics import write_outcomes
+from mimbench.training.loop import LoopConfig, Place, fit
+from mimbench.training.optim import plan_batch
 from mimbench.weights import VitWeights
 from transfer.classification.recipes import Recipe
 from transfer.classification.training import TrainImages

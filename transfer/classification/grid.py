@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from mimbench.data.subsets import hold_out
 from mimbench.memory import Halving
-from mimbench.metrics import rank_classes, top_percent
 from mimbench.progress import Progress
-from mimbench.subsets import hold_out
+from mimbench.scores.metrics import rank_classes, top_percent
 from transfer.classification.solver import Solutions, Until, fit_grid
 
 Solver = Literal["torch", "scikit-learn"]

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from mimbench.errors import UserError
 from mimbench.features import PARTS, Choice, join
-from mimbench.optim import Lars, scaled_lr
 from mimbench.protocol import FrozenConfig
 from mimbench.runtime import all_reduce_mean
+from mimbench.training.optim import Lars, scaled_lr
 from transfer.classification.training import Crop
 
 MOMENTUM = 0.1

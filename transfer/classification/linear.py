@@ -20,17 +20,17 @@ import logging
 import sys
 from pathlib import Path
 
-from mimbench.data import ImageList
+from mimbench.data.lists import ImageList
+from mimbench.data.subsets import hold_out
 from mimbench.errors import UserError
 from mimbench.features import PARTS
 from mimbench.files import write_json
-from mimbench.loop import LoopConfig, Place, fit
-from mimbench.metrics import top_percent, write_outcomes
-from mimbench.optim import plan_batch
 from mimbench.protocol import run_digest
 from mimbench.runtime import Ranks, process_group
-from mimbench.subsets import hold_out
+from mimbench.scores.metrics import top_percent, write_outcomes
 from mimbench.task import Machine
+from mimbench.training.loop import LoopConfig, Place, fit
+from mimbench.training.optim import plan_batch
 from mimbench.weights import VitWeights
 from transfer.classification.heads import Config, head_name
 from transfer.classification.probe import Probe, Scored

@@ -25,9 +25,9 @@ from mimbench.errors import UserError
 from mimbench.features import Choice, FeatureBank
 from mimbench.files import write_json
 from mimbench.memory import is_out_of_memory
-from mimbench.metrics import rank_classes, top_percent, write_outcomes
 from mimbench.protocol import FrozenConfig, from_main
 from mimbench.runtime import pick_device, process_group
+from mimbench.scores.metrics import rank_classes, top_percent, write_outcomes
 from mimbench.storage import storage_effect
 from mimbench.weights import VitWeights
 from transfer.classification.grid import Fitted, Grid, choose_and_fit, solve

@@ -22,22 +22,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mimbench.data import ImageList
+from mimbench.data.lists import ImageList
+from mimbench.data.subsets import draw_fraction, draw_per_class, first_per_class, read_list
 from mimbench.errors import UserError
 from mimbench.features import Choice, FeatureBank, open_bank
 from mimbench.files import write_json
-from mimbench.metrics import (
+from mimbench.progress import Progress
+from mimbench.protocol import FrozenConfig, from_main
+from mimbench.runtime import Ranks, pick_device, process_group
+from mimbench.scores.metrics import (
     Neighbours,
     rank_classes,
     top_percent,
     weighted_votes,
     write_outcomes,
 )
-from mimbench.progress import Progress
-from mimbench.protocol import FrozenConfig, from_main
-from mimbench.runtime import Ranks, pick_device, process_group
 from mimbench.storage import storage_effect
-from mimbench.subsets import draw_fraction, draw_per_class, first_per_class, read_list
 from mimbench.weights import VitWeights
 from transfer.classification.grid import Grid, choose_and_fit, solve
 from transfer.classification.logreg import scale

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from mimbench.backbone import build_backbone
 from mimbench.extract import forward_in_pieces
 from mimbench.features import PARTS, FeatureBank
-from mimbench.loop import Learner, Moment
 from mimbench.memory import Halving
-from mimbench.metrics import rank_classes, top_percent
-from mimbench.optim import Schedule
 from mimbench.runtime import Ranks, pick_device
+from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.storage import describe
+from mimbench.training.loop import Learner, Moment
+from mimbench.training.optim import Schedule
 from mimbench.weights import VitWeights
 from transfer.classification.heads import Config, Heads, make_optimizer
 

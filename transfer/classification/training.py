@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from mimbench.data import ImageList
+from mimbench.data.images import CorruptImageError
+from mimbench.data.lists import ImageList
+from mimbench.data.preprocess import MODES, Decoded, Interpolation, Preprocess
 from mimbench.errors import UserError
-from mimbench.images import CorruptImageError
 from mimbench.memory import Halving
-from mimbench.metrics import rank_classes
-from mimbench.preprocess import MODES, Decoded, Interpolation, Preprocess
 from mimbench.progress import Progress
 from mimbench.runtime import Precision, Ranks, autocast
+from mimbench.scores.metrics import rank_classes
 from mimbench.task import Machine
 from mimbench.weights import VitSpec
 

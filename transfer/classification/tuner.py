@@ -9,13 +9,13 @@ from timm.data.transforms_factory import create_transform
 from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from mimbench.batches import Batch
-from mimbench.data import ImageList
-from mimbench.loop import Learner, Moment
-from mimbench.metrics import top_percent
-from mimbench.optim import Schedule, layer_decay_groups, scaled_lr
+from mimbench.data.lists import ImageList
 from mimbench.protocol import ImageConfig
 from mimbench.runtime import Precision, Ranks, autocast, pick_device
+from mimbench.scores.metrics import top_percent
+from mimbench.training.batches import Batch
+from mimbench.training.loop import Learner, Moment
+from mimbench.training.optim import Schedule, layer_decay_groups, scaled_lr
 from mimbench.weights import VitSpec, VitWeights
 from transfer.classification.classifier import Pool, at_size, build_classifier
 from transfer.classification.recipes import Name, Recipe, recipe_for

@@ -14,8 +14,8 @@ from torch import nn
 from mimbench.config import to_mapping
 from mimbench.errors import UserError
 from mimbench.files import write_json
-from mimbench.optim import BatchPlan, plan_batch
 from mimbench.runtime import Ranks, pick_device
+from mimbench.training.optim import BatchPlan, plan_batch
 from mimbench.weights import VitSpec, VitWeights
 from transfer.detection import data, recipe
 from transfer.detection.convert import Converted, convert, target_patch

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from mimbench.errors import UserError
 from mimbench.runtime import Precision, Ranks, autocast
-from mimbench.watch import StopSignals
+from mimbench.training.watch import StopSignals
 from transfer.detection.order import seed_model
 from transfer.detection.watch import Bar, Checkpoints, Curve, Leave
 

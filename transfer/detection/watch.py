@@ -14,7 +14,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from mimbench.errors import UserError
 from mimbench.files import atomic_path, write_text
 from mimbench.progress import Progress
-from mimbench.watch import PREEMPTED, Preempted, StopSignals
+from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints import read_weights
 from mimbench.config import from_mapping, merge, parse_overrides
 from mimbench.errors import UserError
-from mimbench.manifest import load_manifest
 from mimbench.runtime import Ranks
 from mimbench.task_main import pick_benchmark, task_main
 from transfer.segmentation.again import again

@@ -12,9 +12,9 @@ import torch
 from mmengine.logging import MMLogger
 
 from mimbench.errors import UserError
-from mimbench.journal import peak_memory
 from mimbench.memory import is_out_of_memory
 from mimbench.runtime import Ranks
+from mimbench.training.journal import peak_memory
 from transfer.segmentation.settings import SegmentationConfig
 
 REMARKS = (

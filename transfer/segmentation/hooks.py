@@ -18,7 +18,7 @@ from typing_extensions import override
 from mimbench.errors import UserError
 from mimbench.files import atomic_path, write_text
 from mimbench.progress import Progress
-from mimbench.watch import PREEMPTED, Preempted, StopSignals
+from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
 from transfer.segmentation.loop import trained_parts
 
 logger = logging.getLogger(__name__)

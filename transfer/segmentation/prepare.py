@@ -7,8 +7,9 @@ from mmengine.config import Config
 from torch import nn
 
 from mimbench.errors import UserError
-from mimbench.optim import BatchPlan, plan_batch
-from mimbench.runtime import Ranks, pick_device, seed_everything
+from mimbench.runtime import Ranks, pick_device
+from mimbench.seeds import seed_everything
+from mimbench.training.optim import BatchPlan, plan_batch
 from mimbench.weights import VitSpec
 from transfer.segmentation import decay, feed, precision  # noqa: F401
 from transfer.segmentation.data import DataSource

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mimbench.errors import UserError
-from mimbench.optim import BatchPlan
+from mimbench.training.optim import BatchPlan
 from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec
 from transfer.segmentation.convert import Kind
 from transfer.segmentation.data import DataSource

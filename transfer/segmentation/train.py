@@ -13,8 +13,8 @@ from mimbench.config import to_mapping
 from mimbench.errors import UserError
 from mimbench.files import atomic_path, write_json, write_text
 from mimbench.runtime import process_group
-from mimbench.snapshots import gather
-from mimbench.watch import StopSignals
+from mimbench.training.snapshots import gather
+from mimbench.training.watch import StopSignals
 from mimbench.weights import VitWeights
 from transfer.segmentation.backbone import load
 from transfer.segmentation.console import advice, quiet

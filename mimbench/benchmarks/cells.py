@@ -1,0 +1,241 @@
+"""Cells of the table to come: benchmark x checkpoint x seed, each with a folder of its own."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mimbench.benchmarks.evaluation import describe_weights
+from mimbench.benchmarks.locations import data_name
+from mimbench.benchmarks.manifest import Manifest, Profile
+from mimbench.benchmarks.orders import NOT_PROTOCOL, ORDER_FILE, RESULT_FILE, Order, read_order
+from mimbench.benchmarks.survey import Finding, Question, survey
+from mimbench.checkpoints import read_weights
+from mimbench.config import merge, to_mapping
+from mimbench.errors import UserError
+from mimbench.results import Result, read_result
+from mimbench.task import Machine
+from mimbench.weights import VitSpec
+
+logger = logging.getLogger(__name__)
+STALE = ".stale-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One checkpoint that is evaluated: one row of the table."""
+
+    path: Path
+    weights: Mapping[str, str]
+    """What a result says about the weights: name, digest, format, which, model."""
+    which: str | None = None
+    num_heads: int | None = None
+    twin: bool = False
+    """Random on purpose: no canary."""
+    spec: VitSpec | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the row's folder."""
+        return f"{self.weights['digest'][:12]}-{safe_name(self.weights['name'])}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asks for."""
+
+    profile: Profile
+    benchmarks: Sequence[str]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 1
+    first_seed: int = 0
+    data: Path | None = None
+    own_data: bool = False
+    out: Path = Path("runs")
+    machine: Machine = field(default_factory=Machine)
+    max_batch: int | None = None
+    """The user's own figure; it wins over those of the benchmarks."""
+
+    def __post_init__(self) -> None:
+        """Refuse a batch of nothing."""
+        if self.max_batch is not None and self.max_batch < 1:
+            raise UserError(f"--max-batch is {self.max_batch}, expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run to do, or the reason why it cannot be done."""
+
+    order: Order
+    folder: Path
+    contestant: Contestant
+    after: tuple[str, ...]
+    version: int
+    main_metric: str
+    protocol: str
+    problem: str = ""
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration with next to no training; empty if the task offers none."""
+    images: int = 0
+    """Labelled images in the data set; 0 if they are not in folders of classes."""
+
+    @property
+    def label(self) -> str:
+        """How messages name the cell."""
+        seed = self.order.config.get("seed", 0)
+        return f"{self.order.benchmark} · {self.contestant.weights['name']}" + (
+            f" · seed {seed}" if seed else ""
+        )
+
+
+def safe_name(text: str) -> str:
+    """Return text that is safe as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40] or "checkpoint"
+
+
+def read_contestant(
+    path: Path, *, which: str | None = None, num_heads: int | None = None, name: str = ""
+) -> Contestant:
+    """Read a checkpoint to learn who it is."""
+    weights = read_weights(path, which=which, num_heads=num_heads)
+    spec = weights.spec
+    logger.info(
+        "%s: %s, %d blocks of width %d, patch %d, %d tensors used%s",
+        path,
+        weights.format,
+        spec.depth,
+        spec.embed_dim,
+        spec.patch_size,
+        len(weights.tensors),
+        "".join(f", {count} left out ({group})" for group, count in weights.extras.items()),
+    )
+    for note in weights.notes:
+        logger.info("%s: %s", path, note)
+    return Contestant(
+        path=path.resolve(),
+        weights=describe_weights(weights, name),
+        which=which,
+        num_heads=num_heads,
+        spec=spec,
+    )
+
+
+def make_cells(
+    manifest: Manifest, contestants: Sequence[Contestant], request: Request
+) -> list[Cell]:
+    """Return the cells in running order: checkpoint by checkpoint, benchmarks in the file's order."""
+    manifest.check_overrides(request.overrides)
+    findings = _ask(manifest, request)
+    cells = [
+        _cell(manifest, who, name, findings[name], seed, request)
+        for who in contestants
+        for name in request.benchmarks
+        for seed in range(request.first_seed, request.first_seed + request.seeds)
+    ]
+    folders = [cell.folder for cell in cells]
+    if len(set(folders)) < len(folders):
+        raise UserError("the same checkpoint is named twice; name each once")
+    return cells
+
+
+def _ask(manifest: Manifest, request: Request) -> dict[str, Finding]:
+    questions = []
+    for name in request.benchmarks:
+        dataset, config = manifest.recipe(name, request.profile, request.overrides)
+        questions.append(
+            Question(
+                benchmark=name,
+                task=manifest.benchmarks[name].task,
+                dataset=dataset,
+                config={**config, "machine": _machine(manifest, request, name, config)},
+            )
+        )
+    return dict(
+        zip(request.benchmarks, survey(questions, request.data, own=request.own_data), strict=True)
+    )
+
+
+def _machine(
+    manifest: Manifest, request: Request, name: str, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the machine for one benchmark: what is said later in this list wins."""
+    asked = {} if request.max_batch is None else {"max_batch": request.max_batch}
+    machine = to_mapping(request.machine)
+    for change in (manifest.limits(name, request.profile), asked, config.get("machine", {})):
+        machine = merge(machine, change)
+    return machine
+
+
+def _cell(
+    manifest: Manifest, who: Contestant, name: str, finding: Finding, seed: int, request: Request
+) -> Cell:
+    benchmark = manifest.benchmarks[name]
+    dataset, _ = manifest.recipe(name, request.profile)
+    overrides = {k: v for k, v in request.overrides.items() if k in (name, benchmark.group)}
+    parts = [name]
+    parts += [request.profile] if request.profile != "paper" else []
+    # the machine moves no number: the run goes on in the same folder
+    recipe_changed = any(set(change) - {"machine"} for change in overrides.values())
+    parts += [finding.protocol[:6] or "changed"] if recipe_changed else []
+    parts += [f"seed{seed}"] if seed else []
+    order = Order(
+        benchmark=name,
+        task=benchmark.task,
+        profile=request.profile,
+        dataset=data_name(dataset, own=request.own_data),
+        checkpoint=who.path,
+        config={**finding.config, "seed": seed},
+        overrides=overrides,
+        name=who.weights["name"],
+        which=who.which,
+        num_heads=who.num_heads,
+        weights_digest=who.weights["digest"],
+    )
+    return Cell(
+        order=order,
+        folder=request.out / who.folder / ".".join(parts),
+        contestant=who,
+        after=benchmark.after,
+        version=finding.version,
+        main_metric=finding.main_metric,
+        protocol=finding.protocol,
+        problem=finding.problem,
+        rehearsal={**finding.rehearsal, "seed": seed} if finding.rehearsal else {},
+        images=finding.images,
+    )
+
+
+def finished(cell: Cell) -> Result | None:
+    """Return the cell's result if it is done already under the same protocol."""
+    path = cell.folder / RESULT_FILE
+    if not path.is_file():
+        return None
+    result = read_result(path)
+    same = (
+        result.protocol == cell.protocol and result.weights["digest"] == cell.order.weights_digest
+    )
+    return result if same and result.status == "done" else None
+
+
+def set_aside(cell: Cell, *, fresh: bool = False) -> None:
+    """Move what another recipe or version left in the cell's folder out of the way."""
+    path = cell.folder / ORDER_FILE
+    if not path.is_file():
+        return
+    before = read_order(path)
+    failed = cell.folder / RESULT_FILE
+    stale = failed.is_file() and read_result(failed).protocol not in ("", cell.protocol)
+    if not fresh and not stale and _identity(before) == _identity(cell.order):
+        return
+    number = 1
+    while (aside := cell.folder.with_name(f"{cell.folder.name}{STALE}{number}")).exists():
+        number += 1
+    logger.info("%s: an earlier run with another recipe is kept as %s", cell.label, aside.name)
+    cell.folder.rename(aside)
+
+
+def _identity(order: Order) -> tuple[Any, ...]:
+    config = {k: v for k, v in order.config.items() if k not in NOT_PROTOCOL - {"seed"}}
+    return order.task, order.dataset, order.weights_digest, order.which, config

@@ -1,0 +1,202 @@
+"""benchmarks.yaml: which benchmarks there are, what each profile changes, what others published."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from mimbench.config import from_mapping, load_yaml, merge
+from mimbench.errors import UserError, did_you_mean
+
+PROFILES = ("paper", "quick", "demo")
+Profile = Literal["paper", "quick", "demo"]
+Group = Literal["knn", "linear", "finetune", "lowshot", "detection", "segmentation"]
+DEFAULT_FILE = Path(__file__).resolve().parents[2] / "benchmarks.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a profile changes in a benchmark."""
+
+    dataset: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    max_batch: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One entry: a task with a recipe, one column of the table."""
+
+    title: str
+    group: Group
+    """The name that --only and --set may use in place of the id."""
+    task: str
+    """Dotted name of the task's module."""
+    dataset: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    profiles: Mapping[Profile, Change] = field(default_factory=lambda: {"paper": Change()})
+    max_batch: int | None = None
+    """Images that fit one process at once, where that is less than the machine's usual figure."""
+    after: tuple[str, ...] = ()
+    """Benchmarks whose run on the same checkpoint comes first: they leave something to reuse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One published number."""
+
+    method: str
+    model: str
+    protocol: str
+    metric: str
+    value: float
+    source: str
+    """Who says so: repository, paper or thread."""
+    grade: Literal["P", "R", "C", "I", "S", "T"]
+    """Paper, official repository, code, issue thread, second hand, third party."""
+    epochs: int | None = None
+    """Pretraining epochs, where they are stated."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What a protocol id means, for people."""
+
+    title: str
+    summary: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What is known about the effect of a difference between two protocols."""
+
+    fields: tuple[str, ...]
+    """Names of configuration fields; `group:` entries may narrow them."""
+    known: str
+    source: str
+    groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The reference file."""
+
+    protocols: Mapping[str, Protocol]
+    references: tuple[Reference, ...]
+    effects: tuple[Effect, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole file."""
+
+    defaults: Mapping[Profile, tuple[str, ...]]
+    """The benchmarks that a profile runs unless --only names others."""
+    benchmarks: Mapping[str, Benchmark]
+    reference_file: str | None = None
+    """A second file, relative to this one, that holds the three fields below."""
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)
+    references: tuple[Reference, ...] = ()
+    effects: tuple[Effect, ...] = ()
+
+    def choose(self, profile: Profile, only: Sequence[str] = ()) -> list[str]:
+        """Return the ids that a run of the profile covers, in the file's order.
+
+        Args:
+            profile: Which recipe.
+            only: Ids, or groups (then the profile's own benchmarks of that group).
+        """
+        default = list(self.defaults.get(profile, ()))
+        if not only:
+            return default
+        chosen: set[str] = set()
+        for name in only:
+            members = [i for i in default if self.benchmarks[i].group == name]
+            if name in self.benchmarks:
+                self.change(name, profile)
+                chosen.add(name)
+            elif members:
+                chosen.update(members)
+            else:
+                known = [*self.benchmarks, *(b.group for b in self.benchmarks.values())]
+                raise UserError(
+                    f"no benchmark '{name}' in profile {profile}" + did_you_mean(name, set(known))
+                )
+        return [name for name in self.benchmarks if name in chosen]
+
+    def change(self, name: str, profile: Profile) -> Change:
+        """Return what the profile changes; an error if the benchmark has no such profile."""
+        benchmark = self.benchmarks[name]
+        if profile not in benchmark.profiles:
+            known = ", ".join(benchmark.profiles)
+            raise UserError(f"benchmark '{name}' has no profile '{profile}', only {known}")
+        return benchmark.profiles[profile]
+
+    def recipe(
+        self, name: str, profile: Profile, overrides: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Return dataset name and configuration of a benchmark under a profile.
+
+        Args:
+            name: Benchmark id.
+            profile: Which recipe.
+            overrides: Id or group -> changed fields, as `--set knn.k=20` spells it.
+        """
+        benchmark, change = self.benchmarks[name], self.change(name, profile)
+        config = merge(benchmark.config, change.config)
+        for key in (benchmark.group, name):
+            config = merge(config, (overrides or {}).get(key, {}))
+        return change.dataset or benchmark.dataset, config
+
+    def limits(self, name: str, profile: Profile) -> dict[str, int]:
+        """Return what the benchmark asks of the machine, as fields of `Machine`."""
+        limit = self.change(name, profile).max_batch or self.benchmarks[name].max_batch
+        return {"max_batch": limit} if limit else {}
+
+    def check_overrides(self, overrides: Mapping[str, Any]) -> None:
+        """Refuse overrides that name no benchmark and no group, or no field of one."""
+        known = {*self.benchmarks, *(b.group for b in self.benchmarks.values())}
+        for key, value in overrides.items():
+            if key not in known:
+                raise UserError(f"--set {key}: no such benchmark" + did_you_mean(key, known))
+            if not isinstance(value, Mapping):
+                raise UserError(f"--set {key}={value}: name a field too, for example {key}.seed=1")
+
+
+def load_manifest(path: Path = DEFAULT_FILE) -> Manifest:
+    """Read benchmarks.yaml, and the reference file that it names, strictly."""
+    content = load_yaml(path)
+    if name := content.get("reference_file"):
+        published = from_mapping(Published, load_yaml(path.parent / str(name)), str(name))
+        content |= {f.name: getattr(published, f.name) for f in fields(Published)}
+    manifest = from_mapping(Manifest, content, path.name)
+    _check(manifest, path)
+    return manifest
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+    """Refuse names that point nowhere."""
+    for profile, names in manifest.defaults.items():
+        for name in names:
+            if name not in manifest.benchmarks:
+                where = f"{path.name}.defaults.{profile}"
+                raise UserError(
+                    f"{where}: no benchmark '{name}'" + did_you_mean(name, manifest.benchmarks)
+                )
+            manifest.change(name, profile)
+    for name, benchmark in manifest.benchmarks.items():
+        for other in benchmark.after:
+            if other not in manifest.benchmarks:
+                raise UserError(
+                    f"{path.name}.{name}.after: no benchmark '{other}'"
+                    + did_you_mean(other, manifest.benchmarks)
+                )
+    for reference in manifest.references:
+        if reference.protocol not in manifest.protocols:
+            where = f"published row {reference.method} {reference.model} {reference.value}"
+            raise UserError(
+                f"{where}: no protocol '{reference.protocol}'"
+                + did_you_mean(reference.protocol, manifest.protocols)
+            )

@@ -1,0 +1,138 @@
+"""Ask every task, in a process of its own, what an order would run: `python -m mimbench.benchmarks.survey`.
+
+Tasks import detectron2, mmsegmentation or faiss; the runner must not, so it asks a child once
+before anything expensive starts. A missing package or data set becomes the cell's problem.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mimbench.benchmarks.locations import count_images, data_name, known_faults, locate
+from mimbench.benchmarks.orders import order_protocol
+from mimbench.config import from_mapping, to_mapping
+from mimbench.errors import UserError
+from mimbench.files import write_json
+from mimbench.logs import configure_logging
+from mimbench.task import Rehearsed, load_task
+
+ROOT = Path(__file__).resolve().parents[2]
+# what an incompatible binary package raises while it is being imported
+IMPORT_FAULTS = (ImportError, OSError, RuntimeError, AttributeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One recipe to look into."""
+
+    benchmark: str
+    task: str
+    dataset: str
+    config: Mapping[str, Any]
+    needs_data: bool = True
+    """False: only resolve the recipe, wherever the data may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What the task answered."""
+
+    problem: str = ""
+    """Why the recipe cannot run here, and how to mend it."""
+    version: int = 0
+    main_metric: str = ""
+    protocol: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    """The recipe with next to no training, where the task offers one."""
+    images: int = 0
+    """Labelled images in the data set, train and val; 0 where it is not a folder of classes."""
+
+
+def survey(questions: Sequence[Question], data: Path | None, *, own: bool = False) -> list[Finding]:
+    """Return one finding for each question, answered by a child process.
+
+    Args:
+        questions: Recipes to look into.
+        data: The user's --data.
+        own: The data is the user's own in a published layout: it is not held against the
+            published counts, and its results never stand beside published ones.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        asked, told = Path(folder) / "questions.json", Path(folder) / "findings.json"
+        write_json(
+            asked,
+            {
+                "data": str(data) if data else None,
+                "own": own,
+                "questions": to_mapping(list(questions)),
+            },
+        )
+        command = [sys.executable, "-m", "mimbench.benchmarks.survey", str(asked), str(told)]
+        code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
+        if code:
+            tasks = ", ".join(sorted({q.task for q in questions}))
+            raise UserError(
+                f"importing the tasks {tasks} broke (exit code {code}); run: python -m mimbench doctor"
+            )
+        return [from_mapping(Finding, f) for f in json.loads(told.read_text())]
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment in which children find this source tree's modules and no others."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def look(question: Question, data: Path | None, *, own: bool = False) -> Finding:
+    """Return what the question's task says, in this process."""
+    try:
+        task = load_task(question.task)
+        folder = locate(question.dataset, data) if question.needs_data else Path()
+        where = f"{question.benchmark}.config"
+        config = from_mapping(task.Config, {**question.config, "data": str(folder)}, where)
+        if question.needs_data and not own and (found := known_faults(question.dataset, folder)):
+            return Finding(
+                problem="; ".join(found) + "; if this is data of your own, say --own-data"
+            )
+    except UserError as error:
+        return Finding(problem=str(error))
+    except IMPORT_FAULTS as error:
+        return Finding(
+            problem=f"task {question.task} cannot be imported ({error}); run: python -m mimbench doctor"
+        )
+    return Finding(
+        version=task.VERSION,
+        main_metric=task.MAIN_METRIC,
+        protocol=order_protocol(
+            question.task, task.VERSION, data_name(question.dataset, own=own), config
+        ),
+        config=to_mapping(config),
+        rehearsal=to_mapping(task.rehearsal(config)) if isinstance(task, Rehearsed) else {},
+        images=count_images(folder) if question.needs_data else 0,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer the questions of one JSON file in another."""
+    parser = argparse.ArgumentParser(prog="python -m mimbench.benchmarks.survey")
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("findings", type=Path)
+    args = parser.parse_args(argv)
+    configure_logging()
+    asked = json.loads(args.questions.read_text())
+    data = Path(asked["data"]) if asked["data"] else None
+    questions = [from_mapping(Question, q) for q in asked["questions"]]
+    write_json(args.findings, to_mapping([look(q, data, own=asked["own"]) for q in questions]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

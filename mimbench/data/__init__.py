@@ -1,0 +1,1 @@
+"""Images and labels: lists, sources, subsets, decoding and preprocessing."""

@@ -1,0 +1,1 @@
+"""A checkpoint file's way to canonical tensors: opened safely, recognised, renamed, doubted."""

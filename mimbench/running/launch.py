@@ -1,0 +1,107 @@
+"""How one cell becomes processes: the command line, the environment, the end of the parent."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE
+from mimbench.benchmarks.survey import child_environment
+from mimbench.runtime import usable_cores
+
+PARENT = "MIMBENCH_PARENT"
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A share of the machine: one cell runs in it at a time."""
+
+    gpus: tuple[int, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_slots(gpus: int, per_task: int, side_by_side: int = 1) -> list[Slot]:
+    """Return the slots of a machine with `gpus` GPUs of which each cell gets `per_task`.
+
+    Without GPUs, `side_by_side` cells share the cores: small models gain little from a second one.
+    """
+    if not gpus and side_by_side <= 1:
+        return [Slot()]
+    if not gpus:
+        threads = str(max(1, usable_cores() // side_by_side))
+        return [Slot(environment={"OMP_NUM_THREADS": threads}) for _ in range(side_by_side)]
+    groups = [
+        tuple(range(first, first + per_task)) for first in range(0, gpus - per_task + 1, per_task)
+    ]
+    return [Slot(gpus=g, environment={"CUDA_VISIBLE_DEVICES": _visible(g)}) for g in groups]
+
+
+def _visible(indices: Sequence[int]) -> str:
+    allowed = [x for x in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if x]
+    return ",".join(allowed[i] if allowed else str(i) for i in indices)
+
+
+def eval_command(
+    folder: Path, processes: int = 1, nodes: int = 1, *, endpoint: str = ""
+) -> list[str]:
+    """Return the command that runs the order in `folder`; torchrun where several processes share it.
+
+    Args:
+        folder: The run's folder.
+        processes: Processes on this node.
+        nodes: Nodes that share the run; each runs the same command.
+        endpoint: host:port of the first node, where there are several.
+    """
+    target = ["-m", "mimbench", "eval", str(folder / ORDER_FILE)]
+    if processes * nodes <= 1:
+        return [sys.executable, *target]
+    meeting = ["--standalone"]
+    if nodes > 1:
+        meeting = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
+        meeting += ["--rdzv-id", folder.name]
+    launcher = ["-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(processes)]
+    return [sys.executable, *launcher, *target]
+
+
+def start(command: Sequence[str], folder: Path, slot: Slot) -> subprocess.Popen[bytes]:
+    """Start a cell's process group; all its output goes to the cell's log."""
+    environment = {**child_environment(), **slot.environment, PARENT: str(os.getpid())}
+    with (folder / LOG_FILE).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def stop(process: subprocess.Popen[bytes], patience: float = 30.0) -> None:
+    """Ask a cell's process group to save and end, then insist."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=patience)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+        else:
+            break
+    process.wait()
+
+
+def follow_parent() -> None:
+    """Make this process end when the runner that started it dies, even by kill -9 (Linux)."""
+    parent = os.environ.get(PARENT)
+    if not parent or not sys.platform.startswith("linux") or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        sys.exit("the runner that started this process is gone")

@@ -1,0 +1,1 @@
+"""Numbers from outcomes, and how sure they are."""

@@ -1,0 +1,249 @@
+"""One table in five languages: terminal, Markdown, CSV, LaTeX (booktabs), JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+
+from mimbench.tables.rows import Column, Row, Table, Value
+
+PROFILES = {
+    "quick": "[quick] cheaper recipes of our own: no published row stands beside them",
+    "demo": "[demo] sample data: shows that everything runs, says nothing about ImageNet, COCO, ADE20K",
+}
+
+
+def heading(column: Column, table: Table) -> str:
+    """Return a column's heading; recipes that differ from the published one say so."""
+    text = column.title
+    if column.profile != "paper":
+        text += "" if corner(table) else f" [{column.profile}]"
+    elif not column.official and column.protocol:
+        text += " [changed]"
+    twins = [
+        c for c in table.columns if (c.benchmark, c.profile) == (column.benchmark, column.profile)
+    ]
+    return text if len(twins) == 1 else f"{text} {column.protocol[:4]}"
+
+
+def corner(table: Table) -> str:
+    """Return the profile that all columns share, if it is not the published one: said once."""
+    profiles = {c.profile for c in table.columns}
+    return f"[{profiles.pop()}]" if len(profiles) == 1 and profiles != {"paper"} else ""
+
+
+def text_of(value: Value | None, plus_minus: str = "±") -> str:
+    """Return a value as `84.20 ±0.31 (+0.10)`; `failed` or `-` where there is none."""
+    if value is None:
+        return "-"
+    if value.value is None:
+        return "failed"
+    text = f"{value.value:.2f}"
+    if value.interval is not None:
+        text += f" {plus_minus}{value.interval:.2f}"
+    if value.spread is not None:
+        text += f" sd {value.spread:.2f} n={value.seeds}"
+    if value.draw_sd is not None:
+        text += f" sd {value.draw_sd:.2f} d={value.draws}"
+    if value.difference is not None:
+        text += f" ({value.difference:+.2f})"
+    return text
+
+
+def label_of(row: Row) -> str:
+    """Return a row's label with its source."""
+    return row.label if row.kind == "measured" else f"{row.label} [{row.source}]"
+
+
+def terminal(table: Table) -> str:
+    """Return the table as aligned plain text."""
+    head = [corner(table), *(heading(c, table) for c in table.columns)]
+    body = [
+        [
+            row.label,
+            *(text_of(row.values.get(c)) + ("*" if _best(row, c) else "") for c in table.columns),
+        ]
+        for row in table.rows
+    ]
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [_aligned(head, widths), rule]
+    kinds = [row.kind for row in table.rows]
+    for i, cells in enumerate(body):
+        if i and kinds[i] != kinds[i - 1]:
+            lines.append(rule)
+        lines.append(_aligned(cells, widths))
+    return "\n".join([*lines, *legend(table)]) + "\n"
+
+
+def _aligned(cells: list[str], widths: list[int]) -> str:
+    first, *rest = [
+        cell.ljust(w) if i == 0 else cell.rjust(w)
+        for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join([first, *rest]).rstrip()
+
+
+def _best(row: Row, column: Column) -> bool:
+    value = row.values.get(column)
+    return value is not None and value.best
+
+
+def legend(table: Table) -> list[str]:
+    """Return what the signs mean, for those that occur, and the table's notes."""
+    values = [v for row in table.rows for v in row.values.values()]
+    lines = []
+    if any(v.interval is not None for v in values):
+        lines.append("± 95 % interval over test images")
+    if any(v.spread is not None for v in values):
+        lines.append("sd: standard deviation over n seeds")
+    if any(v.draw_sd is not None for v in values):
+        lines.append("sd with d: standard deviation over d draws of the training images")
+    if any(v.difference is not None for v in values):
+        lines.append("(+/-) difference from the matching published row")
+    if any(v.best for v in values):
+        lines.append("* best measured value of the column")
+    lines += [PROFILES[p] for p in dict.fromkeys(c.profile for c in table.columns) if p in PROFILES]
+    published = [row for row in table.rows if row.kind == "published"]
+    for source in dict.fromkeys(row.source for row in published):
+        lines.append(
+            f"{source}: " + "; ".join(row.label for row in published if row.source == source)
+        )
+    return [*lines, *table.notes]
+
+
+def bold_legend(table: Table) -> list[str]:
+    """Return the legend for formats that mark the best value by weight."""
+    return [note.replace("* best", "bold: best", 1) for note in legend(table)]
+
+
+def markdown(table: Table) -> str:
+    """Return the table in GitHub's Markdown."""
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    lines = [line([corner(table), *(heading(c, table) for c in table.columns)])]
+    lines.append("|" + "---|" * (len(table.columns) + 1))
+    for row in table.rows:
+        cells = [text_of(row.values.get(c)) for c in table.columns]
+        marked = [
+            f"**{cell}**" if _best(row, c) else cell
+            for cell, c in zip(cells, table.columns, strict=True)
+        ]
+        label = row.label if row.kind == "measured" else f"*{row.label}*"
+        lines.append(line([label, *marked]))
+    return "\n".join([*lines, "", *(f"- {note}" for note in bold_legend(table))]).rstrip() + "\n"
+
+
+def comma(table: Table) -> str:
+    """Return one CSV line for each value: tidy, for other programs."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        [
+            "row",
+            "kind",
+            "benchmark",
+            "profile",
+            "protocol",
+            "metric",
+            "value",
+            "interval95",
+            "seed_sd",
+            "seeds",
+            "draw_sd",
+            "draws",
+            "difference",
+            "source",
+            "error",
+        ]
+    )
+    for row in table.rows:
+        for c, v in row.values.items():
+            numbers = [v.value, v.interval, v.spread, v.seeds, v.draw_sd, v.draws, v.difference]
+            shown = ["" if n is None else n if isinstance(n, int) else f"{n:.4f}" for n in numbers]
+            writer.writerow(
+                [
+                    row.label,
+                    row.kind,
+                    c.benchmark,
+                    c.profile,
+                    c.protocol,
+                    c.metric,
+                    *shown,
+                    row.source,
+                    v.error,
+                ]
+            )
+    return file.getvalue()
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "·": r"$\cdot$",
+}
+
+
+def latex(table: Table) -> str:
+    """Return the table for booktabs."""
+
+    def safe(text: str) -> str:
+        return "".join(LATEX.get(char, char) for char in text)
+
+    def number(value: Value | None, *, best: bool) -> str:
+        text = safe(text_of(value, "@")).replace("@", r"$\pm$")
+        return rf"\textbf{{{text}}}" if best else text
+
+    lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
+    lines += [
+        " & ".join([safe(corner(table)), *(safe(heading(c, table)) for c in table.columns)])
+        + r" \\",
+        r"\midrule",
+    ]
+    for i, row in enumerate(table.rows):
+        if i and row.kind != table.rows[i - 1].kind:
+            lines.append(r"\midrule")
+        cells = [number(row.values.get(c), best=_best(row, c)) for c in table.columns]
+        lines.append(" & ".join([safe(row.label), *cells]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in bold_legend(table))]
+    return "\n".join(lines) + "\n"
+
+
+def as_json(table: Table) -> str:
+    """Return the table as JSON."""
+    rows = [
+        {
+            "label": row.label,
+            "kind": row.kind,
+            "source": row.source,
+            "values": [{**asdict(c), **asdict(v)} for c, v in row.values.items()],
+        }
+        for row in table.rows
+    ]
+    value = {
+        "columns": [asdict(c) for c in table.columns],
+        "rows": rows,
+        "notes": list(table.notes),
+    }
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "terminal": terminal,
+    "markdown": markdown,
+    "csv": comma,
+    "latex": latex,
+    "json": as_json,
+}
+SUFFIXES = {"terminal": "txt", "markdown": "md", "csv": "csv", "latex": "tex", "json": "json"}

@@ -1,0 +1,163 @@
+"""Batches for training: which samples a step sees depends on nothing but seed, epoch and step."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from mimbench.data.images import CorruptImageError
+from mimbench.errors import UserError
+from mimbench.runtime import Ranks
+from mimbench.seeds import derive_seed, seeded
+from mimbench.training.optim import BatchPlan
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[int, int]
+"""Epoch and index: all that a sample's augmentation depends on, beside the seed."""
+
+REPLACEMENTS = 20
+"""Broken images in a row before a sample gives up."""
+
+
+class Samples(Protocol):
+    """Training data: a dataset whose items collate, and a name for each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def name(self, index: int) -> str:
+        """Return what a person calls the sample: its path."""
+        ...
+
+
+class Batch(NamedTuple):
+    """What the loader hands over."""
+
+    indices: Tensor
+    data: Any
+    faults: tuple[tuple[str, str], ...]
+    """Name and reason of each broken image that another one replaced."""
+
+
+class SeededSamples(Dataset[tuple[int, Any, tuple[tuple[str, str], ...]]]):
+    """Samples under a key: the same key gives the same sample in any process, at any time."""
+
+    def __init__(self, samples: Samples, seed: int) -> None:
+        self.samples, self.seed = samples, seed
+
+    def __getitem__(self, key: Key) -> tuple[int, Any, tuple[tuple[str, str], ...]]:
+        epoch, index = key
+        faults: list[tuple[str, str]] = []
+        for attempt in range(REPLACEMENTS):
+            seed = derive_seed(self.seed, epoch, key[1], attempt)
+            if attempt:
+                index = seed % len(self.samples)
+            try:
+                with seeded(seed):
+                    return index, self.samples[index], tuple(faults)
+            except CorruptImageError as error:
+                faults.append((error.name, error.reason))
+        shown = "\n".join(f"  {name}: {reason}" for name, reason in faults)
+        raise UserError(f"{REPLACEMENTS} images in a row cannot be read:\n{shown}")
+
+
+def collate(items: list[tuple[int, Any, tuple[tuple[str, str], ...]]]) -> Batch:
+    """Return one batch of keyed samples."""
+    indices, data, faults = zip(*items, strict=True)
+    return Batch(torch.tensor(indices), default_collate(list(data)), sum(faults, ()))
+
+
+@dataclass(frozen=True)
+class StepSampler(Sampler[list[Key]]):
+    """Yields the keys of each micro-batch of this process, from optimizer step `start` on.
+
+    One permutation for each epoch is cut into effective batches, these into processes and
+    micro-steps; so the samples of a step do not depend on how many processes share it, and
+    what does not fill a batch at the end of an epoch is left out.
+    """
+
+    size: int
+    batch: int
+    plan: BatchPlan
+    ranks: Ranks
+    seed: int
+    start: int
+    stop: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        return self.size // self.batch
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the epoch's permutation of all samples."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+        return torch.randperm(self.size, generator=generator)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        known, order = -1, torch.empty(0)
+        for step in range(self.start, self.stop):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != known:
+                known, order = epoch, self.order(epoch)
+            share = self.plan.per_process * self.plan.micro_steps
+            first = position * self.batch + self.ranks.rank * share
+            for at in range(first, first + share, self.plan.per_process):
+                yield [(epoch, int(i)) for i in order[at : at + self.plan.per_process]]
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.plan.micro_steps
+
+
+def loader(samples: Samples, sampler: StepSampler, *, workers: int, pin: bool) -> DataLoader[Any]:
+    """Return the loader of all batches that the sampler names; the worker count changes nothing."""
+    return DataLoader(
+        SeededSamples(samples, sampler.seed),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        # else the loader would draw from the global generator, once more in a resumed run
+        generator=torch.Generator(),
+    )
+
+
+@dataclass
+class Faults:
+    """Broken images met so far; too many of them end the run."""
+
+    allowed: float
+    """Share of the data set that may be broken."""
+    size: int
+    found: dict[str, str] = field(default_factory=dict)
+
+    def add(self, faults: tuple[tuple[str, str], ...]) -> None:
+        """Count and log new broken images; raise when they are more than allowed."""
+        for name, reason in faults:
+            if name not in self.found:
+                self.found[name] = reason
+                logger.warning("broken image replaced by another: %s: %s", name, reason)
+        if len(self.found) > self.allowed * self.size:
+            shown = "\n".join(f"  {name}: {reason}" for name, reason in self.found.items())
+            raise UserError(
+                f"{len(self.found)} broken images are more than the allowed share "
+                f"{self.allowed:g} of {self.size}; mend or remove them, or raise max_broken:\n{shown}"
+            )
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Return nested tensors on the device, copied without waiting."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_device(item, device) for item in value]
+    return value
