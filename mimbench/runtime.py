@@ -1,6 +1,7 @@
 """The process we run in: device, precision, ranks and logging, each set up in one place."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from mimbench.errors import UserError
 from mimbench.logs import configure_logging as configure_logging
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+SETTLE = 0.2
+"""Seconds in which a group's threads let go of the last collectives' tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,9 @@ def process_group() -> Iterator[Ranks]:
         yield Ranks(rank=dist.get_rank(), world=dist.get_world_size(), local=local)
     finally:
         dist.destroy_process_group()
+        # whoever else holds the group (DDP, detectron2's cache) keeps its threads alive, and one that
+        # frees a tensor when the interpreter has begun to end aborts the process, its work all done
+        time.sleep(SETTLE)
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
