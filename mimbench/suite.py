@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -152,7 +152,7 @@ def _twin(who: Contestant, folder: Path) -> Contestant:
     weights = read_weights(who.path, which=who.which, num_heads=who.num_heads)
     path = folder / f"{TWIN}{safe_name(who.weights['model'])}.safetensors"
     write_weights(path, random_weights(weights.spec, seed=0))
-    return replace(read_contestant(path), twin=True)
+    return read_contestant(path, twin=True)
 
 
 def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Table:

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mimbench.benchmarks import cells
-from mimbench.benchmarks.cells import Contestant, Request, make_cells
+from mimbench.benchmarks.cells import Contestant, Request, make_cells, read_contestant
 from mimbench.benchmarks.manifest import Manifest, load_manifest
 from mimbench.benchmarks.survey import Finding, Question
 from mimbench.errors import UserError
 from mimbench.task import Machine
+from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 BENCHMARKS = """
 defaults: {paper: [narrow, wide]}
@@ -75,3 +77,24 @@ def test_another_machine_goes_on_in_the_same_folder(
 def test_a_batch_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="--max-batch is 0, expected 1 or more"):
         Request(profile="paper", benchmarks=[], max_batch=0)
+
+
+def test_what_looks_wrong_is_said_before_a_run_but_not_of_a_random_twin(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No score on digits tells that rows and columns of MAE's table are exchanged."""
+    state, path = canonical(TINY), tmp_path / "mae.pth"
+    torch.save(LAYOUTS["mae-training"].write(state), path)
+    assert not read_contestant(path, num_heads=3).twin
+    assert "suspicious" not in caplog.text
+
+    table = state["pos_embed"]
+    turned = table[:, 1:].unflatten(1, TINY.grid).transpose(1, 2).flatten(1, 2)
+    state["pos_embed"] = torch.cat([table[:, :1], turned], dim=1)
+    torch.save(LAYOUTS["mae-training"].write(state), path)
+    read_contestant(path, num_heads=3)
+    assert "mae.pth: suspicious: pos_embed is not the fixed sine-cosine table" in caplog.text
+
+    caplog.clear()
+    assert read_contestant(path, num_heads=3, twin=True).twin
+    assert "suspicious" not in caplog.text

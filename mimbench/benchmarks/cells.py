@@ -15,6 +15,7 @@ from mimbench.benchmarks.survey import Finding, Question, survey
 from mimbench.checkpoints import read_weights
 from mimbench.config import merge, to_mapping
 from mimbench.errors import UserError
+from mimbench.reading.plausibility import doubts
 from mimbench.results import Result, read_result
 from mimbench.task import Machine
 from mimbench.weights import VitSpec
@@ -96,9 +97,14 @@ def safe_name(text: str) -> str:
 
 
 def read_contestant(
-    path: Path, *, which: str | None = None, num_heads: int | None = None, name: str = ""
+    path: Path,
+    *,
+    which: str | None = None,
+    num_heads: int | None = None,
+    name: str = "",
+    twin: bool = False,
 ) -> Contestant:
-    """Read a checkpoint to learn who it is."""
+    """Read a checkpoint to learn who it is; say what looks wrong in one that is no random twin."""
     weights = read_weights(path, which=which, num_heads=num_heads)
     spec = weights.spec
     logger.info(
@@ -113,12 +119,15 @@ def read_contestant(
     )
     for note in weights.notes:
         logger.info("%s: %s", path, note)
+    for doubt in () if twin else doubts(spec, weights.tensors, weights.format):
+        logger.warning("%s: suspicious: %s", path, doubt)
     return Contestant(
         path=path.resolve(),
         weights=describe_weights(weights, name),
         which=which,
         num_heads=num_heads,
         spec=spec,
+        twin=twin,
     )
 
 
