@@ -25,9 +25,8 @@ def _measure(work: Callable[..., object], arguments: tuple[Any, ...], threads: i
     torch.set_num_threads(threads)
     before = _resident()
     work(*arguments)
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    return _largest() - before
+    held = max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())), default=0)
+    return held or _largest() - before
 
 
 def _resident() -> int:

@@ -192,6 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     configure_logging()
     torch.set_num_threads(args.threads)
+    # the plain step embeds patches by a convolution, which cuDNN would else take in TF32
+    torch.backends.cudnn.allow_tf32 = False
     device, everything = pick_device(args.device), {}
     for size in args.sizes:
         setting = Setting(size=size, device=device, precision=args.precision, batch=args.batch)

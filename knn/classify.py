@@ -82,7 +82,7 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     """Return top-1 and top-5 for each feature choice, k and temperature."""
     train, val = config.images()
     check_k(max(config.k), len(train))
-    with process_group() as ranks:
+    with process_group(config.machine.device) as ranks:
         bank, queries = (config.features(weights, images, ranks) for images in (train, val))
         return from_main(lambda: _evaluate(bank, queries, config, out), ranks)
 

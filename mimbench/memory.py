@@ -1,5 +1,6 @@
 """Out of memory: try again with half as many images at a time, at the same effective batch."""
 
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,13 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory")
+PHRASES = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -52,6 +59,7 @@ class Halving:
         self.size //= 2
         logger.warning("out of memory: going on with %d images at a time", self.size)
         if torch.cuda.is_available():
+            gc.collect()
             torch.cuda.empty_cache()
 
     def attempt(self, work: Callable[[int], T]) -> T:

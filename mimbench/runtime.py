@@ -51,10 +51,13 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def process_group() -> Iterator[Ranks]:
+def process_group(device: str = "auto") -> Iterator[Ranks]:
     """Join the group that torchrun announces (nccl on GPUs, gloo on CPUs); alone without torchrun.
 
     A group that another launcher has made already is used and left as it is.
+
+    Args:
+        device: What the run is told to use: a GPU of this machine that it does not use changes nothing.
     """
     if dist.is_initialized():
         rank = dist.get_rank()
@@ -65,9 +68,9 @@ def process_group() -> Iterator[Ranks]:
         yield Ranks()
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
     if backend == "nccl":
-        torch.cuda.set_device(local)
+        _take_gpu(device, local)
     dist.init_process_group(backend, timeout=timedelta(minutes=30))
     try:
         yield Ranks(rank=dist.get_rank(), world=dist.get_world_size(), local=local)
@@ -76,6 +79,20 @@ def process_group() -> Iterator[Ranks]:
         # whoever else holds the group (DDP, detectron2's cache) keeps its threads alive, and one that
         # frees a tensor when the interpreter has begun to end aborts the process, its work all done
         time.sleep(SETTLE)
+
+
+def _take_gpu(device: str, local: int) -> None:
+    count, asked = torch.cuda.device_count(), int(os.environ["WORLD_SIZE"])
+    if ":" in device and asked > 1:
+        raise UserError(
+            f"device '{device}' names one GPU for all {asked} processes; say 'cuda': each takes its own"
+        )
+    if local >= count:
+        raise UserError(
+            f"process {local} of this machine finds {count} GPUs: start at most one process for each, "
+            "or run on the device 'cpu'"
+        )
+    torch.cuda.set_device(local)
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = [*args.set, *([f"data.root={args.data}"] if args.data else [])]
         config = read_recipe(args.config, overrides)
         out = args.out or Path("runs") / "pretrain" / Path(args.config).stem
-        with process_group() as ranks:
+        with process_group(config.machine.device) as ranks:
             encoder = train(config, out, ranks=ranks, fresh=args.fresh)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

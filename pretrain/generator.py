@@ -56,8 +56,9 @@ class SpectralConv(nn.Conv2d):
     def power_step(self) -> None:
         """Turn both vectors towards the largest singular value's."""
         flat = self.weight.flatten(1)
-        self.right.copy_(F.normalize(flat.T @ self.left, dim=0))
-        self.left.copy_(F.normalize(flat @ self.right, dim=0))
+        with torch.autocast(flat.device.type, enabled=False):
+            self.right.copy_(F.normalize(flat.T @ self.left, dim=0))
+            self.left.copy_(F.normalize(flat @ self.right, dim=0))
 
     def normalised(self) -> Tensor:
         """Return the weight divided by the estimate."""

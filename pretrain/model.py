@@ -139,8 +139,12 @@ class Decoder(nn.Module):
         """Return the head's outputs (b, last, outputs) for the last tokens."""
         for block in self.blocks[:-1]:
             x = run_block(block, x, recompute=self.recompute)
-        x = run_block(self.blocks[-1], x, last, recompute=self.recompute)
-        return self.pred(self.norm(x))
+        x = self.norm(run_block(self.blocks[-1], x, last, recompute=self.recompute))
+        if self.pred.out_features > 1:
+            return self.pred(x)
+        # one number for a patch is ranked, and in half precision patches would tie
+        with torch.autocast(x.device.type, enabled=False):
+            return self.pred(x.to(self.pred.weight.dtype))
 
 
 class Neck(nn.Module):
@@ -164,13 +168,13 @@ class Neck(nn.Module):
     ) -> Tensor:
         """Return [class, visible, hidden] for the encoder's tokens; all are visible by default."""
         table = positions(self.pos_embed, self.spec, grid)
-        x = self.embed(tokens)
+        # as in the encoder, what runs from block to block stays in full precision
+        x = self.embed(tokens).to(table.dtype)
         if visible is None or hidden is None:
             return x + table
         seen = x[:, 1:] + take(table[:, 1:], visible)
-        masks = (self.mask_token + take(table[:, 1:], hidden)).to(x.dtype)
-        cls = x[:, :1] + table[:, :1]
-        return torch.cat([cls.to(x.dtype), seen.to(x.dtype), masks], dim=1)
+        masks = self.mask_token + take(table[:, 1:], hidden)
+        return torch.cat([x[:, :1] + table[:, :1], seen, masks], dim=1)
 
 
 class Outputs(NamedTuple):

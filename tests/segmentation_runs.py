@@ -73,7 +73,7 @@ def main(ade: Path, out: Path) -> None:
         return model
 
     train.fit = watched
-    with process_group() as ranks:
+    with process_group("cpu") as ranks:
         found = {
             "linear": linear.run(WEIGHTS, linear_config(ade), out / "linear"),
             "upernet": upernet.run(WEIGHTS, upernet_config(ade), out / "upernet"),

@@ -188,6 +188,16 @@ def test_9_critic() -> None:
         Discriminator((3, 8))
 
 
+def test_9_the_critics_norms_are_estimated_in_full_precision() -> None:
+    torch.manual_seed(0)
+    one, other = Discriminator((8, 8)), Discriminator((8, 8))
+    other.load_state_dict(one.state_dict())
+    one.power_step()
+    with torch.autocast("cpu", torch.bfloat16):
+        other.power_step()
+    assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers(), strict=True))
+
+
 def test_9_what_the_critic_may_be_shown() -> None:
     maps = torch.rand(4, 196, generator=rng()).softmax(1)
     assert shown(maps, "raw") is maps

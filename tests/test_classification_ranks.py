@@ -165,7 +165,7 @@ def test_a_fine_tune_by_two_killed_after_an_epoch_is_that_by_one(
 
 
 def _run_out_later(weights: VitWeights, config: Any, out: Path) -> None:
-    with process_group() as ranks:
+    with process_group("cpu") as ranks:
         room = Halving(size=8)
         with finetune.leaving_word(out, room, ranks):
             raise torch.OutOfMemoryError("CUDA out of memory")

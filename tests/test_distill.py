@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mimbench.errors import UserError
 from pretrain.distill.config import LawConfig, ObjectiveConfig
 from pretrain.distill.learner import cosine, draw
 from pretrain.distill.loss import DistillLoss, Said
@@ -50,6 +51,22 @@ def test_4_share_of_masked_crops() -> None:
     assert abs((one & other).float().mean() - 0.25) < 0.01
     assert (shares(LawConfig(probability=1.0), 100) > 0).all()
     assert (shares(LawConfig(probability=0.0), 100) == 0).all()
+
+
+def test_half_precision_leaves_the_class_loss_alone() -> None:
+    """autocast takes a product of float32 tensors in half precision, whose sum a large batch overflows."""
+    loss = DistillLoss(ObjectiveConfig(), 12)
+    student, teacher = (Said(torch.randn(8, 12, generator=rng(i)) * 20, None) for i in (0, 1))
+    wanted = loss.class_loss(student, teacher, 0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss.class_loss(student, teacher, 0.05)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+
+
+def test_patches_with_a_layer_of_their_own_need_a_loss() -> None:
+    with pytest.raises(UserError, match=r"would never learn; set head\.shared: true"):
+        learner("objective.patch_weight=0", "head.shared=false")
 
 
 def test_6_only_global_crops_are_masked_and_the_teacher_sees_all(monkeypatch: Any) -> None:

@@ -172,7 +172,7 @@ def test_killed_at_any_point_it_continues(images: ImageList, small_spec: VitSpec
 def _extract_as_rank(weights: VitWeights, images: ImageList, root: Path) -> None:
     torch.set_num_threads(1)
     features.SHARD = 10
-    with process_group() as ranks:
+    with process_group("cpu") as ranks:
         bank = extract(weights, images, PLAIN, ALONE, ranks=ranks, root=root)
         # no process goes on before the whole bank is there
         assert not bank.missing()

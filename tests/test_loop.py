@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from mimbench.errors import UserError
 from mimbench.runtime import Ranks, process_group
 from mimbench.seeds import derive_seed
 from mimbench.task import Machine
+from mimbench.training import standing
 from mimbench.training.batches import Batch, SeededSamples, StepSampler
 from mimbench.training.loop import Learner, LoopConfig, Moment, Place, Preempted, fit
 from mimbench.training.optim import plan_batch
@@ -269,6 +271,42 @@ def test_fp16_scales_and_a_bad_loss_ends_it(tmp_path: Path) -> None:
         run(tmp_path / "b", Toy(poison=5), config=config)
 
 
+def test_fp16_whose_gradients_overflow_at_every_scale_is_no_finished_run(tmp_path: Path) -> None:
+    """The loss stays finite, so each step was skipped and the run ended as it began."""
+
+    class Endless(Toy):
+        def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+            found = super().loss(model, batch, at)
+            found["loss"].register_hook(lambda gradient: gradient * float("inf"))
+            return found
+
+    config = LoopConfig(epochs=12, batch=8, log_every=5, precision="fp16", tensorboard=False)
+    with pytest.raises(UserError, match="overflow in fp16 at optimizer step .* bf16 or fp32"):
+        run(tmp_path, Endless(), config=config)
+    assert (tmp_path / "checkpoints" / "failed.pt").is_file()
+
+
+def test_nobody_leaves_before_the_state_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher ends the other processes when one has left: also the one that is writing."""
+    order: list[str] = []
+    write = standing.write_state
+
+    def gathering(value: Any) -> list[Any]:
+        order.append("gather")
+        return [value]
+
+    def writing(path: Path, state: dict[str, Any]) -> None:
+        order.append("write")
+        write(path, state)
+
+    monkeypatch.setattr(standing, "gather", gathering)
+    monkeypatch.setattr(standing, "write_state", writing)
+    run(tmp_path, Toy(), config=replace(CONFIG, epochs=1, save_every=0))
+    assert order[-3:] == ["gather", "write", "gather"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_clipped_norm_is_the_unscaled_one_and_the_rate_moves_once_a_step(
     tmp_path: Path, precision: Any
@@ -444,7 +482,7 @@ def test_kill_9_of_a_real_process_with_workers(
 
 
 def peer(out: Path, kind: type[Toy], options: dict[str, Any], config: LoopConfig) -> None:
-    with process_group() as ranks:
+    with process_group("cpu") as ranks:
         try:
             run(out, kind(**options), config=config, ranks=ranks, max_batch=2)
         except UserError as error:
@@ -520,7 +558,7 @@ def test_only_the_stepping_micro_step_reduces_gradients(
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with process_group():
+    with process_group("cpu"):
         # 8 images in micro-batches of 2: two steps of two for a claimed world of two
         config = LoopConfig(epochs=1, steps=2, batch=8, tensorboard=False)
         run(tmp_path, Toy(), config=config, ranks=Ranks(world=2), max_batch=2)

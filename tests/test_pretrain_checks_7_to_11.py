@@ -90,6 +90,24 @@ def test_7_rank_correlation_is_kendalls_tau() -> None:
     assert rank_correlation(torch.zeros_like(losses), signs) == 0
 
 
+def test_half_precision_neither_rounds_the_decoders_stream_nor_the_difficulty() -> None:
+    """Blocks hand on float32, as the encoder's do; of 196 numbers in bfloat16 a dozen would tie."""
+    model, seen = learner().student, []
+    for decoder in (model.reconstructor, model.predictor):
+        assert decoder is not None
+        for block in decoder.blocks:
+            block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    patches = torch.randn(4, 16, 192, generator=rng())
+    order = torch.rand(4, 16, generator=rng(1)).argsort(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(patches, order[:, :4], order[:, 4:])
+    assert seen == [torch.float32] * 2
+    assert out.difficulty is not None
+    assert out.difficulty.dtype == torch.float32
+    assert (out.difficulty != out.difficulty.bfloat16()).any()
+    assert out.prediction.dtype == torch.bfloat16
+
+
 # 8 ------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+import torch.distributed as dist
+
+from mimbench.errors import UserError
+from mimbench.runtime import process_group
 from tests.processes import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +21,7 @@ import torch
 import torch.distributed as dist
 from mimbench.runtime import process_group
 sys.setswitchinterval(1000.0)
-with process_group() as ranks:
+with process_group("cpu") as ranks:
     held = dist.group.WORLD
     for _ in range(50):
         dist.all_gather([torch.zeros(1)], torch.ones(1), async_op=True)
@@ -36,3 +43,46 @@ def test_a_process_ends_well_while_its_group_is_held_elsewhere() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+class JoinedError(Exception):
+    """Says with which backend a group would have been joined."""
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pretend to be the second of two processes on a machine with one GPU; return the GPUs taken."""
+    taken: list[int] = []
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+
+    def join(backend: str, **_: Any) -> None:
+        raise JoinedError(backend)
+
+    monkeypatch.setattr(dist, "init_process_group", join)
+    return taken
+
+
+def test_a_run_on_the_cpu_takes_no_gpu_that_happens_to_be_there(one_gpu: list[int]) -> None:
+    with pytest.raises(JoinedError, match="gloo"), process_group("cpu"):
+        pass
+    assert one_gpu == []
+
+
+def test_more_processes_than_gpus_say_so(
+    one_gpu: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="process 1 of this machine finds 1 GPUs"), process_group():
+        pass
+    with (
+        pytest.raises(UserError, match="'cuda:0' names one GPU for all 2"),
+        process_group("cuda:0"),
+    ):
+        pass
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(JoinedError, match="nccl"), process_group("cuda"):
+        pass
+    assert one_gpu == [0]

@@ -27,6 +27,9 @@ __all__ = ["Learner", "LoopConfig", "Moment", "Place", "Preempted", "fit"]
 
 logger = logging.getLogger(__name__)
 
+SMALLEST_SCALE = 2.0**-14
+"""Of fp16's loss; each overflow halves it, and below this every gradient has long been zero."""
+
 
 def fit(learner: Learner, samples: Samples, config: LoopConfig, place: Place) -> Moment:
     """Train to the end of the schedule, from wherever the folder's last state stands.
@@ -171,13 +174,19 @@ class _Run:
         self.record.show(self.at(), figures, lr, self.device)
 
     def _check(self) -> None:
-        """Stop the run, saved, if a loss or gradient was not finite."""
+        """Stop the run, saved, if a loss or gradient was not finite, or fp16 fits none."""
         fault = self.watch.fault()
-        if fault is None:
+        lost = self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE
+        if fault is None and not lost:
             return
-        step, what, indices = fault
         path = self.place.checkpoints / FAILED
         self.now.write(path)
+        if fault is None:
+            raise UserError(
+                f"gradients overflow in fp16 at optimizer step {self.now.step} however far the loss is "
+                f"scaled down; the weights are in {path}. Use bf16 or fp32, or a lower learning rate"
+            )
+        step, what, indices = fault
         shown = "\n".join(f"  {self.samples.name(i)}" for i in indices)
         raise UserError(
             f"the {what} is not finite at optimizer step {step} (epoch "

@@ -86,6 +86,8 @@ class Standing:
                 "processes": processes,
             }
             write_state(path, state)
+        # a process that left now would have the launcher end this one in the middle of its writing
+        gather(None)
 
     def _restore(self) -> None:
         ranks = self.place.ranks

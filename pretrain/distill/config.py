@@ -137,6 +137,11 @@ class DistillConfig:
                 f"masks '{self.mask['name']}' need {', '.join(sorted(missing))}, which distillation "
                 "does not offer; take attention, block, grid or random"
             )
+        if self.objective.patch_weight == 0 and not self.head.shared:
+            raise UserError(
+                "objective.patch_weight is 0, so the patches' own last layer (head.shared: false) "
+                "would never learn; set head.shared: true"
+            )
         spec = self.spec()
         if self.data.locals and self.data.local_size % spec.patch_size:
             raise UserError(

@@ -66,11 +66,13 @@ class DistillLoss(nn.Module):
         log_q = (said.float() / self.config.student_temperature).log_softmax(dim=-1)
         p = ((teacher.cls.float() - self.centre) / temperature).softmax(dim=-1).detach()
         b = len(teacher.cls) // GLOBALS
-        pairs = -torch.einsum(
-            "qbk,vbk->qv", p.unflatten(0, (GLOBALS, b)), log_q.unflatten(0, (-1, b))
-        )
-        other = torch.ones_like(pairs, dtype=torch.bool).fill_diagonal_(fill_value=False)
-        return pairs[other].mean() / b
+        with torch.autocast(p.device.type, enabled=False):
+            # autocast would take the product in half precision, where a sum over a batch overflows
+            pairs = -torch.einsum(
+                "qbk,vbk->qv", p.unflatten(0, (GLOBALS, b)), log_q.unflatten(0, (-1, b))
+            )
+        same = torch.zeros_like(pairs, dtype=torch.bool).fill_diagonal_(fill_value=True)
+        return pairs.masked_fill(same, 0.0).sum() / (pairs.numel() - min(pairs.shape)) / b
 
     def patch_loss(
         self, student: Tensor, teacher: Tensor, mask: Tensor, temperature: float

@@ -44,7 +44,7 @@ WORD = "memory.json"
 def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     """Return top-1 and top-5 of the reported epoch."""
     train, val = config.images()
-    with process_group() as ranks:
+    with process_group(config.machine.device) as ranks:
         return train_classifier(weights, train, val, config, out, ranks)
 
 

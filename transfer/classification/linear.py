@@ -45,7 +45,7 @@ MAIN_METRIC = "top1"
 def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     """Return top-1 and top-5 of the reported epoch, and of every head."""
     train, val = config.images()
-    with process_group() as ranks:
+    with process_group(config.machine.device) as ranks:
         return train_probe(weights, train, val, config, out, ranks)
 
 

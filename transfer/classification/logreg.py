@@ -61,7 +61,7 @@ class Config(FrozenConfig):
 def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     """Return top-1 and top-5 on val for each feature choice."""
     train, val = config.images()
-    with process_group() as ranks:
+    with process_group(config.machine.device) as ranks:
         views = [config.features(weights, train, ranks, view=view) for view in range(config.views)]
         queries = config.features(weights, val, ranks)
         device = pick_device(config.machine.device, ranks.local)

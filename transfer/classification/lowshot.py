@@ -107,7 +107,7 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     """Return the mean top-1 and top-5 over draws, and their standard deviation."""
     train, val = config.images()
     draws = list(config.draw(train))
-    with process_group() as ranks:
+    with process_group(config.machine.device) as ranks:
         bank, rows = _bank_of(weights, train, [d for _, d in draws], config, ranks)
         queries = config.features(weights, val, ranks)
         device = pick_device(config.machine.device, ranks.local)

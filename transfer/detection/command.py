@@ -58,7 +58,7 @@ def before(args: argparse.Namespace) -> int | None:
     if args.checkpoint is None:
         raise UserError("--eval-only needs the checkpoint that the run started from")
     weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
-    with process_group() as ranks:
+    with process_group(args.device or "auto") as ranks:
         scores = evaluate_run(weights, args.eval_only, data_root=args.data, device=args.device)
         if not ranks.main:
             return 0

@@ -47,7 +47,7 @@ TEST_LOADER: Any = loaders.build_detection_test_loader
 
 def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     """Fine-tune, score on the validation pictures, and return the figures in percent."""
-    with process_group() as ranks:
+    with process_group(config.machine.device) as ranks:
         job = prepare(weights, config, ranks)
         claim(out, job, weights, version=VERSION)
         fit_job(job, out)
@@ -76,7 +76,7 @@ def evaluate_run(
         # scoring runs in full precision, so any device will do
         machine = replace(config.machine, device=device)
         config = replace(config, machine=machine, precision="fp32")
-    with process_group() as ranks:
+    with process_group(config.machine.device) as ranks:
         job = prepare(weights, config, ranks)
         if not Checkpoints(job.model, str(folder / "checkpoints")).read_last():
             raise UserError(f"{folder} holds no training state; train first")

@@ -45,7 +45,7 @@ def again(
     spec = VitSpec.from_json(identity["spec"])
     out = run / "again"
     out.mkdir(exist_ok=True)
-    with process_group() as ranks, quiet(out, ranks), advice(config):
+    with process_group(config.machine.device) as ranks, quiet(out, ranks), advice(config):
         setup = set_up(spec, config, task.blueprint(spec, config), ranks, open_source(config))
         check_labels(setup.source, "val", show=ranks.main)
         model = build_model(setup)

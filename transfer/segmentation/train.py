@@ -58,7 +58,7 @@ def run_task(
     """
     out.mkdir(parents=True, exist_ok=True)
     identity = run_identity(task, version, weights, config)
-    with process_group() as ranks, quiet(out, ranks), advice(config):
+    with process_group(config.machine.device) as ranks, quiet(out, ranks), advice(config):
         refuse_other_run(out, identity["digest"])
         setup = set_up(weights.spec, config, blueprint, ranks, open_source(config))
         check_batch(setup.plan, synchronised=setup.synchronised)
