@@ -92,7 +92,7 @@ def _evaluate(train: FeatureBank, val: FeatureBank, config: Config, out: Path) -
     extra: dict[str, Any] = {"bank_images": len(train.images), "images": len(val.images)}
     truth = torch.from_numpy(val.images.labels)
     main = (config.main_k, config.main_temperature)
-    room = queries_at_once()
+    room = queries_at_once(config.machine.device)
     for choice in config.choices:
         bank, queries = (prepare(b.load(choice), normalise=config.normalise) for b in (train, val))
         ranked = predict(
@@ -130,7 +130,7 @@ def _searcher(bank: Floats, queries: Floats, config: Config, extra: dict[str, An
     """Return the search of the configured index; of an approximate one say what it misses."""
 
     def exact(queries: Floats, k: int) -> tuple[Floats, Ids]:
-        return search(bank, queries, k, metric=config.metric)
+        return search(bank, queries, k, metric=config.metric, device=config.machine.device)
 
     if config.index.kind == "exact":
         return exact
@@ -150,7 +150,7 @@ def _rank_alone(bank: Tensor, labels: Ids, queries: Tensor, classes: int, config
     rows, asked = (prepare(x, normalise=config.normalise) for x in (bank, queries))
     k = min(config.main_k, len(rows))
     ranked = predict(
-        lambda q, k: search(rows, q, k, metric=config.metric),
+        lambda q, k: search(rows, q, k, metric=config.metric, device=config.machine.device),
         labels,
         asked,
         Ballot(classes=classes, ks=[k], temperatures=[config.main_temperature]),

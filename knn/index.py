@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,7 +40,9 @@ class Approximate:
     code_bits: int = 8
 
 
-def search(bank: Floats, queries: Floats, k: int, *, metric: Metric = "ip") -> tuple[Floats, Ids]:
+def search(
+    bank: Floats, queries: Floats, k: int, *, metric: Metric = "ip", device: str = "auto"
+) -> tuple[Floats, Ids]:
     """Return similarities and rows (n, k) of the exact nearest bank rows, nearest first.
 
     The similarity is the inner product, or minus half the squared distance: for vectors of unit
@@ -48,8 +51,12 @@ def search(bank: Floats, queries: Floats, k: int, *, metric: Metric = "ip") -> t
     check_k(k, len(bank))
     # one more than asked for shows whether the k-th place is shared
     wide = min(k + 1, len(bank))
-    on_gpu = gpu_count() > 0 and wide <= GPU_LARGEST_K
-    raw, ids = (_search_gpus if on_gpu else _search_cpu)(bank, queries, wide, metric)
+    gpus = usable_gpus(device) if wide <= GPU_LARGEST_K else []
+    raw, ids = (
+        _search_gpus(bank, queries, wide, metric, gpus)
+        if gpus
+        else _search_cpu(bank, queries, wide, metric)
+    )
     similarity = raw if metric == "ip" else -0.5 * raw
     return _settle_ties(bank, queries, similarity, ids, k, metric)
 
@@ -68,6 +75,13 @@ def gpu_count() -> int:
     return int(faiss.get_num_gpus()) if usable else 0
 
 
+def usable_gpus(device: str) -> list[int]:
+    """Return the GPUs that a search may use: every one, one, or none on the device 'cpu'."""
+    if device == "cpu" or not (count := gpu_count()):
+        return []
+    return [int(device.removeprefix("cuda:"))] if ":" in device else list(range(count))
+
+
 def _faiss_metric(metric: Metric) -> int:
     return faiss.METRIC_INNER_PRODUCT if metric == "ip" else faiss.METRIC_L2
 
@@ -76,31 +90,30 @@ def _search_cpu(bank: Floats, queries: Floats, k: int, metric: Metric) -> tuple[
     return faiss.knn(queries, bank, k, metric=_faiss_metric(metric))
 
 
-def _search_gpus(bank: Floats, queries: Floats, k: int, metric: Metric) -> tuple[Floats, Ids]:
-    """Search slices of the bank, each small enough for one GPU, over all GPUs; merge exactly."""
-    gpus = gpu_count()
-    slices = gpu_slices(
-        bank.nbytes, len(bank), [torch.cuda.mem_get_info(g)[0] for g in range(gpus)]
-    )
-    resources = [faiss.StandardGpuResources() for _ in range(gpus)]
+def _search_gpus(
+    bank: Floats, queries: Floats, k: int, metric: Metric, gpus: Sequence[int]
+) -> tuple[Floats, Ids]:
+    """Search slices of the bank, each small enough for one GPU, over the GPUs; merge exactly."""
+    slices = gpu_slices(bank.nbytes, len(bank), [torch.cuda.mem_get_info(g)[0] for g in gpus])
+    resources = [faiss.StandardGpuResources() for _ in gpus]
 
-    def work(gpu: int) -> list[tuple[Floats, Ids]]:
+    def work(at: int) -> list[tuple[Floats, Ids]]:
         found = []
-        for start, stop in slices[gpu::gpus]:
+        for start, stop in slices[at :: len(gpus)]:
             most = min(k, stop - start)
             values, ids = faiss.knn_gpu(
-                resources[gpu],
+                resources[at],
                 queries,
                 bank[start:stop],
                 most,
                 metric=_faiss_metric(metric),
-                device=gpu,
+                device=gpus[at],
             )
             found.append((values, ids + start))
         return found
 
-    with ThreadPoolExecutor(gpus) as pool:
-        parts = [part for found in pool.map(work, range(gpus)) for part in found]
+    with ThreadPoolExecutor(len(gpus)) as pool:
+        parts = [part for found in pool.map(work, range(len(gpus))) for part in found]
     return merge(parts, k, metric)
 
 

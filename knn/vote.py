@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from knn.index import Floats, Ids, gpu_count
+from knn.index import Floats, Ids, usable_gpus
 from mimbench.memory import Halving
 from mimbench.progress import Progress
 from mimbench.scores.metrics import Neighbours, weighted_votes
@@ -84,6 +84,6 @@ def _count(similarity: Floats, labels: Ids, ballot: Ballot) -> Ranked:
     }
 
 
-def queries_at_once() -> Halving:
-    """Return how many queries one call of the search takes on this machine."""
-    return Halving(size=GPU_QUERIES if gpu_count() else CPU_QUERIES)
+def queries_at_once(device: str = "auto") -> Halving:
+    """Return how many queries one call of the search takes on a device of this machine."""
+    return Halving(size=GPU_QUERIES if usable_gpus(device) else CPU_QUERIES)

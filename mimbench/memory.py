@@ -68,6 +68,8 @@ class Halving:
             try:
                 return work(self.size)
             except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 fault = error
             # outside the handler, so that the failed attempt's frames are free
             fault.__traceback__ = None

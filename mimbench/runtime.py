@@ -72,13 +72,20 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     if backend == "nccl":
         _take_gpu(device, local)
     dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    failed = False
     try:
         yield Ranks(rank=dist.get_rank(), world=dist.get_world_size(), local=local)
+    except Exception:
+        failed = True
+        raise
     finally:
-        dist.destroy_process_group()
-        # whoever else holds the group (DDP, detectron2's cache) keeps its threads alive, and one that
-        # frees a tensor when the interpreter has begun to end aborts the process, its work all done
-        time.sleep(SETTLE)
+        # nccl's end waits for all processes, and the others may be waiting for this one: a process
+        # that fails just goes, and its launcher ends the others
+        if not (failed and backend == "nccl"):
+            dist.destroy_process_group()
+            # whoever else holds the group (DDP, detectron2's cache) keeps its threads alive, and one
+            # that frees a tensor when Python has begun to end aborts the process, its work all done
+            time.sleep(SETTLE)
 
 
 def _take_gpu(device: str, local: int) -> None:

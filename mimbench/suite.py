@@ -31,7 +31,7 @@ from mimbench.errors import UserError
 from mimbench.files import write_text
 from mimbench.lock import folder_lock
 from mimbench.running.cluster import Cluster, submit_cells
-from mimbench.running.launch import Slot, make_slots
+from mimbench.running.launch import Slot, gpu_slot, hidden_gpus, make_slots
 from mimbench.running.runner import Ended, run_cells
 from mimbench.running.watchman import watch
 from mimbench.runtime import usable_cores
@@ -70,7 +70,8 @@ class Options:
     def request(self, manifest: Manifest) -> Request:
         """Return the request: ids chosen, machine filled in from what this one has."""
         machine = Machine(
-            device=self.device,
+            # a cell sees no other GPU than its own
+            device="cuda" if self.device.startswith("cuda:") else self.device,
             workers=self.workers if self.workers is not None else self._usual_workers(),
             compile=self.compile,
             recompute=self.recompute,
@@ -116,12 +117,16 @@ def run_suite(
     with folder_lock(options.out, f"another run is using {options.out}"):
         contestants = read_contestants(checkpoints, options, twin=running.twin)
         cells = make_cells(manifest, contestants, options.request(manifest))
-        slots = _slots(running, options.side_by_side) if running.cluster is None else [Slot()]
+        slots = [Slot()]
+        if running.cluster is None:
+            slots = _slots(running, options.side_by_side, options.device)
         if running.dry_run:
             sys.stdout.write(plan_text(cells, options.out, slots=slots, device=options.device))
             return 1 if any(cell.problem for cell in cells) else 0
         if running.room and running.cluster is None:
-            check_room(cells, options.out, side_by_side=len(slots), device=options.device)
+            # slots with GPUs of their own share no memory
+            at_once = 1 if slots[0].gpus else len(slots)
+            check_room(cells, options.out, side_by_side=at_once, device=options.device)
         if running.canary:
             watch(cells, options.device)
         try:
@@ -197,17 +202,24 @@ def show_plan(
     with folder_lock(options.out, f"another run is using {options.out}"):
         contestants = read_contestants(checkpoints, options)
         cells = make_cells(manifest, contestants, options.request(manifest))
-        slots = _slots(Running(), options.side_by_side)
+        slots = _slots(Running(), options.side_by_side, options.device)
         return plan_text(cells, options.out, patience=patience, slots=slots, device=options.device)
 
 
-def _slots(running: Running, side_by_side: int) -> list[Slot]:
-    gpus = running.gpus
-    found = torch.cuda.device_count()
+def _slots(running: Running, side_by_side: int, device: str) -> list[Slot]:
+    gpus, found = running.gpus, torch.cuda.device_count()
+    if device.startswith("cuda:"):
+        if gpus is not None:
+            raise UserError(
+                f"--device {device} is one GPU, --gpus {gpus} a number of them: say one"
+            )
+        return [gpu_slot([int(device.removeprefix("cuda:"))])]
     if gpus is None:
-        gpus = min(1, found)
+        gpus = 0 if device == "cpu" else min(1, found)
     if gpus > found:
         raise UserError(f"--gpus {gpus} was asked for, but torch finds {found}")
+    if gpus == 0 and found:
+        return [hidden_gpus(slot) for slot in make_slots(0, 0, side_by_side)]
     per_task = running.per_task or gpus
     if gpus and not 1 <= per_task <= gpus:
         raise UserError(f"--per-task {per_task} does not fit --gpus {gpus}")

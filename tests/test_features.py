@@ -239,6 +239,13 @@ def images_root(images: ImageList) -> Path:
 def test_other_errors_are_not_taken_for_memory():
     with pytest.raises(RuntimeError, match="shape mismatch"):
         Halving(size=8).attempt(lambda size: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
+
+    def faulty(size: int) -> None:
+        raise RuntimeError(f"device-side assert with {size}")
+
+    with pytest.raises(RuntimeError, match="assert with 8") as caught:
+        Halving(size=8).attempt(faulty)
+    assert caught.traceback[-1].name == "faulty"
     with pytest.raises(UserError, match="single image"):
         Halving(size=4).attempt(lambda size: (_ for _ in ()).throw(MemoryError()))
 

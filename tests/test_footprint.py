@@ -1,19 +1,26 @@
 """Room for a run, told by arithmetic before anything is computed."""
 
 import logging
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mimbench.benchmarks.cells import Cell
-from mimbench.costs.footprint import check_room, footprint, gigabytes, tokens
+from mimbench.costs.footprint import check_room, footprint, free_memory_mb, gigabytes, tokens
 from mimbench.errors import UserError
 from mimbench.running.launch import make_slots
 from mimbench.runtime import usable_cores
 from mimbench.weights import VitSpec
 from tests.light_cells import cell
+
+SMI = """#!/bin/sh
+[ "$*" = "--query-gpu=memory.free --format=csv,noheader,nounits -i 6" ] && echo 1234
+"""
 
 BASE = VitSpec(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_size=16, grid=(14, 14))
 
@@ -75,3 +82,16 @@ def test_cells_side_by_side_share_the_cores() -> None:
     wanted = str(max(1, usable_cores() // 2))
     assert [s.environment["OMP_NUM_THREADS"] for s in slots] == [wanted] * 2
     assert [gigabytes(x) for x in (12.4, 2048)] == ["12 MB", "2.0 GB"]
+
+
+def test_free_memory_of_a_gpu_is_asked_of_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask torch would hold memory on the GPU for as long as the suite runs."""
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert free_memory_mb("cuda:1") == 1234
+    assert free_memory_mb("auto") == math.inf

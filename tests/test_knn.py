@@ -186,6 +186,12 @@ def test_the_gpu_path_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch):
         np.testing.assert_allclose(found[0], similarity, rtol=1e-5)
     assert {device for device, _ in calls} == {0, 1}
     assert max(rows for _, rows in calls) * 12 * 4 <= 6000
+    calls.clear()
+    search(bank, queries, 15, device="cuda:1")
+    assert {device for device, _ in calls} == {1}
+    calls.clear()
+    search(bank, queries, 15, device="cpu")
+    assert not calls
 
 
 @pytest.mark.parametrize("kind", ["ivf", "ivfpq"])

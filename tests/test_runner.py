@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mimbench.benchmarks.cells import Cell, finished, safe_name
 from mimbench.benchmarks.manifest import Manifest
@@ -17,6 +18,7 @@ from mimbench.results import read_result
 from mimbench.running.launch import Slot, eval_command, make_slots
 from mimbench.running.runner import run_cells
 from mimbench.running.screen import last_lines
+from mimbench.suite import Running, _slots
 from mimbench.tables.formats import comma
 from mimbench.tables.table import make_table, read_results
 from tests.light_cells import cell, child
@@ -133,6 +135,41 @@ def test_an_interrupted_run_leaves_no_child_and_goes_on_later(tmp_path: Path) ->
     _, status = os.waitpid(runner, 0)
     assert os.waitstatus_to_exitcode(status) == 7
     assert not (slow.folder / "result.json").exists()
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "visible"),
+    [
+        ("auto", None, ["0"]),
+        ("auto", 2, ["0,1"]),
+        ("cuda:2", None, ["2"]),
+        ("cpu", None, ["", ""]),
+        ("auto", 0, ["", ""]),
+    ],
+)
+def test_a_cell_sees_the_gpus_that_were_asked_for_and_no_other(
+    device: str, gpus: int | None, visible: list[str], four_gpus: None
+) -> None:
+    slots = _slots(Running(gpus=gpus), 2, device)
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == visible
+
+
+def test_one_gpu_and_a_number_of_gpus_exclude_each_other(
+    four_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="--device cuda:1 is one GPU, --gpus 2 a number"):
+        _slots(Running(gpus=2), 1, "cuda:1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    [slot] = _slots(Running(), 1, "cuda:1")
+    assert slot.environment["CUDA_VISIBLE_DEVICES"] == "6"
+    with pytest.raises(UserError, match="there is no GPU 3: CUDA_VISIBLE_DEVICES allows 5, 6"):
+        _slots(Running(), 1, "cuda:3")
 
 
 def test_slots_and_commands() -> None:

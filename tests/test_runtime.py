@@ -86,3 +86,30 @@ def test_more_processes_than_gpus_say_so(
     with pytest.raises(JoinedError, match="nccl"), process_group("cuda"):
         pass
     assert one_gpu == [0]
+
+
+@pytest.mark.parametrize(
+    ("error", "leaves"), [(None, True), (RuntimeError("mine alone"), False), (SystemExit(75), True)]
+)
+def test_a_process_that_fails_alone_does_not_wait_for_the_others(
+    error: BaseException | None, leaves: bool, one_gpu: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nccl's end is collective: the launcher would never see that this process is gone."""
+    left: list[bool] = []
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(True))
+
+    def work() -> None:
+        with process_group():
+            if error is not None:
+                raise error
+
+    if error is None:
+        work()
+    else:
+        with pytest.raises(type(error)):
+            work()
+    assert bool(left) == leaves

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def evaluate(order: Order, out: Path) -> Result:
     """Run the order's task in `out` and write its result last; only rank 0 writes."""
-    if int(os.environ.get("RANK", "0")):
+    if _rank():
         return _evaluate(order, out)
     with folder_lock(out, f"another process is running {order.benchmark} in {out}"):
         result = _evaluate(order, out)
@@ -63,9 +63,7 @@ def make_result(
     out: Path,
 ) -> Result:
     """Return the record of a finished run."""
-    device = (
-        pick_device(config.machine.device) if hasattr(config, "machine") else torch.device("cpu")
-    )
+    device = _device_of(config)
     return Result(
         benchmark=order.benchmark,
         task=order.task,
@@ -83,8 +81,22 @@ def make_result(
             seconds=round(seconds, 3),
             peak_memory_mb=peak_memory_mb(device),
         ),
-        extra=_extra(out, order, config, metrics),
+        # matching and resampling take a while, and only the main process's result is written
+        extra=_extra(out, order, config, metrics) if _rank() == 0 else {},
     )
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _device_of(config: Any) -> torch.device:
+    if not hasattr(config, "machine"):
+        return torch.device("cpu")
+    if config.machine.device != "cpu" and torch.cuda.is_initialized():
+        # the one that the task took: to pick anew would put every process on the first GPU
+        return torch.device("cuda", torch.cuda.current_device())
+    return pick_device(config.machine.device)
 
 
 def describe_weights(weights: VitWeights, name: str = "") -> dict[str, str]:

@@ -6,6 +6,7 @@ It takes no measurement, so it costs nothing and runs ahead of every run; `plan`
 import logging
 import math
 import shutil
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from mimbench.benchmarks.cells import Cell, finished
 from mimbench.errors import UserError
 from mimbench.features import cache_root
+from mimbench.running.launch import physical_gpu
 from mimbench.weights import VitSpec, shapes
 
 logger = logging.getLogger(__name__)
@@ -148,12 +150,24 @@ def free_disk_mb(folder: Path) -> float:
 
 def free_memory_mb(device: str) -> float:
     """Return the free memory of the device: of a GPU, else of this machine."""
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.mem_get_info(None if device in ("auto", "cuda") else device)[0] / MB
+    if device != "cpu" and torch.cuda.device_count():
+        return _free_gpu_mb(int(device.partition(":")[2] or 0))
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     found = [int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable")]
     return found[0] if found else math.inf
+
+
+def _free_gpu_mb(index: int) -> float:
+    # asked of the driver: to ask torch would hold memory on the GPU for as long as the run takes
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(
+            [*command, "-i", physical_gpu(index)], capture_output=True, text=True, check=True
+        )
+        return float(said.stdout)
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return math.inf
 
 
 def gigabytes(mb: float) -> str:

@@ -11,7 +11,7 @@ from mimbench.running.launch import Slot, eval_command, start
 
 PORT = 29_400
 SAVING = 60.0
-"""Seconds that a preempted task may take to save its state."""
+"""Seconds that a preempted task may take to save its state; torchrun gives its processes 30."""
 GRACE = 120.0
 """Seconds after SIGTERM in which a scheduler ends a job; if it does not, the cell goes on."""
 POLL = 0.2

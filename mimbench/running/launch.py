@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE
 from mimbench.benchmarks.survey import child_environment
+from mimbench.errors import UserError
 from mimbench.runtime import usable_cores
 
 PARENT = "MIMBENCH_PARENT"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 PR_SET_PDEATHSIG = 1
 
 
@@ -38,12 +40,25 @@ def make_slots(gpus: int, per_task: int, side_by_side: int = 1) -> list[Slot]:
     groups = [
         tuple(range(first, first + per_task)) for first in range(0, gpus - per_task + 1, per_task)
     ]
-    return [Slot(gpus=g, environment={"CUDA_VISIBLE_DEVICES": _visible(g)}) for g in groups]
+    return [gpu_slot(group) for group in groups]
 
 
-def _visible(indices: Sequence[int]) -> str:
-    allowed = [x for x in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if x]
-    return ",".join(allowed[i] if allowed else str(i) for i in indices)
+def gpu_slot(gpus: Sequence[int]) -> Slot:
+    """Return a slot that sees these GPUs only."""
+    return Slot(gpus=tuple(gpus), environment={VISIBLE: ",".join(map(physical_gpu, gpus))})
+
+
+def hidden_gpus(slot: Slot) -> Slot:
+    """Return the slot on a machine whose GPUs are not to be used."""
+    return replace(slot, environment={**slot.environment, VISIBLE: ""})
+
+
+def physical_gpu(index: int) -> str:
+    """Return how the driver calls a GPU that this process knows by its index."""
+    allowed = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+    if allowed and index >= len(allowed):
+        raise UserError(f"there is no GPU {index}: {VISIBLE} allows {', '.join(allowed)}")
+    return allowed[index] if allowed else str(index)
 
 
 def eval_command(
@@ -82,8 +97,11 @@ def start(command: Sequence[str], folder: Path, slot: Slot) -> subprocess.Popen[
         )
 
 
-def stop(process: subprocess.Popen[bytes], patience: float = 30.0) -> None:
-    """Ask a cell's process group to save and end, then insist."""
+def stop(process: subprocess.Popen[bytes], patience: float = 45.0) -> None:
+    """Ask a cell's process group to save and end, then insist.
+
+    torchrun, which leads processes outside the group, gives them 30 seconds and must outlive that.
+    """
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)

@@ -183,7 +183,7 @@ def build_data_config(config: Config, names: Mapping[str, str], *, bitmask: bool
 
 def build_model(model_config: DictConfig, config: Config, *, seed: int) -> nn.Module:
     """Return the detector with fresh weights drawn from the seed, and the options in place."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         # detectron2's initialisers draw from the global generator only
         torch.manual_seed(seed)
         model = instantiate(model_config)
