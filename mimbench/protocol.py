@@ -76,12 +76,16 @@ class FrozenConfig(ImageConfig):
         return extract(weights, images, self.bank(view), self.machine, ranks=ranks)
 
 
-def run_digest(weights: VitWeights, train: ImageList, val: ImageList, config: ImageConfig) -> str:
+def run_digest(
+    weights: VitWeights, train: ImageList, val: ImageList, config: ImageConfig, *, version: int
+) -> str:
     """Return what a training run's folder belongs to: anything else in it is refused."""
     plain = to_mapping(config)
     for place in ("data", "machine"):
         del plain[place]
-    return value_digest([weights.digest, weights.spec.to_json(), train.digest, val.digest, plain])
+    return value_digest(
+        [version, weights.digest, weights.spec.to_json(), train.digest, val.digest, plain]
+    )
 
 
 def from_main(work: Callable[[], T], ranks: Ranks) -> T:

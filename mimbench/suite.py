@@ -28,7 +28,7 @@ from mimbench.costs.footprint import check_room
 from mimbench.costs.ledger import FORECAST, Ledger
 from mimbench.costs.planning import PATIENCE, longest_first, plan_text
 from mimbench.errors import UserError
-from mimbench.files import write_text
+from mimbench.files import value_digest, write_text
 from mimbench.lock import folder_lock
 from mimbench.running.cluster import Cluster, submit_cells
 from mimbench.running.launch import Slot, gpu_slot, hidden_gpus, make_slots
@@ -38,7 +38,7 @@ from mimbench.runtime import usable_cores
 from mimbench.tables.formats import FORMATS, SUFFIXES
 from mimbench.tables.table import TWIN, Table, make_table, read_results
 from mimbench.task import Machine
-from mimbench.weights import random_weights
+from mimbench.weights import VitSpec, random_weights
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,19 @@ def read_contestants(
 
 def _twin(who: Contestant, folder: Path) -> Contestant:
     weights = read_weights(who.path, which=who.which, num_heads=who.num_heads)
-    path = folder / f"{TWIN}{safe_name(who.weights['model'])}.safetensors"
-    write_weights(path, random_weights(weights.spec, seed=0))
+    spec = weights.spec
+    usual = VitSpec(
+        embed_dim=spec.embed_dim,
+        depth=spec.depth,
+        num_heads=spec.num_heads,
+        mlp_dim=spec.mlp_dim,
+        patch_size=spec.patch_size,
+        grid=spec.grid,
+    )
+    # models of one shape may differ in what their tensors mean: a twin for each
+    kind = "" if spec == usual else f"-{value_digest(spec.to_json())[:4]}"
+    path = folder / f"{TWIN}{safe_name(who.weights['model'])}{kind}.safetensors"
+    write_weights(path, random_weights(spec, seed=0))
     return read_contestant(path, twin=True)
 
 

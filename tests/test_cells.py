@@ -12,6 +12,7 @@ from mimbench.benchmarks.cells import Contestant, Request, make_cells, read_cont
 from mimbench.benchmarks.manifest import Manifest, load_manifest
 from mimbench.benchmarks.survey import Finding, Question
 from mimbench.errors import UserError
+from mimbench.suite import _twin
 from mimbench.task import Machine
 from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
 
@@ -98,3 +99,17 @@ def test_what_looks_wrong_is_said_before_a_run_but_not_of_a_random_twin(
     caplog.clear()
     assert read_contestant(path, num_heads=3, twin=True).twin
     assert "suspicious" not in caplog.text
+
+
+def test_each_kind_of_model_has_a_random_twin_of_its_own(tmp_path: Path) -> None:
+    """Two families of one shape wrote their twins into one file, and the first one's cells failed."""
+    found = {}
+    for name in ("mae-training", "dino-backbone"):
+        path = tmp_path / f"{name}.pth"
+        torch.save(LAYOUTS[name].write(canonical(LAYOUTS[name].spec(TINY))), path)
+        found[name] = _twin(read_contestant(path, num_heads=3), tmp_path / "twins")
+    mae, dino = found.values()
+    assert mae.path != dino.path
+    assert mae.path.name == "random-48x3-16.safetensors"
+    assert read_contestant(mae.path).weights["digest"] == mae.weights["digest"]
+    assert read_contestant(dino.path).weights["digest"] == dino.weights["digest"]

@@ -106,6 +106,12 @@ def test_published_rows_are_found_by_method_model_and_epochs() -> None:
     assert group_of("in-10pct-linear", load_manifest()) == "lowshot"
 
 
+@pytest.mark.parametrize("name", ["800", "runs/a", "B/16", "800 300", ""])
+def test_names_that_are_no_published_rows_come_to_an_end(name: str) -> None:
+    """The whole name was taken for an epoch count again and again."""
+    assert find_published(load_manifest().references, name) == []
+
+
 def test_nested_fields_differ_by_their_full_name() -> None:
     effects = [Effect(fields=("scale",), known="x", source="y", groups=("linear",))]
     [found] = differences(

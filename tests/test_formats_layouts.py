@@ -114,6 +114,11 @@ def test_moco_small_has_twelve_heads_and_six_give_other_features(tmp_path: Path)
     torch.save(mocov3(canonical(small)), path)
     weights = read_weights(path)
     assert weights.spec.num_heads == 12
+    # mmselfsup's copy of it has OpenMMLab's names, and tells itself by the momentum encoder
+    state = LAYOUTS["mmpretrain"].write(canonical(small))
+    state["state_dict"]["momentum_encoder.module.0.cls_token"] = torch.zeros(1, 1, 384)
+    torch.save(state, tmp_path / "mmselfsup.pth")
+    assert read_weights(tmp_path / "mmselfsup.pth").spec.num_heads == 12
     images = torch.rand(1, 3, 64, 64)
     right = build_backbone(weights)(images).cls
     wrong = build_backbone(weights.with_spec(num_heads=6))(images).cls

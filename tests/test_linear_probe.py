@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from mimbench.benchmarks.manifest import load_manifest
 from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.features import PARTS
+from mimbench.protocol import run_digest
 from mimbench.runtime import Ranks
 from mimbench.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import linear
@@ -244,3 +246,25 @@ def test_byol_crop_has_no_second_try():
     assert heights == {20}
     widths = {Crop(kind="byol", scale=(1.0, 1.0)).box(wide)[3] for _ in range(20)}
     assert len(widths) > 10
+
+
+def test_features_follow_the_encoders_size_where_a_protocol_says_so() -> None:
+    """DINO's probe: class tokens of four blocks for ViT-S, class token and mean for larger ones."""
+    entry = load_manifest().benchmarks["in-lin-dino"].config
+    config = from_mapping(Config, {**entry, "data": "/nowhere"})
+    assert {choice for choice, _ in config.for_width(384).heads} == {"cls4"}
+    assert {choice for choice, _ in config.for_width(768).heads} == {"cls+avg"}
+    plain = replace(config, small_choices=())
+    assert plain.for_width(384) == plain
+
+
+def test_a_run_belongs_to_one_version_of_its_task(
+    painted_images: Callable[..., Path], small_spec: VitSpec, tmp_path: Path
+) -> None:
+    """An interrupted run of an older version was continued under the new version's name."""
+    settings = {"data": str(painted_images(tmp_path / "data", train=4, val=2)), "image_size": 32}
+    config = from_mapping(Config, {**settings, "resize": None})
+    train, val = config.images()
+    weights = random_weights(small_spec, 0)
+    one, two = (run_digest(weights, train, val, config, version=v) for v in (1, 2))
+    assert one != two

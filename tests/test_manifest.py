@@ -71,6 +71,14 @@ def test_overrides_name_a_benchmark_and_a_field(tmp_path: Path) -> None:
         m.check_overrides({"knn": 5})
 
 
+@pytest.mark.parametrize("field", ["seed", "data"])
+def test_overrides_that_would_have_no_effect_are_refused(field: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"--set knn\.{field} has no effect: seeds come from --seed"
+    ):
+        load_manifest().check_overrides({"knn": {field: 1}})
+
+
 def test_missing_data_says_what_and_how(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs ImageNet: pass --data DIR"):
         locate("imagenet", None)
@@ -90,9 +98,11 @@ def test_data_that_is_not_the_published_set_is_told_apart(tmp_path: Path) -> Non
         (tmp_path / split / "cat" / "1.png").write_bytes(b"x")
     assert any("ImageNet train" in fault for fault in known_faults("imagenet", tmp_path))
     assert known_faults("sample-ade", tmp_path) == ()
-    assert data_name("imagenet", own=True) == "own-imagenet"
-    assert data_name("imagenet", own=False) == "imagenet"
-    assert data_name("sample-ade", own=True) == "sample-ade"
+    assert data_name("imagenet", own=True, folder=tmp_path).startswith("own-imagenet-")
+    other = data_name("imagenet", own=True, folder=tmp_path / "other")
+    assert other != data_name("imagenet", own=True, folder=tmp_path)
+    assert data_name("imagenet", own=False, folder=tmp_path) == "imagenet"
+    assert data_name("sample-ade", own=True, folder=tmp_path) == "sample-ade"
 
 
 def test_the_shipped_file_is_sound() -> None:

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,24 @@ def test_slots_and_commands() -> None:
     ]
     assert safe_name("../a b\nc") == "a-b-c"
     assert safe_name("<>") == "checkpoint"
+
+
+def test_a_number_stays_when_its_cell_is_asked_for_without_its_data(tmp_path: Path) -> None:
+    """--data forgotten, or a disk not mounted: a finished run was replaced by a failure."""
+    run_cells([cell(tmp_path, "knn", answer=81.5)], [Slot()], command=child)
+    before = (tmp_path / "dddddddddddd-a" / "knn" / "result.json").read_bytes()
+    again = replace(cell(tmp_path, "knn", problem="needs ImageNet: pass --data DIR"), protocol="")
+    for fresh in (False, True):
+        [ended] = run_cells([again], [Slot()], command=child, fresh=fresh)
+        assert ended.status == "failed"
+    assert (tmp_path / "dddddddddddd-a" / "knn" / "result.json").read_bytes() == before
+
+
+def test_a_failure_remembers_data_and_changes_of_the_recipe(tmp_path: Path) -> None:
+    one = cell(tmp_path, "knn", problem="no")
+    overrides = {"knn": {"k": [5], "machine": {"max_batch": 8}}, "linear": {"machine": {}}}
+    one = replace(one, order=replace(one.order, overrides=overrides))
+    run_cells([one], [Slot()], command=child)
+    found = read_result(one.folder / "result.json")
+    assert found.config == {"dataset": "imagenet"}
+    assert found.extra == {"overrides": {"knn": {"k": [5]}}}

@@ -123,6 +123,23 @@ def test_published_rows_stand_only_beside_the_published_recipe() -> None:
     assert [row.kind for row in own.rows] == ["measured"]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_failed_cell_under_a_changed_recipe_brings_no_published_rows(order: int) -> None:
+    """A failure's protocol alone does not tell that the recipe was changed."""
+    both = [
+        result("in-ft-hpm", None, name="first", error="out of memory"),
+        result("in-ft-hpm", 80.0, extra={"overrides": {"finetune": {"epochs": 1}}}),
+    ]
+    table = make_table(both[::order], MANIFEST)
+    assert {row.kind for row in table.rows} == {"measured"}
+
+
+def test_a_corner_in_brackets_is_no_argument_of_the_rule() -> None:
+    text = FORMATS["latex"](make_table([result("in-knn", 50.0, profile="demo")], MANIFEST))
+    line = text.splitlines()[text.splitlines().index(r"\toprule") + 1]
+    assert line.startswith("{}[demo] & ")
+
+
 def test_different_protocols_never_share_a_column() -> None:
     table = make_table(
         [result("in-knn", 50.0), result("in-knn", 60.0, name="b", protocol="other")], MANIFEST

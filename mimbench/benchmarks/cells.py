@@ -193,7 +193,9 @@ def _cell(
         benchmark=name,
         task=benchmark.task,
         profile=request.profile,
-        dataset=data_name(dataset, own=request.own_data),
+        dataset=data_name(
+            dataset, own=request.own_data, folder=Path(finding.config.get("data", ""))
+        ),
         checkpoint=who.path,
         config={**finding.config, "seed": seed},
         overrides=overrides,

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from mimbench.benchmarks.orders import RESULT_FILE, Order, order_protocol, protocol_config
+from mimbench.benchmarks.orders import RESULT_FILE, Order, changed, order_protocol, protocol_config
 from mimbench.checkpoints import read_weights
-from mimbench.config import from_mapping, to_mapping
+from mimbench.config import from_mapping
 from mimbench.errors import UserError
 from mimbench.lock import folder_lock
 from mimbench.results import Result, provenance, write_result
@@ -140,8 +140,7 @@ def peak_memory_mb(device: torch.device) -> float:
 def _extra(out: Path, order: Order, config: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
     path = out / "extra.json"
     extra: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if order.overrides:
-        extra["overrides"] = to_mapping(order.overrides)
+    extra |= changed(order)
     data = str(getattr(config, "data", ""))
     keep_matches(out, Path(data))
     if found := intervals(out, metrics):

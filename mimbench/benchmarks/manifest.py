@@ -162,7 +162,14 @@ class Manifest:
             if key not in known:
                 raise UserError(f"--set {key}: no such benchmark" + did_you_mean(key, known))
             if not isinstance(value, Mapping):
-                raise UserError(f"--set {key}={value}: name a field too, for example {key}.seed=1")
+                raise UserError(
+                    f"--set {key}={value}: name a field too, for example {key}.batch=64"
+                )
+            if taken := {"seed", "data"} & value.keys():
+                raise UserError(
+                    f"--set {key}.{min(taken)} has no effect: seeds come from --seed and --seeds, data "
+                    "from --data"
+                )
 
 
 def load_manifest(path: Path = DEFAULT_FILE) -> Manifest:

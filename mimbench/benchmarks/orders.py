@@ -47,6 +47,16 @@ def read_order(path: Path) -> Order:
     return from_mapping(Order, load_yaml(path), str(path))
 
 
+def changed(order: Order) -> dict[str, Any]:
+    """Return what a result remembers of the user's changes: the machine moves no number."""
+    found = {
+        name: recipe
+        for name, change in order.overrides.items()
+        if (recipe := {k: v for k, v in change.items() if k != "machine"})
+    }
+    return {"overrides": to_mapping(found)} if found else {}
+
+
 def protocol_config(dataset: str, config: Any) -> dict[str, Any]:
     """Return the part of a task's configuration that may move its number, and the data's name."""
     plain = to_mapping(config)

@@ -112,7 +112,10 @@ def look(question: Question, data: Path | None, *, own: bool = False) -> Finding
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
         protocol=order_protocol(
-            question.task, task.VERSION, data_name(question.dataset, own=own), config
+            question.task,
+            task.VERSION,
+            data_name(question.dataset, own=own, folder=folder),
+            config,
         ),
         config=to_mapping(config),
         rehearsal=to_mapping(task.rehearsal(config)) if isinstance(task, Rehearsed) else {},

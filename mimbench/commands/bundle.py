@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Write the bundle."""
-    path = args.output or args.out.with_name(f"{args.out.resolve().name}.tar.gz")
+    path = args.output or args.out.resolve().parent / f"{args.out.resolve().name}.tar.gz"
     count = write_bundle(args.out, path, args.benchmarks)
     logger.info("%s holds %d files; check it with: python -m mimbench verify %s", path, count, path)
     return 0

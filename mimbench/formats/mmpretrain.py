@@ -1,5 +1,6 @@
 """mmpretrain and mmselfsup ViTs, and those converted for mmseg."""
 
+from mimbench.formats.mocov3 import FAMILY as MOCO
 from mimbench.reading.architecture import Family, infer_spec
 from mimbench.reading.layout import PLAIN, Converted, Options, Raw, choose, container_extras, rename
 
@@ -38,7 +39,9 @@ def convert(raw: Raw, options: Options) -> Converted:
     """Return the encoder."""
     which, state, networks = choose(raw, {"student": ("state_dict", *PLAIN)}, options.which)
     tensors, groups = rename(state, NAMES, EXTRAS)
-    spec, asked = infer_spec(tensors, Family(), options.num_heads)
+    # mmselfsup's MoCo v3 keeps MoCo's twelve heads of ViT-S
+    family = MOCO if raw.has(r"momentum_encoder\..*") else Family()
+    spec, asked = infer_spec(tensors, family, options.num_heads)
     return Converted(
         spec=spec,
         tensors=tensors,

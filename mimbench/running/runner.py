@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import torch
 
 from mimbench.benchmarks.cells import Cell, finished, set_aside
-from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, write_order
+from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, changed, write_order
 from mimbench.progress import clock
 from mimbench.results import Result, provenance, read_result, write_result
 from mimbench.running.launch import Slot, eval_command, start, stop
@@ -116,11 +116,19 @@ def settle(cells: Iterable[Cell], *, fresh: bool = False) -> tuple[list[Ended], 
             ended.append(Ended(cell, "skipped"))
         elif cell.problem:
             logger.error("%s: not possible here: %s", cell.label, cell.problem)
-            record_failure(cell, cell.problem)
+            if _has_number(cell):
+                logger.warning("%s: the number that it has from before stays", cell.label)
+            else:
+                record_failure(cell, cell.problem)
             ended.append(Ended(cell, "failed"))
         else:
             waiting.append(cell)
     return ended, waiting
+
+
+def _has_number(cell: Cell) -> bool:
+    path = cell.folder / RESULT_FILE
+    return path.is_file() and read_result(path).status == "done"
 
 
 def _fill(
@@ -199,11 +207,12 @@ def record_failure(cell: Cell, error: str) -> None:
         profile=cell.order.profile,
         protocol=cell.protocol,
         metrics={},
-        config={},
+        config={"dataset": cell.order.dataset},
         weights=cell.contestant.weights,
         status="failed",
         error=error,
         provenance=provenance(device=torch.device("cpu"), seed=0, seconds=0.0, peak_memory_mb=0.0),
+        extra=changed(cell.order),
     )
     write_result(cell.folder / RESULT_FILE, result)
 

@@ -93,9 +93,9 @@ def find_row(results: Sequence[tuple[Path, Result]], name: str) -> list[tuple[Pa
 def find_published(references: Sequence[Reference], name: str) -> list[Reference]:
     """Return the published rows that `HPM`, `HPM 800` or `HPM B/16 800` means."""
     method, numbers = name, []
-    while (parts := method.rsplit(" ", 1))[-1].isdigit() or "/" in parts[-1]:
+    while len(parts := method.rsplit(" ", 1)) == 2 and (parts[1].isdigit() or "/" in parts[1]):
         method = parts[0]
-        numbers.append(parts[-1])
+        numbers.append(parts[1])
     return [
         r
         for r in references

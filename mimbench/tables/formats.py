@@ -201,13 +201,17 @@ def latex(table: Table) -> str:
     def safe(text: str) -> str:
         return "".join(LATEX.get(char, char) for char in text)
 
+    def first(text: str) -> str:
+        # after a line's end or a rule, a bracket would open an argument of it
+        return "{}" + safe(text) if text.startswith("[") else safe(text)
+
     def number(value: Value | None, *, best: bool) -> str:
         text = safe(text_of(value, "@")).replace("@", r"$\pm$")
         return rf"\textbf{{{text}}}" if best else text
 
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
     lines += [
-        " & ".join([safe(corner(table)), *(safe(heading(c, table)) for c in table.columns)])
+        " & ".join([first(corner(table)), *(safe(heading(c, table)) for c in table.columns)])
         + r" \\",
         r"\midrule",
     ]
@@ -215,7 +219,7 @@ def latex(table: Table) -> str:
         if i and row.kind != table.rows[i - 1].kind:
             lines.append(r"\midrule")
         cells = [number(row.values.get(c), best=_best(row, c)) for c in table.columns]
-        lines.append(" & ".join([safe(row.label), *cells]) + r" \\")
+        lines.append(" & ".join([first(row.label), *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in bold_legend(table))]
     return "\n".join(lines) + "\n"
 

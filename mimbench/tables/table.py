@@ -69,7 +69,12 @@ def _columns(results: Sequence[Result], manifest: Manifest) -> list[Column]:
         if key in known or failed_only:
             continue
         title = manifest.benchmarks[r.benchmark].title if r.benchmark in order else r.benchmark
-        official = r.profile == "paper" and "overrides" not in r.extra and not _own(r)
+        # a failure under the same protocol may have another recipe behind it: all must be the paper's
+        official = all(
+            o.profile == "paper" and "overrides" not in o.extra and not _own(o)
+            for o in results
+            if (o.benchmark, o.protocol) == key
+        )
         known[key] = Column(r.benchmark, r.profile, r.protocol, title, r.main_metric, official)
     for r in results:
         if all(c.benchmark != r.benchmark for c in known.values()):

@@ -65,7 +65,7 @@ def train_classifier(
     mixes = config.augment.mixes
     first = micro_batch(recipe.batch, ranks.world, config.machine.max_batch, even=mixes)
     room = Halving(size=first)
-    digest = run_digest(weights, train, val, config)
+    digest = run_digest(weights, train, val, config, version=VERSION)
 
     def attempt(size: int, learner: FineTune | None = None) -> FineTune:
         # made anew, so that a failed attempt leaves nothing behind; fit restores what was saved

@@ -1,12 +1,13 @@
 """Linear heads over frozen features: a grid of feature choices and learning rates, trained at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import Self
 
 from mimbench.errors import UserError
 from mimbench.features import PARTS, Choice, join
@@ -16,6 +17,8 @@ from mimbench.training.optim import Lars, scaled_lr
 from transfer.classification.training import Crop
 
 MOMENTUM = 0.1
+SMALL = 384
+"""Width of ViT-S."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,8 @@ class Config(FrozenConfig):
     """Everything that may move the number, beside how features are made."""
 
     choices: tuple[Choice, ...] = ("cls",)
+    small_choices: tuple[Choice, ...] = ()
+    """Instead of `choices` for encoders no wider than ViT-S, where a protocol tells sizes apart."""
     learning_rates: tuple[float, ...] = (0.1,)
     """Base rates, for 256 images; each with each feature choice is one head."""
     batch_norm: bool = True
@@ -48,6 +53,12 @@ class Config(FrozenConfig):
         if self.holdout and self.report == "best":
             raise ValueError("holdout chooses the head of the last epoch: report must be last")
         super().__post_init__()
+
+    def for_width(self, width: int) -> Self:
+        """Return the recipe for an encoder of this width."""
+        if not self.small_choices or width > SMALL:
+            return self
+        return replace(self, choices=self.small_choices, small_choices=())
 
     @property
     def heads(self) -> list[tuple[Choice, float]]:

@@ -45,6 +45,7 @@ MAIN_METRIC = "top1"
 def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     """Return top-1 and top-5 of the reported epoch, and of every head."""
     train, val = config.images()
+    config = config.for_width(weights.spec.embed_dim)
     with process_group(config.machine.device) as ranks:
         return train_probe(weights, train, val, config, out, ranks)
 
@@ -59,7 +60,7 @@ def train_probe(
 ) -> dict[str, float]:
     """Train all heads on one list, score them on the other."""
     check_groups(config, ranks.world)
-    digest = run_digest(weights, train, val, config)
+    digest = run_digest(weights, train, val, config, version=VERSION)
     needed = sorted({part for choice in config.choices for part in PARTS[choice]})
 
     def scored(images: ImageList) -> Scored:
@@ -147,6 +148,8 @@ def selection(config: Config, images: int) -> str:
     """Return how the reported head was chosen."""
     if config.holdout:
         return f"head chosen on {images} training images that were held out; top1_best is on val"
+    if config.report == "last":
+        return "the last epoch's best head is chosen on val; top1_best chooses the epoch as well"
     return "best head and epoch are chosen on val; outcomes are the last epoch's"
 
 
