@@ -38,7 +38,7 @@ from mimbench.runtime import usable_cores
 from mimbench.tables.formats import FORMATS, SUFFIXES
 from mimbench.tables.table import TWIN, Table, make_table, read_results
 from mimbench.task import Machine
-from mimbench.weights import VitSpec, random_weights
+from mimbench.weights import random_weights
 
 logger = logging.getLogger(__name__)
 
@@ -155,20 +155,11 @@ def read_contestants(
 
 def _twin(who: Contestant, folder: Path) -> Contestant:
     weights = read_weights(who.path, which=who.which, num_heads=who.num_heads)
-    spec = weights.spec
-    usual = VitSpec(
-        embed_dim=spec.embed_dim,
-        depth=spec.depth,
-        num_heads=spec.num_heads,
-        mlp_dim=spec.mlp_dim,
-        patch_size=spec.patch_size,
-        grid=spec.grid,
-    )
-    # models of one shape may differ in what their tensors mean: a twin for each
-    kind = "" if spec == usual else f"-{value_digest(spec.to_json())[:4]}"
-    path = folder / f"{TWIN}{safe_name(who.weights['model'])}{kind}.safetensors"
-    write_weights(path, random_weights(spec, seed=0))
-    return read_contestant(path, twin=True)
+    # models of one shape may differ in what their tensors mean: each kind has a file of its own
+    name = f"{TWIN}{safe_name(who.weights['model'])}"
+    path = folder / f"{name}-{value_digest(weights.spec.to_json())[:6]}.safetensors"
+    write_weights(path, random_weights(weights.spec, seed=0))
+    return read_contestant(path, name=name, twin=True)
 
 
 def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Table:

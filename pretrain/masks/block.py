@@ -65,9 +65,8 @@ class Strategy:
         mask = torch.zeros(len(budget), *grid, dtype=torch.bool, device=draws.device)
         count = torch.zeros_like(budget)
         failures = torch.zeros_like(budget)
-        near = (
-            mask.device.type == "cpu"
-        )  # elsewhere looking costs more than tries that change nothing
+        # elsewhere looking costs more than tries that change nothing
+        near = mask.device.type == "cpu"
         for number, draw in enumerate(draws.unbind(1)):
             going = (count < budget) & (failures < TRIES)
             if near and number % 8 == 7 and not going.any():
