@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mimbench.errors import did_you_mean
+from mimbench.system.errors import did_you_mean
 
 QUICK: dict[str, list[str]] = {
     "pretrain_loader": ["--images", "32", "--repeat", "3"],

@@ -20,7 +20,7 @@ from detectron2.modeling.backbone.vit import Attention, Block, ViT
 from torch import Tensor, nn
 
 from bench.stopwatch import Spread, Stopwatch, ratios
-from mimbench.runtime import autocast, configure_logging, pick_device
+from mimbench.system.runtime import autocast, configure_logging, pick_device
 from transfer.detection.attention import FusedAttention, fuse
 
 logger = logging.getLogger(__name__)

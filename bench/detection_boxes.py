@@ -29,10 +29,10 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.checkpoints import read_weights
-from mimbench.config import from_mapping
+from mimbench.checkpoints.files import read_weights
 from mimbench.sample import sample_root
-from mimbench.weights import VitWeights, random_weights
+from mimbench.system.config import from_mapping
+from mimbench.vit.weights import VitWeights, random_weights
 from transfer.detection import recipe
 from transfer.detection.convert import convert
 from transfer.detection.protocol import Config, plan

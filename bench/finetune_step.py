@@ -24,12 +24,12 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from mimbench.data.lists import ImageList, read_folder
-from mimbench.runtime import Ranks, autocast, configure_logging
+from mimbench.system.runtime import Ranks, autocast, configure_logging
 from mimbench.task import Machine
 from mimbench.training.batches import Batch
 from mimbench.training.learner import LoopConfig, Place
 from mimbench.training.loop import _Run
-from mimbench.weights import VitSpec, random_weights
+from mimbench.vit.weights import VitSpec, random_weights
 from transfer.classification.training import TrainImages
 from transfer.classification.tuner import Config, FineTune
 

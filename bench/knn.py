@@ -22,8 +22,8 @@ from torch import Tensor
 
 from knn.index import search
 from knn.vote import Ballot, predict
-from mimbench.runtime import configure_logging
 from mimbench.scores.metrics import vote_scores
+from mimbench.system.runtime import configure_logging
 
 logger = logging.getLogger(__name__)
 

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from mimbench.data.lists import read_folder
 from mimbench.data.preprocess import Preprocess
-from mimbench.extract import extract
-from mimbench.features import BankSpec
-from mimbench.runtime import configure_logging
+from mimbench.features.bank import BankSpec
+from mimbench.features.extract import extract
 from mimbench.scores.metrics import rank_classes, top_percent
+from mimbench.system.runtime import configure_logging
 from mimbench.task import Machine
-from mimbench.weights import VitSpec, random_weights
+from mimbench.vit.weights import VitSpec, random_weights
 from transfer.classification.objective import Objective, principal_axes
 from transfer.classification.solver import Until, fit_grid
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from mimbench.checkpoints import read_weights, write_weights
-from mimbench.positions import sincos_table
-from mimbench.weights import VitSpec, VitWeights, shapes
+from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.vit.positions import sincos_table
+from mimbench.vit.weights import VitSpec, VitWeights, shapes
 
 LARGE = VitSpec(
     embed_dim=1024, depth=24, num_heads=16, mlp_dim=4096, patch_size=16, grid=(14, 14)

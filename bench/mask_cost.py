@@ -23,18 +23,18 @@ from torch import Tensor
 
 from bench.pretrain_flops import executed
 from bench.stopwatch import Spread, Stopwatch, ratios
-from mimbench.checkpoints import write_weights
-from mimbench.files import write_json
-from mimbench.logs import configure_logging
-from mimbench.runtime import autocast, pick_device
+from mimbench.checkpoints.files import write_weights
+from mimbench.system.files import write_json
+from mimbench.system.logs import configure_logging
+from mimbench.system.runtime import autocast, pick_device
 from mimbench.training.batches import Batch
 from mimbench.training.learner import Learner, Moment
 from mimbench.training.optim import set_lr
-from mimbench.weights import random_weights
+from mimbench.vit.weights import random_weights
 from pretrain import masks
 from pretrain.config import read_config
-from pretrain.distill.config import DistillConfig
-from pretrain.distill.learner import Distillation
+from pretrain.objectives.distill.config import DistillConfig
+from pretrain.objectives.distill.learner import Distillation
 from pretrain.recipes import read_recipe
 from pretrain.train import build_learner
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from mimbench.weights import VitSpec
-from pretrain.model import DecoderConfig
+from mimbench.vit.weights import VitSpec
+from pretrain.models.autoencoder import DecoderConfig
 
 
 def block(tokens: int, width: int, queries: int | None = None) -> int:

@@ -24,9 +24,9 @@ from torchvision import transforms
 from torchvision.transforms import functional as first
 
 from bench.stopwatch import Stopwatch, ratios
-from mimbench.files import write_json
-from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD
-from pretrain.data import Crops, DataConfig
+from mimbench.system.files import write_json
+from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.sources.crops import Crops, DataConfig
 
 HEIGHT, WIDTH, QUALITY = 375, 500, 90
 

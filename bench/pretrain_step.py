@@ -32,9 +32,9 @@ from bench.pretrain_subjects import (
 )
 from bench.pretrain_table import plain_data, table
 from bench.stopwatch import Mark, Stopwatch, gemm_rate, ratios
-from mimbench.files import write_json
-from mimbench.logs import configure_logging
-from mimbench.runtime import pick_device
+from mimbench.system.files import write_json
+from mimbench.system.logs import configure_logging
+from mimbench.system.runtime import pick_device
 
 logger = logging.getLogger(__name__)
 

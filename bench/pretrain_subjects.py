@@ -10,16 +10,16 @@ from torch import Tensor
 
 from bench.reference_step import PlainHpm, PlainStep, mark_losses
 from bench.stopwatch import Mark, ignore
-from mimbench.runtime import Precision, autocast
+from mimbench.system.runtime import Precision, autocast
 from mimbench.training.batches import Batch
 from mimbench.training.learner import Moment
 from mimbench.training.optim import set_lr
 from pretrain import masks
+from pretrain.checkpoints.layouts import from_official, to_official
 from pretrain.config import Config, read_config
-from pretrain.layouts import from_official, to_official
-from pretrain.learner import Pretraining
-from pretrain.model import Outputs
-from pretrain.teacher import Views
+from pretrain.models.autoencoder import Outputs
+from pretrain.models.teacher import Views
+from pretrain.objectives.learner import Pretraining
 
 EPOCHS, PER_EPOCH = 200, 10
 

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mimbench.checkpoints import read_weights
-from mimbench.config import from_mapping
-from mimbench.files import write_json
-from mimbench.logs import configure_logging
-from mimbench.runtime import Ranks
+from mimbench.checkpoints.files import read_weights
 from mimbench.sample import sample_root
+from mimbench.system.config import from_mapping
+from mimbench.system.files import write_json
+from mimbench.system.logs import configure_logging
+from mimbench.system.runtime import Ranks
 from mimbench.task import load_task
-from mimbench.weights import VitWeights, random_weights
+from mimbench.vit.weights import VitWeights, random_weights
 from pretrain.config import read_config
 from pretrain.train import train
 

@@ -21,9 +21,9 @@ import torch
 from bench.pretrain_flops import necessary
 from bench.pretrain_subjects import HPM, MAE, OurStep, Setting
 from bench.stopwatch import Spread, Stopwatch, gemm_rate
-from mimbench.files import write_json
-from mimbench.logs import configure_logging
-from mimbench.runtime import pick_device
+from mimbench.system.files import write_json
+from mimbench.system.logs import configure_logging
+from mimbench.system.runtime import pick_device
 
 logger = logging.getLogger(__name__)
 

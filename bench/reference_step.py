@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.stopwatch import Mark, ignore
-from mimbench.positions import sincos_table
-from mimbench.runtime import Precision, autocast
-from mimbench.weights import VitSpec
-from pretrain.learner import parameter_groups
-from pretrain.model import DecoderConfig
+from mimbench.system.runtime import Precision, autocast
+from mimbench.vit.positions import sincos_table
+from mimbench.vit.weights import VitSpec
+from pretrain.models.autoencoder import DecoderConfig
+from pretrain.objectives.learner import parameter_groups
 
 
 class PlainAttention(nn.Module):

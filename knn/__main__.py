@@ -2,7 +2,7 @@
 
 import sys
 
-from mimbench.task_main import task_main
+from mimbench.suite.task_main import task_main
 
 if __name__ == "__main__":
     sys.exit(task_main("knn.classify"))

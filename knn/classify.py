@@ -34,13 +34,13 @@ from knn.index import (
     search_approximate,
 )
 from knn.vote import Ballot, Find, predict, queries_at_once
-from mimbench.features import Choice, FeatureBank
-from mimbench.files import write_json
-from mimbench.protocol import FrozenConfig, from_main
-from mimbench.runtime import process_group
+from mimbench.features.bank import Choice, FeatureBank
+from mimbench.features.protocol import FrozenConfig, from_main
+from mimbench.features.storage import storage_effect
 from mimbench.scores.metrics import vote_scores, write_outcomes
-from mimbench.storage import storage_effect
-from mimbench.weights import VitWeights
+from mimbench.system.files import write_json
+from mimbench.system.runtime import process_group
+from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 

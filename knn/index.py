@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from knn.index import Floats, Ids, usable_gpus
-from mimbench.memory import Halving
-from mimbench.progress import Progress
 from mimbench.scores.metrics import Neighbours, weighted_votes
+from mimbench.system.memory import Halving
+from mimbench.system.progress import Progress
 
 Find = Callable[[Floats, int], tuple[Floats, Ids]]
 """Similarities and bank rows (n, k) of the nearest neighbours of some queries."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from mimbench import __version__, commands
-from mimbench.errors import UserError, did_you_mean
-from mimbench.logs import configure_logging
+from mimbench.system.errors import UserError, did_you_mean
+from mimbench.system.logs import configure_logging
 
 PROGRAM = "python -m mimbench"
 _FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130

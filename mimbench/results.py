@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-from mimbench.config import from_mapping, to_mapping
-from mimbench.errors import UserError
-from mimbench.files import value_digest, write_json
+from mimbench.system.config import from_mapping, to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.files import value_digest, write_json
 
 LIBRARIES = [
     "torch",

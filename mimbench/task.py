@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from mimbench.errors import UserError
-from mimbench.weights import VitWeights
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitWeights
 
 
 @dataclass(frozen=True, kw_only=True)

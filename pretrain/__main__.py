@@ -1,6 +1,6 @@
 """`python -m pretrain CONFIG`: pretrain a vision transformer by masked image modelling.
 
-CONFIG is a YAML file or the name of one in pretrain/configs or pretrain/distill/configs. The same command continues a run that
+CONFIG is a YAML file or the name of one in pretrain/configs or pretrain/objectives/distill/configs. The same command continues a run that
 was interrupted. Under torchrun all processes share one run. Exit code 75 means: told to leave by
 SIGTERM or SIGUSR1, state saved, run the command again.
 """
@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mimbench.errors import UserError
-from mimbench.logs import configure_logging
-from mimbench.runtime import process_group
+from mimbench.system.errors import UserError
+from mimbench.system.logs import configure_logging
+from mimbench.system.runtime import process_group
 from pretrain.recipes import read_recipe
 from pretrain.train import train
 

@@ -27,17 +27,17 @@ from mimbench.benchmarks.cells import (
 from mimbench.benchmarks.evaluation import evaluate
 from mimbench.benchmarks.manifest import DEFAULT_FILE, Manifest, load_manifest
 from mimbench.benchmarks.orders import ORDER_FILE, write_order
-from mimbench.checkpoints import write_weights
-from mimbench.config import parse_overrides
-from mimbench.errors import UserError
-from mimbench.files import write_json
-from mimbench.logs import configure_logging
-from mimbench.runtime import Ranks
+from mimbench.checkpoints.files import write_weights
+from mimbench.system.config import parse_overrides
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
+from mimbench.system.logs import configure_logging
+from mimbench.system.runtime import Ranks
 from mimbench.task import Machine
-from mimbench.weights import random_weights
+from mimbench.vit.weights import random_weights
+from pretrain.checkpoints.export import ENCODER
+from pretrain.checkpoints.stored import CARD
 from pretrain.config import Config, read_config
-from pretrain.export import ENCODER
-from pretrain.stored import CARD
 from pretrain.train import train
 
 logger = logging.getLogger(__name__)

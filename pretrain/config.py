@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mimbench.config import from_mapping, load_yaml, merge, parse_overrides
-from mimbench.errors import UserError, did_you_mean
-from mimbench.files import value_digest
+from mimbench.system.config import from_mapping, load_yaml, merge, parse_overrides
+from mimbench.system.errors import UserError, did_you_mean
+from mimbench.system.files import value_digest
 from mimbench.task import Machine
 from mimbench.training.learner import LoopConfig
 from pretrain import masks
-from pretrain.data import DataConfig
-from pretrain.model import DecoderConfig
-from pretrain.objective import LossPrediction, TargetName
+from pretrain.models.autoencoder import DecoderConfig
+from pretrain.models.teacher import TeacherConfig
+from pretrain.objectives.reconstruction import LossPrediction, TargetName
 from pretrain.sections import EncoderConfig, TrainingConfig, moving_values
-from pretrain.teacher import TeacherConfig
+from pretrain.sources.crops import DataConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 BASE = CONFIGS / "base.yaml"

@@ -1,11 +1,11 @@
-"""Recipes by name or file: reconstruction in pretrain/configs, distillation in pretrain/distill."""
+"""Recipes by name or file: reconstruction in pretrain/configs, distillation in pretrain/objectives/distill."""
 
 from pathlib import Path
 
-from mimbench.config import from_mapping, load_yaml, parse_overrides
-from mimbench.errors import UserError, did_you_mean
+from mimbench.system.config import from_mapping, load_yaml, parse_overrides
+from mimbench.system.errors import UserError, did_you_mean
 from pretrain.config import BASE, CONFIGS, Config, lay_over, read_config
-from pretrain.distill.config import DistillConfig
+from pretrain.objectives.distill.config import DistillConfig
 
 DISTILLATION = Path(__file__).parent / "distill" / "configs"
 DISTILLATION_BASE = DISTILLATION / "base.yaml"

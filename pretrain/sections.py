@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mimbench.config import to_mapping
-from mimbench.errors import UserError
-from mimbench.runtime import Precision
+from mimbench.system.config import to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Precision
 from mimbench.training.learner import LoopConfig
-from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, Triple, VitSpec
+from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, Triple, VitSpec
 
 SIZES = {
     "tiny": (192, 12, 3),

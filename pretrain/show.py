@@ -13,12 +13,12 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mimbench.errors import UserError
-from mimbench.files import atomic_path
-from mimbench.logs import configure_logging
-from pretrain.drawing import draw
-from pretrain.stored import read_model
-from pretrain.view import look
+from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path
+from mimbench.system.logs import configure_logging
+from pretrain.checkpoints.stored import read_model
+from pretrain.viewing.drawing import draw
+from pretrain.viewing.view import look
 
 
 def figure(

@@ -7,24 +7,24 @@ from pathlib import Path
 import torch
 import yaml
 
-from mimbench.config import to_mapping
-from mimbench.errors import UserError
-from mimbench.files import write_text
-from mimbench.runtime import Ranks, pick_device
-from mimbench.seeds import seed_everything
+from mimbench.system.config import to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_text
+from mimbench.system.runtime import Ranks, pick_device
+from mimbench.system.seeds import seed_everything
 from mimbench.training.learner import Place
 from mimbench.training.loop import fit
 from pretrain import masks
-from pretrain.adversarial import AdversarialPretraining
+from pretrain.checkpoints.export import ENCODER
+from pretrain.checkpoints.stored import start_from
 from pretrain.config import Config
-from pretrain.data import Crops
-from pretrain.distill.config import DistillConfig
-from pretrain.distill.learner import Distillation
-from pretrain.distill.views import MultiCrops
-from pretrain.export import ENCODER
-from pretrain.learner import Pretraining
-from pretrain.sources import open_source
-from pretrain.stored import start_from
+from pretrain.objectives.adversarial import AdversarialPretraining
+from pretrain.objectives.distill.config import DistillConfig
+from pretrain.objectives.distill.learner import Distillation
+from pretrain.objectives.distill.views import MultiCrops
+from pretrain.objectives.learner import Pretraining
+from pretrain.sources.crops import Crops
+from pretrain.sources.images import open_source
 
 logger = logging.getLogger(__name__)
 

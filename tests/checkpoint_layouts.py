@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimbench.positions import sincos_table
-from mimbench.weights import VitSpec, shapes
+from mimbench.vit.positions import sincos_table
+from mimbench.vit.weights import VitSpec, shapes
 
 TINY = VitSpec(embed_dim=48, depth=3, num_heads=3, mlp_dim=192, patch_size=16, grid=(4, 4))
 BASE = VitSpec(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_size=16, grid=(14, 14))

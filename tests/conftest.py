@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mimbench.sample import generate
-from mimbench.weights import VitSpec, VitWeights, random_weights
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mimbench.task import Machine
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 from transfer.detection.vitdet import Config
 
 SPEC = VitSpec(embed_dim=24, depth=2, num_heads=3, mlp_dim=48, patch_size=8, grid=(4, 4))

@@ -6,14 +6,14 @@ from typing import Any
 
 from mimbench.benchmarks.cells import Cell, Contestant
 from mimbench.benchmarks.orders import Order
-from mimbench.running.cell_job import CellJob
-from mimbench.running.launch import Slot
+from mimbench.suite.running.cell_job import CellJob
+from mimbench.suite.running.launch import Slot
 
 CHILD = """
 import sys, time
 from pathlib import Path
 import yaml
-from mimbench.files import write_json
+from mimbench.system.files import write_json
 out = Path(sys.argv[1]); order = yaml.safe_load((out / "config.yaml").read_text())
 config = order["config"]
 print(config.get("say", "working"), flush=True)

@@ -15,11 +15,11 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.distributed import barrier
 
-from mimbench.errors import UserError
-from mimbench.runtime import Ranks, process_group
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks, process_group
 from mimbench.task import Machine
 from mimbench.training.watch import Preempted
-from mimbench.weights import VitSpec, random_weights
+from mimbench.vit.weights import VitSpec, random_weights
 from transfer.segmentation import hooks, linear, train, upernet
 
 SPEC = VitSpec(embed_dim=24, depth=4, num_heads=3, mlp_dim=48, patch_size=16, grid=(2, 2))

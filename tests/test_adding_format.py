@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimbench import formats
-from mimbench.checkpoints import read_weights
-from mimbench.errors import UserError
+from mimbench.checkpoints import formats
+from mimbench.checkpoints.files import read_weights
+from mimbench.system.errors import UserError
 from tests.checkpoint_layouts import TINY, canonical, renamed
 from tests.documents import template
 
@@ -25,13 +25,13 @@ def test_the_template_reads_its_own_files(tmp_path: Path, monkeypatch: pytest.Mo
     folder.mkdir()
     (folder / "sketch.py").write_text(template("A checkpoint format"), encoding="utf-8")
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(folder)])
-    monkeypatch.delitem(sys.modules, "mimbench.formats.sketch", raising=False)
+    monkeypatch.delitem(sys.modules, "mimbench.checkpoints.formats.sketch", raising=False)
     weights = read_weights(path, num_heads=3)
     assert weights.format == "sketch"
     assert weights.extras == {"sketch head": 1}
     assert weights.spec.position_rule == "bicubic-antialias"
     assert all(torch.equal(t, wanted[n]) for n, t in weights.tensors.items())
-    sys.modules.pop("mimbench.formats.sketch")
+    sys.modules.pop("mimbench.checkpoints.formats.sketch")
 
 
 def test_two_claimants_are_an_error_that_names_both(
@@ -49,4 +49,4 @@ def test_two_claimants_are_an_error_that_names_both(
     (tmp_path / "greedy.py").write_text(body, encoding="utf-8")
     with pytest.raises(UserError, match="the formats greedy and mae both claim this file"):
         read_weights(tmp_path / "mae.pth", num_heads=3)
-    sys.modules.pop("mimbench.formats.greedy")
+    sys.modules.pop("mimbench.checkpoints.formats.greedy")

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from mimbench.benchmarks.manifest import Benchmark
-from mimbench.config import from_mapping
 from mimbench.sample import generate
+from mimbench.system.config import from_mapping
 from mimbench.task import Task, load_task
-from mimbench.weights import VitSpec, random_weights
+from mimbench.vit.weights import VitSpec, random_weights
 from tests.documents import template
 
 

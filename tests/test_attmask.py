@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.backbone import build_backbone
-from mimbench.errors import UserError
-from mimbench.weights import VitSpec, VitWeights, random_weights
-from pretrain.attention import backbone_attention
+from mimbench.system.errors import UserError
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from pretrain.masks import Amount, MaskInput
 from pretrain.masks.attention import Strategy
-from pretrain.model import DecoderConfig, MaskedAutoencoder, to_patches
-from pretrain.teacher import Teacher
+from pretrain.models.attention import backbone_attention
+from pretrain.models.autoencoder import DecoderConfig, MaskedAutoencoder, to_patches
+from pretrain.models.teacher import Teacher
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.errors import UserError
-from mimbench.weights import VitSpec
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitSpec
 from pretrain import masks
-from pretrain.generator import (
+from pretrain.masks import MaskInput
+from pretrain.masks.adversarial import Strategy
+from pretrain.models.autoencoder import DecoderConfig, take
+from pretrain.models.generator import (
     AdversarialAutoencoder,
     Discriminator,
     Generator,
@@ -18,10 +21,7 @@ from pretrain.generator import (
     rectangles,
     shown,
 )
-from pretrain.masks import MaskInput
-from pretrain.masks.adversarial import Strategy
-from pretrain.model import DecoderConfig, take
-from pretrain.objective import pixel_loss
+from pretrain.objectives.reconstruction import pixel_loss
 
 GRID = (14, 14)
 

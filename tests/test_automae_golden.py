@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.backbone import build_backbone
-from mimbench.weights import VitSpec, VitWeights, random_weights
-from pretrain.attention import backbone_attention
-from pretrain.blocks import Mlp
-from pretrain.generator import AdversarialAutoencoder, Discriminator
-from pretrain.layouts import from_official, to_official
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
+from pretrain.checkpoints.layouts import from_official, to_official
 from pretrain.masks.adversarial import Strategy
-from pretrain.model import DecoderConfig, take, to_patches
-from pretrain.objective import normalise_patches, pixel_loss
+from pretrain.models.attention import backbone_attention
+from pretrain.models.autoencoder import DecoderConfig, take, to_patches
+from pretrain.models.blocks import Mlp
+from pretrain.models.generator import AdversarialAutoencoder, Discriminator
+from pretrain.objectives.reconstruction import normalise_patches, pixel_loss
 
 GRID = (14, 14)
 

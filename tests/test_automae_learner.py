@@ -7,22 +7,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.checkpoints import write_weights
-from mimbench.config import to_mapping
-from mimbench.errors import UserError
+from mimbench.checkpoints.files import write_weights
+from mimbench.system.config import to_mapping
+from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from mimbench.training.batches import Batch
 from mimbench.training.learner import Moment, Place
 from mimbench.training.loop import fit
 from mimbench.training.snapshots import read_state
-from mimbench.weights import VitSpec, random_weights
+from mimbench.vit.weights import VitSpec, random_weights
 from pretrain import masks
-from pretrain.adversarial import AdversarialPretraining
+from pretrain.checkpoints.stored import read_model
 from pretrain.config import Config, read_config
-from pretrain.learner import Pretraining
 from pretrain.masks import MaskInput
 from pretrain.masks.adversarial import Strategy
-from pretrain.stored import read_model
+from pretrain.objectives.adversarial import AdversarialPretraining
+from pretrain.objectives.learner import Pretraining
 from tests.tiny_pretrain import NETWORK
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from mimbench.training.batches import Batch
 from mimbench.training.learner import Moment
 from mimbench.training.optim import set_lr
-from pretrain.adversarial import AdversarialPretraining
 from pretrain.config import read_config
-from pretrain.mask_statistics import describe
 from pretrain.masks import MaskInput, hide_largest
+from pretrain.objectives.adversarial import AdversarialPretraining
+from pretrain.viewing.mask_statistics import describe
 from tests.tiny_pretrain import NETWORK
 
 GRID, PATCH, SQUARE, BATCH, STEPS, RATE = (8, 8), 4, 4, 32, 90, 0.01

@@ -12,8 +12,8 @@ from bench import pretrain_teacher, pretrain_throughput
 from bench.pretrain_flops import executed, necessary
 from bench.pretrain_subjects import OurStep, Setting, difference, plain_twin
 from bench.stopwatch import Spread, Stopwatch, ratios
-from mimbench.weights import VitSpec
-from pretrain.model import DecoderConfig
+from mimbench.vit.weights import VitSpec
+from pretrain.models.autoencoder import DecoderConfig
 
 
 @pytest.fixture(scope="module")

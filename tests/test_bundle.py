@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.bundle import verify_bundle, write_bundle
-from mimbench.errors import UserError
+from mimbench.sharing.bundle import verify_bundle, write_bundle
+from mimbench.system.errors import UserError
 from tests.results_folder import write_manifest, write_run
 
 Edit = Callable[[dict[str, bytes]], None]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.running.canary import Cards, beaten, examine, read_cards
-from mimbench.running.rivals import HINTS, TWIN
 from mimbench.sample import generate
-from mimbench.vit import build_vit
-from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec, VitWeights, random_weights
+from mimbench.suite.running.canary import Cards, beaten, examine, read_cards
+from mimbench.suite.running.rivals import HINTS, TWIN
+from mimbench.vit.network import build_vit
+from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec, VitWeights, random_weights
 
 SPEC = VitSpec(embed_dim=48, depth=3, num_heads=3, mlp_dim=96, patch_size=8, grid=(4, 4))
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from mimbench.benchmarks import cells
 from mimbench.benchmarks.cells import Contestant, Request, make_cells, read_contestant
 from mimbench.benchmarks.manifest import Manifest, load_manifest
 from mimbench.benchmarks.survey import Finding, Question
-from mimbench.errors import UserError
-from mimbench.suite import _twin
+from mimbench.suite.suite import _twin
+from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
 

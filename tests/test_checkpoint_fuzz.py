@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mimbench.checkpoints import read_weights, write_weights
-from mimbench.errors import UserError
-from mimbench.weights import VitWeights
+from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitWeights
 from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 COUNT = 500

@@ -22,10 +22,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mimbench.checkpoints import read_checkpoint, read_weights
-from mimbench.errors import UserError
-from mimbench.reading.plausibility import doubts
-from mimbench.weights import VitWeights
+from mimbench.checkpoints.files import read_checkpoint, read_weights
+from mimbench.checkpoints.reading.plausibility import doubts
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitWeights
 from tests.checkpoint_layouts import LAYOUTS, TINY, canonical, prefixed
 
 
@@ -352,7 +352,7 @@ def test_shuffled_learned_positions_are_doubted() -> None:
 
 
 def test_which_and_heads_that_contradict_our_own_file(tmp_path: Path) -> None:
-    from mimbench.checkpoints import write_weights
+    from mimbench.checkpoints.files import write_weights
 
     path = tmp_path / "ours.safetensors"
     write_weights(path, read(LAYOUTS["hpm"].save(TINY, tmp_path), which="ema"))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
-from mimbench.memory import Halving
-from mimbench.runtime import process_group
-from mimbench.weights import VitSpec, VitWeights, random_weights
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.memory import Halving
+from mimbench.system.runtime import process_group
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.processes import as_two_ranks, clean_processes, free_port
 from transfer.classification import finetune, linear
 from transfer.classification.finetune import WORD

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mimbench.config import from_mapping
 from mimbench.data.lists import ImageList
-from mimbench.runtime import Ranks
 from mimbench.sample import generate
-from mimbench.weights import VitSpec, VitWeights, random_weights
+from mimbench.system.config import from_mapping
+from mimbench.system.runtime import Ranks
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import finetune, linear, lowshot
 from transfer.classification.finetune import train_classifier
 from transfer.classification.linear import train_probe

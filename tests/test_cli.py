@@ -9,7 +9,7 @@ import pytest
 
 from mimbench import __main__ as cli
 from mimbench import commands
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def add_verb(folder: Path, name: str, body: str) -> None:
     (folder / f"{name}.py").write_text(
         f'"""Do {name}.\n\nAt length."""\n'
-        "from mimbench.errors import UserError\n"
+        "from mimbench.system.errors import UserError\n"
         "def add_arguments(parser):\n    parser.add_argument('--n', type=int, default=0)\n"
         f"def main(args):\n    {body}\n"
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mimbench.results import read_result
-from mimbench.running.cell_job import CellJob
-from mimbench.running.cluster import Cluster, levels, submit_cells
-from mimbench.running.launch import eval_command
+from mimbench.suite.running.cell_job import CellJob
+from mimbench.suite.running.cluster import Cluster, levels, submit_cells
+from mimbench.suite.running.launch import eval_command
 from tests.light_cells import LightJob, cell
 
 

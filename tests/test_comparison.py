@@ -8,7 +8,7 @@ import pytest
 
 from mimbench.benchmarks.manifest import Effect, load_manifest
 from mimbench.commands import compare
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from mimbench.tables.comparison import differences, find_published, group_of
 from tests.results_folder import write_manifest, write_run
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from mimbench.config import from_mapping, load_yaml, merge, parse_overrides, to_mapping
-from mimbench.errors import UserError
+from mimbench.system.config import from_mapping, load_yaml, merge, parse_overrides, to_mapping
+from mimbench.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import knn.classify
-import mimbench.formats.mae
+import mimbench.checkpoints.formats.mae
 import pretrain.masks.hard
 import pretrain.masks.uniform
 import transfer.classification.finetune
@@ -16,8 +16,8 @@ import transfer.detection.vitdet
 import transfer.segmentation.linear
 import transfer.segmentation.upernet
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.config import from_mapping, merge
-from mimbench.formats import Format
+from mimbench.checkpoints.formats import Format
+from mimbench.system.config import from_mapping, merge
 from mimbench.task import Task, load_task
 from pretrain.masks import MaskStrategy, available
 
@@ -31,7 +31,7 @@ TASKS: list[Task] = [
     transfer.segmentation.linear,
     transfer.segmentation.upernet,
 ]
-FORMAT: Format = mimbench.formats.mae
+FORMAT: Format = mimbench.checkpoints.formats.mae
 STRATEGIES: list[type[MaskStrategy]] = [
     pretrain.masks.hard.Strategy,
     pretrain.masks.uniform.Strategy,

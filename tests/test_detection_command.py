@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from mimbench.checkpoints import write_weights
-from mimbench.errors import UserError
+from mimbench.checkpoints.files import write_weights
 from mimbench.sample import generate
-from mimbench.weights import VitSpec, random_weights
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitSpec, random_weights
 from transfer.detection.command import draw, main
 
 SPEC = VitSpec(embed_dim=24, depth=2, num_heads=3, mlp_dim=48, patch_size=8, grid=(4, 4))

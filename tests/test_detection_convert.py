@@ -11,9 +11,9 @@ pytest.importorskip("detectron2")
 
 from detectron2.modeling.backbone.vit import ViT
 
-from mimbench.backbone import build_backbone
-from mimbench.errors import UserError
-from mimbench.weights import VitSpec, VitWeights, random_weights
+from mimbench.system.errors import UserError
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.detection.convert import Converted, convert
 
 SPEC = VitSpec(embed_dim=48, depth=3, num_heads=3, mlp_dim=192, patch_size=16, grid=(4, 4))

@@ -13,7 +13,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from transfer.detection import data, recipe
 from transfer.detection.order import Positioned, Reader
 from transfer.detection.protocol import Config

@@ -10,10 +10,10 @@ import torch
 pytest.importorskip("detectron2")
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.config import from_mapping
 from mimbench.sample import generate
+from mimbench.system.config import from_mapping
 from mimbench.task import Machine
-from mimbench.weights import VitSpec, VitWeights, random_weights
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.detection.vitdet import Config, run
 
 logger = logging.getLogger(__name__)

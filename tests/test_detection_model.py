@@ -11,10 +11,10 @@ from PIL import Image
 
 pytest.importorskip("detectron2")
 
-from mimbench.backbone import build_backbone
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from mimbench.task import Machine
-from mimbench.weights import VitSpec, random_weights
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitSpec, random_weights
 from transfer.detection import recipe
 from transfer.detection.attention import FusedAttention, RecomputedBlock
 from transfer.detection.convert import Converted, convert

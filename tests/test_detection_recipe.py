@@ -16,9 +16,9 @@ from detectron2.solver import LRMultiplier
 from torch import nn
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
-from mimbench.weights import VitSpec
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitSpec
 from transfer.detection import recipe
 from transfer.detection.convert import Converted
 from transfer.detection.protocol import Config, levels, plan, size_of, spread

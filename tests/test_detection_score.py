@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from transfer.detection.protocol import Config
 from transfer.detection.score import read_detections, score, truth_as_detections
 from transfer.detection.show import show

@@ -17,11 +17,11 @@ pytest.importorskip("detectron2")
 
 from detectron2.engine import HookBase
 
-from mimbench.errors import UserError
-from mimbench.runtime import Ranks
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
 from mimbench.task import Machine, load_task
 from mimbench.training.watch import PREEMPTED
-from mimbench.weights import VitWeights, random_weights
+from mimbench.vit.weights import VitWeights, random_weights
 from tests.detection_run import SPEC, final, same, small
 from transfer.detection import vitdet
 from transfer.detection.train import Accumulator
@@ -174,7 +174,7 @@ from pathlib import Path
 sys.path[:0] = [{root!r}]
 from tests.detection_run import SPEC, small
 from mimbench.task import Machine
-from mimbench.weights import random_weights
+from mimbench.vit.weights import random_weights
 from transfer.detection.vitdet import run
 machine = Machine(device="cpu", workers=0, max_batch=1)
 config = small(Path(sys.argv[1]), machine=machine, images=12)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("detectron2")
 
-from mimbench.errors import UserError
-from mimbench.weights import VitWeights, random_weights
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitWeights, random_weights
 from tests.detection_run import SPEC, final, same, small
 from transfer.detection import order
 from transfer.detection.train import Accumulator, advice, save_period

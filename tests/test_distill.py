@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.errors import UserError
-from pretrain.distill.config import LawConfig, ObjectiveConfig
-from pretrain.distill.learner import cosine, draw
-from pretrain.distill.loss import DistillLoss, Said
+from mimbench.system.errors import UserError
 from pretrain.masks import MaskInput
+from pretrain.objectives.distill.config import LawConfig, ObjectiveConfig
+from pretrain.objectives.distill.learner import cosine, draw
+from pretrain.objectives.distill.loss import DistillLoss, Said
 from tests.tiny_distill import at, batch, learner, rng
 
 

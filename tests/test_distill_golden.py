@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.distill.config import HeadConfig, ObjectiveConfig
-from pretrain.distill.head import Head
-from pretrain.distill.loss import DistillLoss, Said
+from pretrain.objectives.distill.config import HeadConfig, ObjectiveConfig
+from pretrain.objectives.distill.head import Head
+from pretrain.objectives.distill.loss import DistillLoss, Said
 
 
 def close(found: Tensor, wanted: Tensor, what: str = "") -> None:

@@ -8,12 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mimbench.config import load_yaml, to_mapping
-from mimbench.errors import UserError
-from pretrain.distill.config import DistillConfig, HeadConfig, ObjectiveConfig, ViewsConfig
-from pretrain.distill.head import Head
-from pretrain.distill.loss import DistillLoss, Said
-from pretrain.distill.views import MultiCrops
+from mimbench.system.config import load_yaml, to_mapping
+from mimbench.system.errors import UserError
+from pretrain.objectives.distill.config import (
+    DistillConfig,
+    HeadConfig,
+    ObjectiveConfig,
+    ViewsConfig,
+)
+from pretrain.objectives.distill.head import Head
+from pretrain.objectives.distill.loss import DistillLoss, Said
+from pretrain.objectives.distill.views import MultiCrops
 from pretrain.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
 from tests.tiny_distill import at, batch, learner, rng, tiny
 

@@ -19,8 +19,8 @@ from mimbench.doctor import ade, coco, environment, frameworks, imagenet, sort_v
 from mimbench.doctor.check import Check, as_json, as_table, fault, ok, warn
 from mimbench.doctor.child import ChildError, try_script
 from mimbench.doctor.data import check_data
-from mimbench.errors import UserError
 from mimbench.sample import generate
+from mimbench.system.errors import UserError
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
 

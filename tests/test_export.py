@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from timm.models.beit import Beit
 
 from mimbench.__main__ import dispatch
-from mimbench.backbone import build_backbone
-from mimbench.checkpoints import read_weights
-from mimbench.errors import UserError
-from mimbench.exports import export, folded
-from mimbench.weights import VitSpec, VitWeights
+from mimbench.checkpoints.export import export, folded
+from mimbench.checkpoints.files import read_weights
+from mimbench.system.errors import UserError
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitSpec, VitWeights
 from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 

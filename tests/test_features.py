@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from mimbench import extract as extraction
-from mimbench import features
-from mimbench.backbone import build_backbone
 from mimbench.data.lists import ImageList, read_folder
 from mimbench.data.preprocess import Preprocess
 from mimbench.data.sources import Source
-from mimbench.errors import UserError
-from mimbench.extract import extract
-from mimbench.features import PARTS, BankSpec, check_step, open_bank
-from mimbench.memory import Halving
-from mimbench.runtime import process_group
+from mimbench.features import bank as features
+from mimbench.features import extract as extraction
+from mimbench.features.bank import PARTS, BankSpec, check_step, open_bank
+from mimbench.features.extract import extract
+from mimbench.system.errors import UserError
+from mimbench.system.memory import Halving
+from mimbench.system.runtime import process_group
 from mimbench.task import Machine
-from mimbench.weights import VitSpec, VitWeights, random_weights
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.processes import as_two_ranks, clean_processes
 
 PLAIN = BankSpec(preprocess=Preprocess(size=32, resize=None))
@@ -38,7 +38,7 @@ ALONE = Machine(device="cpu", workers=0, max_batch=16)
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("mimbench.features.SHARD", 10)
+    monkeypatch.setattr("mimbench.features.bank.SHARD", 10)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_two_processes_make_the_same_bank(images: ImageList, small_spec: VitSpec
 def test_half_storage_keeps_exact_features_to_compare(
     images: ImageList, small_spec: VitSpec, storage: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("mimbench.features.CHECKED", 20)
+    monkeypatch.setattr("mimbench.features.bank.CHECKED", 20)
     weights = random_weights(small_spec, 0)
     full = extract(weights, images, PLAIN, ALONE)
     half = extract(weights, images, replace(PLAIN, storage=storage), ALONE)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.files import atomic_path, file_digest, value_digest, write_json, write_text
-from mimbench.progress import Progress, clock
+from mimbench.system.files import atomic_path, file_digest, value_digest, write_json, write_text
+from mimbench.system.progress import Progress, clock
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_progress_is_plain_lines_in_a_file() -> None:
 
 
 def test_the_last_plain_line_is_not_said_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mimbench.progress.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("mimbench.system.progress.PLAIN_SECONDS", 0.0)
     stream = io.StringIO()
     bar = Progress("k-NN", 10, stream=stream)
     bar.step(5)

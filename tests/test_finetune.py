@@ -13,14 +13,14 @@ import pytest
 import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
-from mimbench.positions import resize_table
-from mimbench.runtime import Ranks
 from mimbench.sample import generate
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
 from mimbench.training.optim import Schedule, scaled_lr
-from mimbench.vit import build_vit
-from mimbench.weights import VitSpec, VitWeights, random_weights
+from mimbench.vit.network import build_vit
+from mimbench.vit.positions import resize_table
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.processes import clean_processes
 from transfer.classification import finetune
 from transfer.classification.classifier import at_size, build_classifier

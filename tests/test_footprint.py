@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from mimbench.benchmarks.cells import Cell
-from mimbench.costs.footprint import check_room, footprint, free_memory_mb, gigabytes, tokens
-from mimbench.errors import UserError
-from mimbench.running.launch import make_slots
-from mimbench.runtime import usable_cores
-from mimbench.weights import VitSpec
+from mimbench.suite.costs.footprint import check_room, footprint, free_memory_mb, gigabytes, tokens
+from mimbench.suite.running.launch import make_slots
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import usable_cores
+from mimbench.vit.weights import VitSpec
 from tests.light_cells import cell
 
 SMI = """#!/bin/sh
@@ -59,7 +59,7 @@ def test_a_full_disk_stops_the_run_before_it_starts(
     with caplog.at_level(logging.INFO):
         check_room(cells, tmp_path / "not" / "there", device="cpu")
     assert "room: at least 1.9 GB of disk for runs and 22.9 GB for features" in caplog.text
-    monkeypatch.setattr("mimbench.costs.footprint.free_disk_mb", lambda _: 5000.0)
+    monkeypatch.setattr("mimbench.suite.costs.footprint.free_disk_mb", lambda _: 5000.0)
     with pytest.raises(
         UserError, match=r"4\.9 GB free, the run needs at least 24\.8 GB .*MIMBENCH_CACHE"
     ):
@@ -70,7 +70,7 @@ def test_a_full_disk_stops_the_run_before_it_starts(
 def test_little_memory_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("mimbench.costs.footprint.free_memory_mb", lambda _: 500.0)
+    monkeypatch.setattr("mimbench.suite.costs.footprint.free_memory_mb", lambda _: 500.0)
     check_room([of(tmp_path, "in-ft", image_size=224)], tmp_path, device="cpu")
     assert "and 500 MB are free: lower --max-batch" in caplog.text
 

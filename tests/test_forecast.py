@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.costs.forecast import forecast, tree_memory_mb
-from mimbench.costs.ledger import Ledger, makespan, plan_lines
-from mimbench.costs.pace import Pace, clock_seconds, read_pace
-from mimbench.costs.planning import longest_first
-from mimbench.progress import clock
-from mimbench.running.runner import run_cells
+from mimbench.suite.costs.forecast import forecast, tree_memory_mb
+from mimbench.suite.costs.ledger import Ledger, makespan, plan_lines
+from mimbench.suite.costs.pace import Pace, clock_seconds, read_pace
+from mimbench.suite.costs.planning import longest_first
+from mimbench.suite.running.runner import run_cells
+from mimbench.system.progress import clock
 from tests.light_cells import cell, child
 
 

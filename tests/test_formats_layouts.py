@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimbench.backbone import build_backbone
-from mimbench.checkpoints import convert_raw, read_weights, write_weights
-from mimbench.errors import UserError
-from mimbench.formats import available
-from mimbench.reading.layout import Options, Raw
-from mimbench.weights import VitSpec, mismatches
+from mimbench.checkpoints.files import convert_raw, read_weights, write_weights
+from mimbench.checkpoints.formats import available
+from mimbench.checkpoints.reading.layout import Options, Raw
+from mimbench.system.errors import UserError
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitSpec, mismatches
 from tests.checkpoint_layouts import BASE, LARGE, LAYOUTS, TINY, canonical, mocov3
 
 ROUNDED = {"dinov2-registers", "hf-dinov2-registers"}

@@ -11,8 +11,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mimbench.backbone import build_backbone
-from mimbench.checkpoints import read_weights
+from mimbench.checkpoints.files import read_weights
+from mimbench.vit.backbone import build_backbone
 from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 FEATURES = 1e-5

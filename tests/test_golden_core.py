@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mimbench.backbone import build_backbone
-from mimbench.positions import resize_table, sincos_table
 from mimbench.training.optim import Lars, Schedule, layer_decay_groups
-from mimbench.vit import build_vit, load_encoder
-from mimbench.weights import VitSpec, VitWeights
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.network import build_vit, load_encoder
+from mimbench.vit.positions import resize_table, sincos_table
+from mimbench.vit.weights import VitSpec, VitWeights
 
 
 def stored_vit(path: Path, spec: VitSpec) -> tuple[VitWeights, dict[str, Tensor]]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mimbench.backbone import Backbone, build_backbone
-from mimbench.checkpoints import read_weights, write_weights
-from mimbench.weights import VitWeights
+from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.vit.backbone import Backbone, build_backbone
+from mimbench.vit.weights import VitWeights
 
 
 def normalised(weights: VitWeights) -> Backbone:

@@ -92,7 +92,10 @@ def test_rule_finds_a_wrong_import(path: str, source: str) -> None:
     [
         ("mimbench/a.py", "import torch\nfrom mimbench import files"),
         ("mimbench/a.py", "def probe():\n    import faiss"),
-        ("knn/index.py", "import faiss\nfrom mimbench.vit import x\nfrom knn.classify import y"),
+        (
+            "knn/index.py",
+            "import faiss\nfrom mimbench.vit.network import x\nfrom knn.classify import y",
+        ),
         (
             "transfer/detection/vitdet.py",
             "import detectron2\nfrom transfer.detection import convert",

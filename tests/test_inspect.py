@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from mimbench.__main__ import dispatch
-from mimbench.checkpoints import read_weights
+from mimbench.checkpoints.files import read_weights
 from tests.checkpoint_layouts import LAYOUTS, TINY, canonical, hf_vit
 
 

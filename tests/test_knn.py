@@ -20,9 +20,7 @@ from knn.index import (
     search,
     search_approximate,
 )
-from mimbench.config import from_mapping
 from mimbench.data.lists import ImageList
-from mimbench.errors import UserError
 from mimbench.scores.metrics import (
     Neighbours,
     rank_classes,
@@ -30,6 +28,8 @@ from mimbench.scores.metrics import (
     weighted_votes,
     write_outcomes,
 )
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
 
 
 def dino_vote(similarity: Any, labels: Any, classes: int, temperature: Any):

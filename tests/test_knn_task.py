@@ -13,10 +13,10 @@ from knn import classify, vote
 from knn.classify import Config
 from knn.index import search
 from knn.vote import Ballot, predict
-from mimbench.config import from_mapping
-from mimbench.memory import Halving
 from mimbench.scores.metrics import Neighbours, rank_classes, weighted_votes
-from mimbench.weights import VitSpec, random_weights
+from mimbench.system.config import from_mapping
+from mimbench.system.memory import Halving
+from mimbench.vit.weights import VitSpec, random_weights
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
 from mimbench.scores.metrics import rank_classes, top_percent
-from mimbench.weights import VitSpec, random_weights
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitSpec, random_weights
 from transfer.classification import grid, logreg
 from transfer.classification.grid import Grid, choose_and_fit, solve
 from transfer.classification.logreg import Config

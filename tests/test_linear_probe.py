@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
-from mimbench.features import PARTS
-from mimbench.protocol import run_digest
-from mimbench.runtime import Ranks
-from mimbench.weights import VitSpec, VitWeights, random_weights
+from mimbench.features.bank import PARTS
+from mimbench.features.protocol import run_digest
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import linear
 from transfer.classification.heads import Config, Heads, make_optimizer
 from transfer.classification.linear import train_probe
@@ -204,7 +204,7 @@ def test_out_of_memory_in_the_backbone_is_survived(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from mimbench import extract
+    from mimbench.features import extract
 
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings = config(data, epochs=1, warmup=0)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mimbench.data.images import CorruptImageError
-from mimbench.errors import UserError
-from mimbench.runtime import Ranks, process_group
-from mimbench.seeds import derive_seed
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks, process_group
+from mimbench.system.seeds import derive_seed
 from mimbench.task import Machine
 from mimbench.training import standing
 from mimbench.training.batches import Batch, SeededSamples, StepSampler

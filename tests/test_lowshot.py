@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from mimbench.config import from_mapping
 from mimbench.data.subsets import (
     Subset,
     draw_fraction,
@@ -19,10 +18,11 @@ from mimbench.data.subsets import (
     hold_out,
     read_list,
 )
-from mimbench.errors import UserError
-from mimbench.extract import extract
+from mimbench.features.extract import extract
 from mimbench.scores.outcomes import intervals, read_outcomes
-from mimbench.weights import VitSpec, random_weights
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitSpec, random_weights
 from transfer.classification import lowshot
 from transfer.classification.lowshot import Config, spread
 

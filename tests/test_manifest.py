@@ -6,7 +6,7 @@ import pytest
 
 from mimbench.benchmarks.locations import data_name, known_faults, locate
 from mimbench.benchmarks.manifest import Manifest, load_manifest
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 
 SMALL = """
 defaults: {paper: [in-knn, in-ft], quick: [in-knn]}

@@ -11,9 +11,9 @@ from mimbench.training.batches import Batch
 from mimbench.training.learner import Moment
 from pretrain import masks
 from pretrain.config import read_config
-from pretrain.laboratory import variants
-from pretrain.learner import Pretraining
 from pretrain.masks import MaskInput
+from pretrain.objectives.learner import Pretraining
+from pretrain.viewing.laboratory import variants
 from tests.documents import template
 
 

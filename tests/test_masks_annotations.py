@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mimbench.checkpoints import write_weights
-from mimbench.errors import UserError
-from mimbench.weights import VitWeights
-from pretrain.annotations import find_annotations
-from pretrain.mask_statistics import describe, find_images
+from mimbench.checkpoints.files import write_weights
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitWeights
 from pretrain.masks.__main__ import main
+from pretrain.viewing.annotations import find_annotations
+from pretrain.viewing.mask_statistics import describe, find_images
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from pretrain.masks import Amount, MaskInput, MaskStrategy
 from pretrain.masks.block import LONGEST
 from pretrain.masks.block import Strategy as Block

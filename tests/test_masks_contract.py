@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from mimbench.training.batches import Batch
 from mimbench.training.learner import Moment
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 from pretrain import masks
 from pretrain.config import read_config
-from pretrain.learner import Pretraining
 from pretrain.masks import Amount, MaskInput, MaskStrategy
-from pretrain.model import DecoderConfig, MaskedAutoencoder, split
+from pretrain.models.autoencoder import DecoderConfig, MaskedAutoencoder, split
+from pretrain.objectives.learner import Pretraining
 
 NAMES = sorted(masks.available())
 GRIDS = [(14, 14), (4, 4), (6, 10), (12, 4)]

@@ -8,9 +8,9 @@ import torch
 from bench.mask_cost import moment, pictures, take_step, within_ibot
 from bench.pretrain_flops import block, encoder, executed
 from mimbench.training.learner import Learner, Moment
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 from pretrain.config import read_config
-from pretrain.learner import Pretraining
+from pretrain.objectives.learner import Pretraining
 from pretrain.train import build_learner
 
 SMALL = (

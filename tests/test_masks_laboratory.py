@@ -11,19 +11,19 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from mimbench.checkpoints import write_weights
-from mimbench.config import to_mapping
+from mimbench.checkpoints.files import write_weights
+from mimbench.system.config import to_mapping
 from mimbench.task import Machine
 from mimbench.training.learner import Place
 from mimbench.training.loop import fit
-from mimbench.weights import VitWeights
-from pretrain.adversarial import AdversarialPretraining
-from pretrain.annotations import Annotations, find_annotations
+from mimbench.vit.weights import VitWeights
 from pretrain.config import read_config
-from pretrain.laboratory import Observer, fit_image
-from pretrain.mask_figures import veiled
-from pretrain.mask_statistics import describe, find_images, spearman
 from pretrain.masks.__main__ import main
+from pretrain.objectives.adversarial import AdversarialPretraining
+from pretrain.viewing.annotations import Annotations, find_annotations
+from pretrain.viewing.laboratory import Observer, fit_image
+from pretrain.viewing.mask_figures import veiled
+from pretrain.viewing.mask_statistics import describe, find_images, spearman
 from tests.tiny_pretrain import NETWORK
 
 SMALL = [

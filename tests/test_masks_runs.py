@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.checkpoints import read_weights
+from mimbench.checkpoints.files import read_weights
 from mimbench.training.snapshots import read_state
 from pretrain.__main__ import main
-from pretrain.adversarial import AdversarialPretraining
-from pretrain.distill.learner import Distillation
-from pretrain.distill.loss import DistillLoss
+from pretrain.objectives.adversarial import AdversarialPretraining
+from pretrain.objectives.distill.learner import Distillation
+from pretrain.objectives.distill.loss import DistillLoss
 from tests.processes import as_two_ranks
 from tests.tiny_pretrain import noisy_images
 

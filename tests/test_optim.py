@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from mimbench.training.optim import BatchPlan, Lars, Schedule, plan_batch, scaled_lr, set_lr
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mimbench.checkpoints import write_weights
+from mimbench.checkpoints.files import write_weights
 from mimbench.training.batches import Batch
-from mimbench.weights import VitWeights
-from pretrain.features import FeatureNetwork
-from pretrain.learner import Pretraining
-from pretrain.model import to_patches
-from pretrain.objective import (
+from mimbench.vit.weights import VitWeights
+from pretrain.models.autoencoder import to_patches
+from pretrain.models.features import FeatureNetwork
+from pretrain.objectives.learner import Pretraining
+from pretrain.objectives.reconstruction import (
     absolute_loss,
     feature_loss,
     normalise_patches,

@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.config import from_mapping
-from mimbench.runtime import Ranks
+from mimbench.system.config import from_mapping
+from mimbench.system.runtime import Ranks
 from mimbench.task import Machine, load_task
 from mimbench.training.batches import Batch, StepSampler
 from mimbench.training.learner import Moment, Place
 from mimbench.training.loop import _Run
 from mimbench.training.optim import plan_batch
 from mimbench.training.watch import LossWatch
-from mimbench.weights import VitSpec, random_weights
+from mimbench.vit.weights import VitSpec, random_weights
 from pretrain import masks
-from pretrain.learner import Pretraining
+from pretrain.objectives.learner import Pretraining
 from tests.tiny_pretrain import images, learner, rng, tiny
 
 # 17 -----------------------------------------------------------------------------------------------

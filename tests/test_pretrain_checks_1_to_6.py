@@ -8,16 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from mimbench.positions import sincos_table
 from mimbench.training.batches import Batch
-from mimbench.weights import VitSpec
+from mimbench.vit.positions import sincos_table
+from mimbench.vit.weights import VitSpec
 from pretrain import masks
+from pretrain.checkpoints.layouts import to_official
 from pretrain.config import read_config
-from pretrain.layouts import to_official
 from pretrain.masks import MaskInput
 from pretrain.masks.hard import Strategy as Hard
-from pretrain.model import DecoderConfig, MaskedAutoencoder, from_patches, split, to_patches
-from pretrain.objective import (
+from pretrain.models.autoencoder import (
+    DecoderConfig,
+    MaskedAutoencoder,
+    from_patches,
+    split,
+    to_patches,
+)
+from pretrain.objectives.reconstruction import (
     normalise_patches,
 )
 from tests.tiny_pretrain import learner, look, moment, rng

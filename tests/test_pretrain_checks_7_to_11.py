@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from mimbench.training.learner import Moment
 from mimbench.training.optim import Schedule
 from pretrain.config import read_config
-from pretrain.learner import Pretraining, parameter_groups
-from pretrain.model import split, take, to_patches
-from pretrain.objective import (
+from pretrain.models.autoencoder import split, take, to_patches
+from pretrain.models.teacher import TeacherConfig
+from pretrain.objectives.learner import Pretraining, parameter_groups
+from pretrain.objectives.reconstruction import (
     pair_signs,
     pixel_loss,
     rank_correlation,
     relative_loss,
 )
-from pretrain.teacher import TeacherConfig
 from tests.tiny_pretrain import images, learner, moment, rng, scored, tiny
 
 # 7 ------------------------------------------------------------------------------------------------

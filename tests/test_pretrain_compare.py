@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.checkpoints import read_weights
-from mimbench.config import parse_overrides
+from mimbench.checkpoints.files import read_weights
+from mimbench.system.config import parse_overrides
 from pretrain import masks
 from pretrain.compare import ARMS, TWIN, Plan, compare, main, prepare, table
-from pretrain.learner import Pretraining
+from pretrain.objectives.learner import Pretraining
 from tests.tiny_pretrain import NETWORK
 
 TINY = (

@@ -10,20 +10,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 from pretrain import masks
-from pretrain.layouts import from_official, to_official
+from pretrain.checkpoints.layouts import from_official, to_official
+from pretrain.checkpoints.stored import start_from
 from pretrain.masks.hard import Strategy as Hard
-from pretrain.model import DecoderConfig, MaskedAutoencoder, Outputs, split, take, to_patches
-from pretrain.objective import (
+from pretrain.models.autoencoder import (
+    DecoderConfig,
+    MaskedAutoencoder,
+    Outputs,
+    split,
+    take,
+    to_patches,
+)
+from pretrain.models.teacher import Teacher
+from pretrain.objectives.reconstruction import (
     absolute_loss,
     normalise_patches,
     pair_signs,
     pixel_loss,
     relative_loss,
 )
-from pretrain.stored import start_from
-from pretrain.teacher import Teacher
 
 TOLERANCE = 1e-5
 DECODER = DecoderConfig(width=32, depth=2, heads=4)

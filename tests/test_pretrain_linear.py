@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain import linear as module
-from pretrain.linear import Linear, linear
+from pretrain.models import linear as module
+from pretrain.models.linear import Linear, linear
 
 
 def answers(apply: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:

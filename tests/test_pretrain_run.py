@@ -17,21 +17,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.checkpoints import read_weights
-from mimbench.config import load_yaml, to_mapping
-from mimbench.errors import UserError
-from mimbench.runtime import Ranks
+from mimbench.checkpoints.files import read_weights
+from mimbench.system.config import load_yaml, to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
 from mimbench.training.learner import Moment
 from mimbench.training.snapshots import read_state, write_state
 from pretrain import show
 from pretrain.__main__ import main
+from pretrain.checkpoints.export import write_released
+from pretrain.checkpoints.stored import read_model, start_from
 from pretrain.config import BASE, CONFIGS, Config, read_config
-from pretrain.data import Crops, DataConfig
-from pretrain.export import write_released
-from pretrain.learner import Pretraining
+from pretrain.objectives.learner import Pretraining
 from pretrain.recipes import read_recipe
-from pretrain.sources import open_source
-from pretrain.stored import read_model, start_from
+from pretrain.sources.crops import Crops, DataConfig
+from pretrain.sources.images import open_source
 from pretrain.train import train
 from tests.processes import as_two_ranks, free_port, in_processes
 from tests.tiny_pretrain import NETWORK, noisy_images

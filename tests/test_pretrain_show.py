@@ -11,19 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mimbench.checkpoints import write_weights
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
+from mimbench.checkpoints.files import write_weights
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
 from mimbench.training.learner import Moment
-from mimbench.weights import VitSpec, VitWeights
-from pretrain import drawing, show, view
+from mimbench.vit.weights import VitSpec, VitWeights
+from pretrain import show
+from pretrain.checkpoints.export import write_export, write_released
+from pretrain.checkpoints.stored import StoredModel, read_model
 from pretrain.config import Config
-from pretrain.export import write_export, write_released
 from pretrain.masks.hard import Strategy as Hard
-from pretrain.model import MaskedAutoencoder, to_patches
-from pretrain.objective import normalise_patches
-from pretrain.stored import StoredModel, read_model
-from pretrain.teacher import Teacher
+from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
+from pretrain.models.teacher import Teacher
+from pretrain.objectives.reconstruction import normalise_patches
+from pretrain.viewing import drawing, view
 
 TINY = {
     "encoder": {"patch": 8, "width": 24, "depth": 1, "heads": 2},

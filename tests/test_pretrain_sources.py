@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mimbench.data.images import CorruptImageError
-from mimbench.errors import UserError
-from pretrain import archives
-from pretrain.archives import expand
-from pretrain.data import Crops, DataConfig
-from pretrain.sources import Source, open_source
+from mimbench.system.errors import UserError
+from pretrain.sources import archives
+from pretrain.sources.archives import expand
+from pretrain.sources.crops import Crops, DataConfig
+from pretrain.sources.images import Source, open_source
 from tests.tiny_pretrain import noisy_images
 
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.errors import UserError
 from mimbench.report.classes import class_scores
 from mimbench.report.curves import charts, read_curves
 from mimbench.report.gallery import detections
 from mimbench.report.page import make_report
+from mimbench.system.errors import UserError
 from tests.results_folder import write_manifest, write_run
 
 EVIL = 'x<script>alert("1")</script>'

@@ -13,13 +13,13 @@ import torch
 
 from mimbench.benchmarks.cells import Cell, finished, safe_name
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.errors import UserError
-from mimbench.lock import folder_lock
 from mimbench.results import read_result
-from mimbench.running.launch import Slot, eval_command, make_slots
-from mimbench.running.runner import run_cells
-from mimbench.running.screen import last_lines
-from mimbench.suite import Running, _slots
+from mimbench.suite.running.launch import Slot, eval_command, make_slots
+from mimbench.suite.running.runner import run_cells
+from mimbench.suite.running.screen import last_lines
+from mimbench.suite.suite import Running, _slots
+from mimbench.system.errors import UserError
+from mimbench.system.lock import folder_lock
 from mimbench.tables.formats import comma
 from mimbench.tables.table import make_table, read_results
 from tests.light_cells import cell, child

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mimbench.errors import UserError
-from mimbench.runtime import process_group
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import process_group
 from tests.processes import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ LEAVE = """
 import sys
 import torch
 import torch.distributed as dist
-from mimbench.runtime import process_group
+from mimbench.system.runtime import process_group
 sys.setswitchinterval(1000.0)
 with process_group("cpu") as ranks:
     held = dist.group.WORLD

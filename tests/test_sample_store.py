@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mimbench.commands import sample as command
-from mimbench.errors import UserError
 from mimbench.sample import Sizes, check, default_root, generate, sample_root, store, verify
+from mimbench.system.errors import UserError
 
 SMALLEST = Sizes(train_per_class=1, val_per_class=1, train_scenes=1, val_scenes=1)
 

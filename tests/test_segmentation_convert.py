@@ -9,9 +9,9 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from mimbench.backbone import build_backbone
-from mimbench.errors import UserError
-from mimbench.weights import VitSpec, VitWeights, random_weights
+from mimbench.system.errors import UserError
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.segmentation import backbone as backbones
 from transfer.segmentation import linear
 from transfer.segmentation.bias import resize_bias

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimbench.errors import UserError
 from mimbench.sample import generate
+from mimbench.system.errors import UserError
 from transfer.segmentation.data import IGNORED, open_source
 from transfer.segmentation.feed import Draw, PositionSampler, SeededDataset, SettleLabels, seeded
 from transfer.segmentation.labels import check_labels, read_labels

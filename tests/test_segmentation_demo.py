@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.checkpoints import read_weights
-from mimbench.config import from_mapping
-from mimbench.demo import demo_checkpoint
+from mimbench.checkpoints.files import read_weights
 from mimbench.sample import sample_root
+from mimbench.suite.demo import demo_checkpoint
+from mimbench.system.config import from_mapping
 from mimbench.task import Machine, load_task
-from mimbench.weights import random_weights
+from mimbench.vit.weights import random_weights
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torch import nn
 
 from mimbench.sample import generate
 from mimbench.training.optim import plan_batch
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 from transfer.segmentation import upernet
 from transfer.segmentation.data import DataSource, open_source
 from transfer.segmentation.loop import settle_batch_norm, synchronises

@@ -9,10 +9,10 @@ import pytest
 from mmengine.config import Config
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
 from mimbench.training.optim import plan_batch
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 from transfer.segmentation import linear, settings, upernet
 from transfer.segmentation.data import DataSource, open_source
 from transfer.segmentation.recipe import check_batch, full_config

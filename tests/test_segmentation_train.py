@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from mimbench.task import load_task
 from mimbench.training.watch import Preempted
-from mimbench.weights import random_weights
+from mimbench.vit.weights import random_weights
 from tests.segmentation_runs import CPU, SPEC, WEIGHTS, linear_config, upernet_config
 from transfer.segmentation import console, hooks, linear, upernet
 from transfer.segmentation.__main__ import main

@@ -13,8 +13,8 @@ import pytest
 
 from mimbench.benchmarks.cells import Cell
 from mimbench.results import read_result
-from mimbench.running.cluster import Cluster, submit_cells
-from mimbench.running.runner import Ended
+from mimbench.suite.running.cluster import Cluster, submit_cells
+from mimbench.suite.running.runner import Ended
 from tests.light_cells import LightJob, cell
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.checkpoints import write_weights
-from mimbench.weights import VitSpec, random_weights
+from mimbench.checkpoints.files import write_weights
+from mimbench.vit.weights import VitSpec, random_weights
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,8 +6,8 @@ import torch
 
 from mimbench.training.batches import Batch
 from mimbench.training.learner import Moment
-from pretrain.distill.config import DistillConfig
-from pretrain.distill.learner import Distillation
+from pretrain.objectives.distill.config import DistillConfig
+from pretrain.objectives.distill.learner import Distillation
 from pretrain.recipes import read_recipe
 
 TINY = [

@@ -11,8 +11,8 @@ from torch import Tensor
 from mimbench.training.batches import Batch
 from mimbench.training.learner import Moment
 from pretrain.config import Config, read_config
-from pretrain.learner import Pretraining
 from pretrain.masks import MaskInput
+from pretrain.objectives.learner import Pretraining
 
 NETWORK = (
     "encoder.width=24",

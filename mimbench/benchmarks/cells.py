@@ -12,13 +12,13 @@ from mimbench.benchmarks.locations import data_name
 from mimbench.benchmarks.manifest import Manifest, Profile
 from mimbench.benchmarks.orders import NOT_PROTOCOL, ORDER_FILE, RESULT_FILE, Order, read_order
 from mimbench.benchmarks.survey import Finding, Question, survey
-from mimbench.checkpoints import read_weights
-from mimbench.config import merge, to_mapping
-from mimbench.errors import UserError
-from mimbench.reading.plausibility import doubts
+from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.reading.plausibility import doubts
 from mimbench.results import Result, read_result
+from mimbench.system.config import merge, to_mapping
+from mimbench.system.errors import UserError
 from mimbench.task import Machine
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 
 logger = logging.getLogger(__name__)
 STALE = ".stale-"

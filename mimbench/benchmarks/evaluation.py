@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from mimbench.benchmarks.orders import RESULT_FILE, Order, changed, order_protocol, protocol_config
-from mimbench.checkpoints import read_weights
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
-from mimbench.lock import folder_lock
+from mimbench.checkpoints.files import read_weights
 from mimbench.results import Result, provenance, write_result
-from mimbench.runtime import pick_device
 from mimbench.scores.outcomes import intervals, keep_matches
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.lock import folder_lock
+from mimbench.system.runtime import pick_device
 from mimbench.task import Task, load_task
-from mimbench.weights import VitWeights
+from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 

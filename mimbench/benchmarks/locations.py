@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mimbench.doctor.data import ALIASES, LAYOUTS
 from mimbench.doctor.folders import image_names, subfolder_names
-from mimbench.errors import UserError, did_you_mean
-from mimbench.files import value_digest
+from mimbench.system.errors import UserError, did_you_mean
+from mimbench.system.files import value_digest
 
 SAMPLES = {"sample-classification": "classification", "sample-coco": "coco", "sample-ade": "ade"}
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from mimbench.config import from_mapping, load_yaml, merge
-from mimbench.errors import UserError, did_you_mean
+from mimbench.system.config import from_mapping, load_yaml, merge
+from mimbench.system.errors import UserError, did_you_mean
 
 PROFILES = ("paper", "quick", "demo")
 Profile = Literal["paper", "quick", "demo"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from mimbench.config import from_mapping, load_yaml, to_mapping
-from mimbench.files import write_text
 from mimbench.results import protocol_digest
+from mimbench.system.config import from_mapping, load_yaml, to_mapping
+from mimbench.system.files import write_text
 
 NOT_PROTOCOL = frozenset({"data", "seed", "machine"})
 ORDER_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"

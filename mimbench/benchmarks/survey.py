@@ -17,10 +17,10 @@ from typing import Any
 
 from mimbench.benchmarks.locations import count_images, data_name, known_faults, locate
 from mimbench.benchmarks.orders import order_protocol
-from mimbench.config import from_mapping, to_mapping
-from mimbench.errors import UserError
-from mimbench.files import write_json
-from mimbench.logs import configure_logging
+from mimbench.system.config import from_mapping, to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
+from mimbench.system.logs import configure_logging
 from mimbench.task import Rehearsed, load_task
 
 ROOT = Path(__file__).resolve().parents[2]

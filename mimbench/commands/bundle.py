@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE
-from mimbench.bundle import write_bundle
+from mimbench.sharing.bundle import write_bundle
 
 logger = logging.getLogger(__name__)
 

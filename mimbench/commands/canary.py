@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 from mimbench.benchmarks.locations import SAMPLES, locate
-from mimbench.checkpoints import read_weights
-from mimbench.config import to_mapping
-from mimbench.files import write_json
-from mimbench.running.canary import Verdict, examine, read_cards
-from mimbench.running.rivals import TWIN
-from mimbench.runtime import pick_device
+from mimbench.checkpoints.files import read_weights
+from mimbench.suite.running.canary import Verdict, examine, read_cards
+from mimbench.suite.running.rivals import TWIN
+from mimbench.system.config import to_mapping
+from mimbench.system.files import write_json
+from mimbench.system.runtime import pick_device
 
 logger = logging.getLogger(__name__)
 CPU_SECONDS = 60.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mimbench.benchmarks.evaluation import evaluate
 from mimbench.benchmarks.orders import read_order
-from mimbench.running.launch import follow_parent
+from mimbench.suite.running.launch import follow_parent
 
 logger = logging.getLogger(__name__)
 

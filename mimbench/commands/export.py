@@ -5,11 +5,11 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from mimbench.checkpoints import read_weights
-from mimbench.config import merge, parse_overrides
-from mimbench.errors import UserError
-from mimbench.exports import TARGETS, export
-from mimbench.weights import VitSpec, mismatches
+from mimbench.checkpoints.export import TARGETS, export
+from mimbench.checkpoints.files import read_weights
+from mimbench.system.config import merge, parse_overrides
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitSpec, mismatches
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from mimbench.checkpoints import read_checkpoint
-from mimbench.errors import UserError
-from mimbench.inspection import describe, refused, text
+from mimbench.checkpoints.files import read_checkpoint
+from mimbench.checkpoints.inspection import describe, refused, text
+from mimbench.system.errors import UserError
 
 SHOW_ALL = 1_000_000
 

@@ -5,9 +5,9 @@ import sys
 
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.commands.run import add_request_arguments, options_of, parse_checkpoint
-from mimbench.costs.planning import PATIENCE
-from mimbench.errors import UserError
-from mimbench.suite import Options, show_plan
+from mimbench.suite.costs.planning import PATIENCE
+from mimbench.suite.suite import Options, show_plan
+from mimbench.system.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.commands.table import parse_choices
-from mimbench.files import write_text
 from mimbench.report.page import make_report
+from mimbench.system.files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, load_manifest
 from mimbench.commands.table import parse_choices
-from mimbench.config import parse_overrides
-from mimbench.demo import NAME, demo_checkpoint
-from mimbench.errors import UserError
-from mimbench.running.cluster import Cluster
-from mimbench.runtime import usable_cores
-from mimbench.suite import Options, Running, run_suite
+from mimbench.suite.demo import NAME, demo_checkpoint
+from mimbench.suite.running.cluster import Cluster
+from mimbench.suite.suite import Options, Running, run_suite
+from mimbench.system.config import parse_overrides
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import usable_cores
 
 MOST_AT_ONCE = 4
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from mimbench.tables.formats import FORMATS
 from mimbench.tables.table import make_table, read_results
 

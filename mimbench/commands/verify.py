@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mimbench.bundle import verify_bundle
+from mimbench.sharing.bundle import verify_bundle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

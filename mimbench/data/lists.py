@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimbench.errors import UserError
-from mimbench.files import value_digest
+from mimbench.system.errors import UserError
+from mimbench.system.files import value_digest
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 

@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from mimbench.config import to_mapping
 from mimbench.data.lists import ImageList
-from mimbench.errors import UserError
-from mimbench.seeds import derive_seed
+from mimbench.system.config import to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.seeds import derive_seed
 
 MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 

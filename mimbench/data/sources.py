@@ -12,8 +12,8 @@ from timm.data.dataset_factory import create_dataset
 from torch import Tensor
 
 from mimbench.data.lists import ImageList, check_classes, read_folder
-from mimbench.errors import UserError
-from mimbench.files import value_digest
+from mimbench.system.errors import UserError
+from mimbench.system.files import value_digest
 
 STREAMED = ("tfds/", "wds/", "hfids/")
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimbench.data.lists import ImageList
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 
 Indices = NDArray[np.int64]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mimbench.doctor import ade, coco, imagenet
 from mimbench.doctor.check import Check, fault, ok, python_module, warn
 from mimbench.doctor.folders import count_files
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 
 SAMPLE_GENERATOR = "mimbench-sample"
 LAYOUTS = {"imagenet": imagenet, "coco": coco, "ade": ade}

@@ -18,7 +18,7 @@ from pathlib import Path
 from scipy.io import loadmat
 
 from mimbench.doctor.folders import image_names, shorten
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 
 DEVKIT, SOLUTION = "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv"
 _META = "ILSVRC2012_devkit_t12/data/meta.mat"

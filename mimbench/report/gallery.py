@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from mimbench.backbone import build_backbone
 from mimbench.benchmarks.survey import child_environment
 from mimbench.report.markup import picture
-from mimbench.running.canary import embed, read_cards
 from mimbench.scores.outcomes import DETECTION, TRUTH
-from mimbench.weights import VitWeights
+from mimbench.suite.running.canary import embed, read_cards
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.orders import ORDER_FILE, Order, read_order
-from mimbench.checkpoints import read_weights
-from mimbench.errors import UserError
+from mimbench.checkpoints.files import read_weights
 from mimbench.report.classes import class_bars, class_scores
 from mimbench.report.curves import METRICS, charts, read_curves
 from mimbench.report.gallery import detections, left_behind, masks, neighbours
 from mimbench.report.markup import legend, section, text
 from mimbench.results import Result
-from mimbench.runtime import pick_device
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import pick_device
 from mimbench.tables.formats import corner, heading
 from mimbench.tables.formats import legend as table_legend
 from mimbench.tables.rows import Column, Row, Table, Value

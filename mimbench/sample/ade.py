@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mimbench.files import write_text
 from mimbench.sample.digits import NAMES
 from mimbench.sample.scenes import Scene, rim
+from mimbench.system.files import write_text
 
 FOLDERS = {"train": "training", "val": "validation"}
 TEXTURE_IDS = (1, 10, 14)

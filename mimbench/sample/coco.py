@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from mimbench.files import write_json
 from mimbench.sample.digits import NAMES, SPLITS
 from mimbench.sample.outlines import mask_to_box, mask_to_polygons, mask_to_rle
 from mimbench.sample.scenes import SIDE, Scene, Thing
+from mimbench.system.files import write_json
 
 CATEGORY_IDS = (1, 2, 3, 5, 7, 11, 13, 17, 19, 23)
 """Category of digit 0, 1, ...: with gaps, as in the real file (91 ids for 80 categories)."""

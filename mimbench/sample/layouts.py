@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimbench.errors import UserError
-from mimbench.files import file_digest
 from mimbench.sample import ade, coco
 from mimbench.sample.cards import card_digit, make_card
 from mimbench.sample.scenes import make_scene
+from mimbench.system.errors import UserError
+from mimbench.system.files import file_digest
 
 _JPEG_QUALITY = 95
 

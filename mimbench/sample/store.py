@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mimbench.errors import UserError
-from mimbench.files import file_digest, write_json
 from mimbench.sample.layouts import Sizes, write_classification, write_scenes
 from mimbench.sample.textures import texture_bank
+from mimbench.system.errors import UserError
+from mimbench.system.files import file_digest, write_json
 
 logger = logging.getLogger(__name__)
 

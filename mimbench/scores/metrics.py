@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimbench.data.lists import ImageList
-from mimbench.files import atomic_path
+from mimbench.system.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mimbench.errors import UserError
-from mimbench.files import atomic_path
 from mimbench.scores.confidence import (
     Interval,
     bootstrap,
@@ -18,6 +16,8 @@ from mimbench.scores.confidence import (
     percentile_interval,
 )
 from mimbench.scores.matches import KINDS, ClassMatches, average_precision, match_detections
+from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path
 
 logger = logging.getLogger(__name__)
 CLASSIFICATION, SEGMENTATION, DETECTION = "outcomes.npz", "confusion.npz", "detections.json"

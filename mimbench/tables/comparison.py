@@ -10,10 +10,10 @@ import numpy as np
 from mimbench.benchmarks.manifest import Effect, Manifest, Reference
 from mimbench.benchmarks.orders import NOT_PROTOCOL, protocol_config
 from mimbench.benchmarks.survey import Question, survey
-from mimbench.errors import UserError, did_you_mean
 from mimbench.results import Result
 from mimbench.scores.confidence import Comparison, compare_functions, compare_hits, verdict
 from mimbench.scores.outcomes import RESAMPLES, Outcome, faithful_outcomes
+from mimbench.system.errors import UserError, did_you_mean
 
 PREFIXES = {
     "coco": "detection",

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from mimbench.data.images import CorruptImageError
-from mimbench.errors import UserError
-from mimbench.runtime import Ranks
-from mimbench.seeds import derive_seed, seeded
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
+from mimbench.system.seeds import derive_seed, seeded
 from mimbench.training.optim import BatchPlan
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mimbench.files import write_text
-from mimbench.progress import Progress
+from mimbench.system.files import write_text
+from mimbench.system.progress import Progress
 from mimbench.training.learner import Moment, Place
 
 logger = logging.getLogger(__name__)

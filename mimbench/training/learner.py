@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mimbench.runtime import Precision, Ranks
+from mimbench.system.runtime import Precision, Ranks
 from mimbench.task import Machine
 from mimbench.training.batches import Batch
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mimbench.errors import UserError
-from mimbench.runtime import autocast
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import autocast
 from mimbench.training.batches import Batch, Faults, Samples, StepSampler, loader, to_device
 from mimbench.training.journal import Record
 from mimbench.training.learner import BEST, FAILED, LAST, Learner, LoopConfig, Moment, Place

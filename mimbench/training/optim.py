@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

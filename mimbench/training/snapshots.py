@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mimbench.errors import UserError
-from mimbench.files import atomic_path
+from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path
 
 FORMAT = "mimbench-training"
 VERSION = 1

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from mimbench.errors import UserError
-from mimbench.seeds import derive_seed, seed_everything
+from mimbench.system.errors import UserError
+from mimbench.system.seeds import derive_seed, seed_everything
 from mimbench.training.journal import Meter
 from mimbench.training.learner import LAST, Learner, LoopConfig, Place
 from mimbench.training.snapshots import (

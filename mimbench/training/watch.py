@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mimbench.runtime import Ranks
+from mimbench.system.runtime import Ranks
 from mimbench.training.snapshots import gather
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from mimbench.config import from_mapping
-from mimbench.errors import UserError, did_you_mean
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError, did_you_mean
 
 Need = Literal["difficulty", "attention", "images", "generator"]
 """The teacher's predicted loss; its class token's attention; the images; a trained generator."""

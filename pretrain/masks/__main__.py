@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from mimbench.errors import UserError
-from mimbench.logs import configure_logging
-from mimbench.progress import track
-from pretrain.annotations import Cover, find_annotations
-from pretrain.laboratory import Observer, Sight, Variant, draw, variants
-from pretrain.mask_figures import show_masks, show_statistics
-from pretrain.mask_statistics import Row, describe, find_images
+from mimbench.system.errors import UserError
+from mimbench.system.logs import configure_logging
+from mimbench.system.progress import track
+from pretrain.viewing.annotations import Cover, find_annotations
+from pretrain.viewing.laboratory import Observer, Sight, Variant, draw, variants
+from pretrain.viewing.mask_figures import show_masks, show_statistics
+from pretrain.viewing.mask_statistics import Row, describe, find_images
 
 logger = logging.getLogger("pretrain.masks")
 

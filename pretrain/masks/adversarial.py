@@ -2,7 +2,7 @@
 
 The generator turns a frozen ViT's attention into a probability for each patch; as many patches as
 stay visible are sampled from it and raised in a random ranking, the lowest stay visible. Networks
-and step are in pretrain/generator.py and pretrain/adversarial.py; this file draws the masks.
+and step are in pretrain/models/generator.py and pretrain/objectives/adversarial.py; this file draws the masks.
 Written from the method's published numbers and rules, not from its code.
 """
 

@@ -1,7 +1,7 @@
 """AttMask: what the teacher's class token attends to is hidden from the student.
 
 The attention is that of the teacher's last block on the whole image, its mean over heads; only its
-order counts. Published inside distillation (see pretrain/distill), where the number of hidden
+order counts. Published inside distillation (see pretrain/objectives/distill), where the number of hidden
 patches is drawn for each step; in reconstruction it is fixed, and a hint changes places instead of
 shrinking the mask. Hiding everything salient at 75 % is known to hurt there: `probability` and
 `soft` keep some randomness.
@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from pretrain.masks import MaskInput, Need, hidden_count, hide_largest
 
 

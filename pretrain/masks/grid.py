@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from pretrain.masks import MaskInput, Need, hide_largest
 
 

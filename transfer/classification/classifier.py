@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mimbench.errors import UserError
-from mimbench.positions import resize_table
-from mimbench.vit import Vit, build_vit, load_encoder
-from mimbench.weights import VitWeights
+from mimbench.system.errors import UserError
+from mimbench.vit.network import Vit, build_vit, load_encoder
+from mimbench.vit.positions import resize_table
+from mimbench.vit.weights import VitWeights
 
 HEAD_STD = 2e-5
 

@@ -19,15 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from mimbench.data.lists import ImageList
-from mimbench.errors import UserError
-from mimbench.files import write_json
-from mimbench.memory import Halving, is_out_of_memory
-from mimbench.protocol import run_digest
-from mimbench.runtime import Ranks, process_group
+from mimbench.features.protocol import run_digest
 from mimbench.scores.metrics import write_outcomes
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
+from mimbench.system.memory import Halving, is_out_of_memory
+from mimbench.system.runtime import Ranks, process_group
 from mimbench.training.loop import LoopConfig, Place, fit
 from mimbench.training.optim import plan_batch
-from mimbench.weights import VitWeights
+from mimbench.vit.weights import VitWeights
 from transfer.classification.recipes import Recipe
 from transfer.classification.training import TrainImages
 from transfer.classification.tuner import Config, FineTune, train_transform
@@ -179,6 +179,6 @@ def _report(
 
 
 if __name__ == "__main__":
-    from mimbench.task_main import task_main
+    from mimbench.suite.task_main import task_main
 
     sys.exit(task_main("transfer.classification.finetune"))

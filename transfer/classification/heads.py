@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from mimbench.errors import UserError
-from mimbench.features import PARTS, Choice, join
-from mimbench.protocol import FrozenConfig
-from mimbench.runtime import all_reduce_mean
+from mimbench.features.bank import PARTS, Choice, join
+from mimbench.features.protocol import FrozenConfig
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import all_reduce_mean
 from mimbench.training.optim import Lars, scaled_lr
 from transfer.classification.training import Crop
 

@@ -22,16 +22,16 @@ from pathlib import Path
 
 from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
-from mimbench.errors import UserError
-from mimbench.features import PARTS
-from mimbench.files import write_json
-from mimbench.protocol import run_digest
-from mimbench.runtime import Ranks, process_group
+from mimbench.features.bank import PARTS
+from mimbench.features.protocol import run_digest
 from mimbench.scores.metrics import top_percent, write_outcomes
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
+from mimbench.system.runtime import Ranks, process_group
 from mimbench.task import Machine
 from mimbench.training.loop import LoopConfig, Place, fit
 from mimbench.training.optim import plan_batch
-from mimbench.weights import VitWeights
+from mimbench.vit.weights import VitWeights
 from transfer.classification.heads import Config, head_name
 from transfer.classification.probe import Probe, Scored
 from transfer.classification.training import TrainImages
@@ -154,6 +154,6 @@ def selection(config: Config, images: int) -> str:
 
 
 if __name__ == "__main__":
-    from mimbench.task_main import task_main
+    from mimbench.suite.task_main import task_main
 
     sys.exit(task_main("transfer.classification.linear"))

@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mimbench.errors import UserError
-from mimbench.features import Choice, FeatureBank
-from mimbench.files import write_json
-from mimbench.memory import is_out_of_memory
-from mimbench.protocol import FrozenConfig, from_main
-from mimbench.runtime import pick_device, process_group
+from mimbench.features.bank import Choice, FeatureBank
+from mimbench.features.protocol import FrozenConfig, from_main
+from mimbench.features.storage import storage_effect
 from mimbench.scores.metrics import rank_classes, top_percent, write_outcomes
-from mimbench.storage import storage_effect
-from mimbench.weights import VitWeights
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
+from mimbench.system.memory import is_out_of_memory
+from mimbench.system.runtime import pick_device, process_group
+from mimbench.vit.weights import VitWeights
 from transfer.classification.grid import Fitted, Grid, choose_and_fit, solve
 
 logger = logging.getLogger(__name__)
@@ -152,6 +152,6 @@ def scale(features: Tensor, *, normalise: bool) -> Tensor:
 
 
 if __name__ == "__main__":
-    from mimbench.task_main import task_main
+    from mimbench.suite.task_main import task_main
 
     sys.exit(task_main("transfer.classification.logreg"))

@@ -24,12 +24,9 @@ from torch import Tensor
 
 from mimbench.data.lists import ImageList
 from mimbench.data.subsets import draw_fraction, draw_per_class, first_per_class, read_list
-from mimbench.errors import UserError
-from mimbench.features import Choice, FeatureBank, open_bank
-from mimbench.files import write_json
-from mimbench.progress import Progress
-from mimbench.protocol import FrozenConfig, from_main
-from mimbench.runtime import Ranks, pick_device, process_group
+from mimbench.features.bank import Choice, FeatureBank, open_bank
+from mimbench.features.protocol import FrozenConfig, from_main
+from mimbench.features.storage import storage_effect
 from mimbench.scores.metrics import (
     Neighbours,
     rank_classes,
@@ -37,8 +34,11 @@ from mimbench.scores.metrics import (
     weighted_votes,
     write_outcomes,
 )
-from mimbench.storage import storage_effect
-from mimbench.weights import VitWeights
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
+from mimbench.system.progress import Progress
+from mimbench.system.runtime import Ranks, pick_device, process_group
+from mimbench.vit.weights import VitWeights
 from transfer.classification.grid import Grid, choose_and_fit, solve
 from transfer.classification.logreg import scale
 
@@ -244,6 +244,6 @@ def regress(
 
 
 if __name__ == "__main__":
-    from mimbench.task_main import task_main
+    from mimbench.suite.task_main import task_main
 
     sys.exit(task_main("transfer.classification.lowshot"))

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimbench.backbone import build_backbone
-from mimbench.extract import forward_in_pieces
-from mimbench.features import PARTS, FeatureBank
-from mimbench.memory import Halving
-from mimbench.runtime import Ranks, pick_device
+from mimbench.features.bank import PARTS, FeatureBank
+from mimbench.features.extract import forward_in_pieces
+from mimbench.features.storage import describe
 from mimbench.scores.metrics import rank_classes, top_percent
-from mimbench.storage import describe
+from mimbench.system.memory import Halving
+from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.loop import Learner, Moment
 from mimbench.training.optim import Schedule
-from mimbench.weights import VitWeights
+from mimbench.vit.backbone import build_backbone
+from mimbench.vit.weights import VitWeights
 from transfer.classification.heads import Config, Heads, make_optimizer
 
 

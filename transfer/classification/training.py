@@ -16,13 +16,13 @@ from torchvision.transforms import functional as TF
 from mimbench.data.images import CorruptImageError
 from mimbench.data.lists import ImageList
 from mimbench.data.preprocess import MODES, Decoded, Interpolation, Preprocess
-from mimbench.errors import UserError
-from mimbench.memory import Halving
-from mimbench.progress import Progress
-from mimbench.runtime import Precision, Ranks, autocast
 from mimbench.scores.metrics import rank_classes
+from mimbench.system.errors import UserError
+from mimbench.system.memory import Halving
+from mimbench.system.progress import Progress
+from mimbench.system.runtime import Precision, Ranks, autocast
 from mimbench.task import Machine
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 
 
 class TrainImages:

@@ -10,13 +10,13 @@ from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossE
 from torch import Tensor, nn
 
 from mimbench.data.lists import ImageList
-from mimbench.protocol import ImageConfig
-from mimbench.runtime import Precision, Ranks, autocast, pick_device
+from mimbench.features.protocol import ImageConfig
 from mimbench.scores.metrics import top_percent
+from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
 from mimbench.training.batches import Batch
 from mimbench.training.loop import Learner, Moment
 from mimbench.training.optim import Schedule, layer_decay_groups, scaled_lr
-from mimbench.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.classification.classifier import Pool, at_size, build_classifier
 from transfer.classification.recipes import Name, Recipe, recipe_for
 from transfer.classification.training import predict

@@ -14,11 +14,11 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from mimbench.checkpoints import read_weights
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
-from mimbench.runtime import process_group
-from mimbench.task_main import task_main
+from mimbench.checkpoints.files import read_weights
+from mimbench.suite.task_main import task_main
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import process_group
 from transfer.detection.job import RECORD, read_record
 from transfer.detection.show import show
 from transfer.detection.vitdet import DETECTIONS, Config, evaluate_run

@@ -7,9 +7,9 @@ import torch
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
-from mimbench.errors import UserError
-from mimbench.positions import resize_table
-from mimbench.weights import VitSpec, VitWeights, mismatches
+from mimbench.system.errors import UserError
+from mimbench.vit.positions import resize_table
+from mimbench.vit.weights import VitSpec, VitWeights, mismatches
 
 PLACELESS = ("cls_token", "reg_token", "norm.", "fc_norm.")
 """What ViTDet has no place for: it runs on patch tokens alone and has no norm after the last block."""

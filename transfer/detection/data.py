@@ -12,8 +12,8 @@ import pycocotools.mask as rle
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from mimbench.errors import UserError
-from mimbench.files import value_digest
+from mimbench.system.errors import UserError
+from mimbench.system.files import value_digest
 
 logger = logging.getLogger(__name__)
 

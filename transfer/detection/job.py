@@ -11,12 +11,12 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from mimbench.config import to_mapping
-from mimbench.errors import UserError
-from mimbench.files import write_json
-from mimbench.runtime import Ranks, pick_device
+from mimbench.system.config import to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
+from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.optim import BatchPlan, plan_batch
-from mimbench.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.detection import data, recipe
 from transfer.detection.convert import Converted, convert, target_patch
 from transfer.detection.protocol import Config, Plan, plan

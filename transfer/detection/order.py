@@ -14,7 +14,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from torch.utils.data import Dataset, Sampler
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 
 POSITION = "position"
 

@@ -5,10 +5,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from mimbench.errors import UserError
-from mimbench.runtime import Precision
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Precision
 from mimbench.task import Machine
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 
 STEPS = 184_375
 """100 epochs x 118,000 images / batch 64; the published schedule is drawn on this length."""

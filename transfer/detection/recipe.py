@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from timm.layers.activations import QuickGELU
 from torch import nn
 
-from mimbench.errors import UserError
-from mimbench.weights import VitSpec
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
 from transfer.detection.convert import Converted
 from transfer.detection.crop import LimitedCrop

@@ -18,8 +18,8 @@ from detectron2.evaluation import COCOEvaluator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mimbench.errors import UserError
-from mimbench.files import write_text
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_text
 
 logger = logging.getLogger(__name__)
 

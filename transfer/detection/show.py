@@ -15,8 +15,8 @@ from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimbench.errors import UserError
-from mimbench.files import atomic_path
+from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path
 from transfer.detection import data
 from transfer.detection.protocol import Config
 from transfer.detection.score import read_detections

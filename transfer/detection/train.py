@@ -17,8 +17,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from mimbench.errors import UserError
-from mimbench.runtime import Precision, Ranks, autocast
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Precision, Ranks, autocast
 from mimbench.training.watch import StopSignals
 from transfer.detection.order import seed_model
 from transfer.detection.watch import Bar, Checkpoints, Curve, Leave

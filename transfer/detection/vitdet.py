@@ -19,11 +19,11 @@ from detectron2.engine import create_ddp_model
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 
-from mimbench.config import from_mapping, to_mapping
-from mimbench.errors import UserError
-from mimbench.files import write_json
-from mimbench.runtime import process_group
-from mimbench.weights import VitWeights
+from mimbench.system.config import from_mapping, to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
+from mimbench.system.runtime import process_group
+from mimbench.vit.weights import VitWeights
 from transfer.detection import recipe
 from transfer.detection.job import RECORD, Job, claim, prepare, read_record
 from transfer.detection.order import Order, Positioned, Reader

@@ -11,9 +11,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from mimbench.errors import UserError
-from mimbench.files import atomic_path, write_text
-from mimbench.progress import Progress
+from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path, write_text
+from mimbench.system.progress import Progress
 from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
 
 logger = logging.getLogger(__name__)

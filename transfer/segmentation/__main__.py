@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.checkpoints import read_weights
-from mimbench.config import from_mapping, merge, parse_overrides
-from mimbench.errors import UserError
-from mimbench.runtime import Ranks
-from mimbench.task_main import pick_benchmark, task_main
+from mimbench.checkpoints.files import read_weights
+from mimbench.suite.task_main import pick_benchmark, task_main
+from mimbench.system.config import from_mapping, merge, parse_overrides
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
 from transfer.segmentation.again import again
 from transfer.segmentation.data import ade20k, open_source
 from transfer.segmentation.prepare import set_up

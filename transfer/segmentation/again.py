@@ -7,10 +7,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from mimbench.config import from_mapping
-from mimbench.errors import UserError
-from mimbench.runtime import process_group
-from mimbench.weights import VitSpec
+from mimbench.system.config import from_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import process_group
+from mimbench.vit.weights import VitSpec
 from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.data import open_source
 from transfer.segmentation.identity import read_run

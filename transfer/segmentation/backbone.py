@@ -10,10 +10,10 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from typing_extensions import override
 
-from mimbench.errors import UserError
-from mimbench.positions import resize_table
-from mimbench.vit import build_vit
-from mimbench.weights import VitSpec, VitWeights
+from mimbench.system.errors import UserError
+from mimbench.vit.network import build_vit
+from mimbench.vit.positions import resize_table
+from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation.convert import Converted, Kind, convert, token_grid
 from transfer.segmentation.framework import MODELS, BEiT
 

@@ -11,9 +11,9 @@ from typing import TextIO
 import torch
 from mmengine.logging import MMLogger
 
-from mimbench.errors import UserError
-from mimbench.memory import is_out_of_memory
-from mimbench.runtime import Ranks
+from mimbench.system.errors import UserError
+from mimbench.system.memory import is_out_of_memory
+from mimbench.system.runtime import Ranks
 from mimbench.training.journal import peak_memory
 from transfer.segmentation.settings import SegmentationConfig
 

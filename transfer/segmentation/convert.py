@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mimbench.errors import UserError
-from mimbench.positions import resize_table
-from mimbench.weights import VitSpec, VitWeights, mismatches
+from mimbench.system.errors import UserError
+from mimbench.vit.positions import resize_table
+from mimbench.vit.weights import VitSpec, VitWeights, mismatches
 from transfer.segmentation.bias import resize_bias
 
 Kind = Literal["MAE", "BEiT", "TimmMAE"]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from transfer.segmentation.framework import ADE20KDataset
 from transfer.segmentation.settings import SegmentationConfig
 

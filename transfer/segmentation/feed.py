@@ -10,7 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from transfer.segmentation.data import IGNORED
 from transfer.segmentation.framework import DATASETS, TRANSFORMS
 

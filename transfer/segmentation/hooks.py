@@ -15,9 +15,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from typing_extensions import override
 
-from mimbench.errors import UserError
-from mimbench.files import atomic_path, write_text
-from mimbench.progress import Progress
+from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path, write_text
+from mimbench.system.progress import Progress
 from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
 from transfer.segmentation.loop import trained_parts
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mimbench.config import to_mapping
-from mimbench.errors import UserError
-from mimbench.files import value_digest
-from mimbench.weights import VitWeights
+from mimbench.system.config import to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.files import value_digest
+from mimbench.vit.weights import VitWeights
 from transfer.segmentation.settings import SegmentationConfig
 
 RUN_FILE = "run.json"

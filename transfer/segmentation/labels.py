@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mimbench.errors import UserError
-from mimbench.progress import track
+from mimbench.system.errors import UserError
+from mimbench.system.progress import track
 from transfer.segmentation.data import DataSource, Split
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mimbench.errors import UserError
-from mimbench.weights import VitSpec, VitWeights
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation import heads  # noqa: F401
 from transfer.segmentation.convert import Kind, obstacles
 from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy

@@ -12,8 +12,8 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from typing_extensions import override
 
-from mimbench.files import value_digest
-from mimbench.runtime import Ranks
+from mimbench.system.files import value_digest
+from mimbench.system.runtime import Ranks
 from transfer.segmentation.framework import LOOPS
 
 

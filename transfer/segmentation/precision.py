@@ -8,7 +8,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 from typing_extensions import override
 
-from mimbench.runtime import autocast
+from mimbench.system.runtime import autocast
 
 
 @OPTIM_WRAPPERS.register_module()

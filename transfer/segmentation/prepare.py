@@ -6,11 +6,11 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mimbench.errors import UserError
-from mimbench.runtime import Ranks, pick_device
-from mimbench.seeds import seed_everything
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks, pick_device
+from mimbench.system.seeds import seed_everything
 from mimbench.training.optim import BatchPlan, plan_batch
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 from transfer.segmentation import decay, feed, precision  # noqa: F401
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import MODELS

@@ -5,9 +5,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mimbench.errors import UserError
+from mimbench.system.errors import UserError
 from mimbench.training.optim import BatchPlan
-from mimbench.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec
+from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec
 from transfer.segmentation.convert import Kind
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import SCOPE

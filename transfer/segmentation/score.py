@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mimbench.files import atomic_path
 from mimbench.sample.ade import FIRST_DIGIT_ID, TEXTURE_IDS, class_names
+from mimbench.system.files import atomic_path
 from transfer.segmentation.framework import METRICS, IoUMetric
 
 PARTS = ("intersect", "union", "predicted", "labelled")

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.dist import broadcast_object_list
 from torch import nn
 
-from mimbench.runtime import Ranks
+from mimbench.system.runtime import Ranks
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import SegTTAModel
 from transfer.segmentation.hooks import TestProgressHook

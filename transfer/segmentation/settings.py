@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from mimbench.errors import UserError
-from mimbench.runtime import Precision
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Precision
 from mimbench.task import Machine
-from mimbench.weights import VitSpec
+from mimbench.vit.weights import VitSpec
 
 Pair = tuple[int, int]
 Family = Literal["mae", "beit", "ibot"]

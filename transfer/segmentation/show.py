@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from mimbench.errors import UserError
-from mimbench.files import atomic_path
+from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path
 from transfer.segmentation.data import IGNORED, DataSource
 from transfer.segmentation.framework import DATASETS
 from transfer.segmentation.labels import read_labels

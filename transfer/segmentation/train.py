@@ -9,13 +9,13 @@ from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mimbench.config import to_mapping
-from mimbench.errors import UserError
-from mimbench.files import atomic_path, write_json, write_text
-from mimbench.runtime import process_group
+from mimbench.system.config import to_mapping
+from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path, write_json, write_text
+from mimbench.system.runtime import process_group
 from mimbench.training.snapshots import gather
 from mimbench.training.watch import StopSignals
-from mimbench.weights import VitWeights
+from mimbench.vit.weights import VitWeights
 from transfer.segmentation.backbone import load
 from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.convert import Converted

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimbench.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation.convert import choose
 from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
 from transfer.segmentation.settings import (

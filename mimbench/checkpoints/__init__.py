@@ -1,0 +1,1 @@
+"""Checkpoint files: reading, the published formats, inspection and export."""

@@ -1,0 +1,128 @@
+"""Checkpoints: any published file in, canonical weights out, strictly; and our own files written."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mimbench.checkpoints.formats import native, recognise
+from mimbench.checkpoints.reading.content import read_raw, source_digest
+from mimbench.checkpoints.reading.layout import Converted, Options, Raw, listed
+from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path, value_digest
+from mimbench.vit.weights import VitWeights, mismatches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A file read and mapped, with every fault found; `inspect` shows it, `read_weights` judges it."""
+
+    raw: Raw
+    format: str
+    converted: Converted
+    digest: str
+    faults: tuple[str, ...]
+    dtypes: Mapping[str, str]
+    """Canonical name -> how the file stores it; `converted` holds float32."""
+
+
+def read_weights(
+    path: Path, *, which: str | None = None, num_heads: int | None = None
+) -> VitWeights:
+    """Return the canonical weights in a file of any known format.
+
+    Args:
+        path: The checkpoint: a file, or a folder as Hugging Face writes them.
+        which: The network where a file holds several: student, teacher or ema.
+        num_heads: The number of attention heads, for widths that no published model has.
+    """
+    reading = read_checkpoint(path, which=which, num_heads=num_heads)
+    if reading.faults:
+        raise UserError(
+            f"{path}: read as {reading.format}, but not exactly its tensors: "
+            f"{listed(reading.faults)}; `python -m mimbench inspect {path}` shows all"
+        )
+    converted = reading.converted
+    return VitWeights(
+        spec=converted.spec,
+        tensors=converted.tensors,
+        format=reading.format,
+        digest=reading.digest,
+        name=path.stem,
+        which=converted.which,
+        extras=converted.extras,
+        notes=converted.notes,
+    )
+
+
+def read_checkpoint(
+    path: Path, *, which: str | None = None, num_heads: int | None = None
+) -> Reading:
+    """Return what a file holds and every way in which it is not what its format promises."""
+    raw = read_raw(path)
+    name, converted = convert_raw(raw, Options(which=which, num_heads=num_heads))
+    faults = mismatches(converted.spec, converted.tensors)
+    faults += [fault for name, t in converted.tensors.items() if (fault := _value_fault(name, t))]
+    tensors = {name: t.detach().float() for name, t in converted.tensors.items()}
+    return Reading(
+        raw=raw,
+        format=name,
+        converted=replace(converted, tensors=tensors),
+        digest=_identity(path, converted),
+        faults=tuple(faults),
+        dtypes={n: str(t.dtype).removeprefix("torch.") for n, t in converted.tensors.items()},
+    )
+
+
+def convert_raw(raw: Raw, options: Options) -> tuple[str, Converted]:
+    """Return the name of the one format that claims the content, and what it makes of it."""
+    module = recognise(raw)
+    try:
+        return module.NAME, module.convert(raw, options)
+    except UserError as error:
+        text, path = str(error), str(raw.path)
+        raise UserError(text if path in text else f"{path} ({module.NAME}): {text}") from error
+
+
+def _value_fault(name: str, tensor: Tensor) -> str:
+    if not tensor.is_floating_point():
+        return f"{name} is {tensor.dtype}, expected floating point".replace("torch.", "")
+    if tensor.numel() and not tensor.is_meta:
+        low, high = torch.aminmax(tensor)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            return f"{name} holds NaN or infinite values"
+    return ""
+
+
+def _identity(path: Path, converted: Converted) -> str:
+    """Return the digest of the function that was read: file, network, and heads if said by hand."""
+    digest = source_digest(path)
+    choice: dict[str, str | int] = {}
+    if len(converted.networks) > 1:
+        choice["which"] = converted.which
+    if converted.heads_asked:
+        choice["heads"] = converted.spec.num_heads
+    return value_digest({"file": digest, **choice}) if choice else digest
+
+
+def write_weights(path: Path, weights: VitWeights) -> None:
+    """Write weights as our own safetensors file: the same weights give the same bytes."""
+    faults = mismatches(weights.spec, weights.tensors)
+    if faults:
+        raise UserError(f"{path}: refusing to write weights that do not fit: {listed(faults)}")
+    header = {
+        "version": 1,
+        "spec": weights.spec.to_json(),
+        "source_format": weights.format,
+        "source_digest": weights.digest,
+        "which": weights.which,
+        "notes": list(weights.notes),
+    }
+    tensors = {name: t.detach().float().cpu().contiguous() for name, t in weights.tensors.items()}
+    header["checksum"] = native.checksum(header, tensors)
+    with atomic_path(path) as part:
+        save_file(tensors, part, metadata={native.KEY: json.dumps(header, sort_keys=True)})

@@ -1,0 +1,80 @@
+"""timm and DeiT files, and any other plain ViT with a head: `.pth` or `.safetensors`."""
+
+from dataclasses import replace
+
+from mimbench.checkpoints.reading.architecture import CLIP_MEAN, CLIP_STD, HALF, Family
+from mimbench.checkpoints.reading.layout import PLAIN, Converted, Options, Raw
+from mimbench.checkpoints.reading.plain import EMA, convert_plain, plain_kind
+
+NAME = "timm"
+
+NAMES = [
+    (r"dist_token", "reg_token"),
+    (r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"),
+]
+PARTS_OF_TIMM = (
+    "cls_token|fc_norm.weight",
+    "patch_embed.proj.bias|norm_pre.weight",
+    "norm.weight|fc_norm.weight",
+)
+EXTRAS = [(r"(head|head_dist|head_drop)\..*", "classifier head"), (r"mask_token", "mask token")]
+
+
+def claims(raw: Raw) -> bool:
+    """Return whether names are plain and more than a bare backbone's, or timm's config says so."""
+    return plain_kind(raw) == "timm"
+
+
+def convert(raw: Raw, options: Options) -> Converted:
+    """Return the encoder; of a training file the averaged weights, as timm itself prefers."""
+    offers = {"ema": EMA, "student": PLAIN}
+    converted = convert_plain(
+        raw, options, offers=offers, names=NAMES, extras=EXTRAS, family=family(raw)
+    )
+    notes = () if _says_normalisation(raw) else (normalisation_note(raw),)
+    if converted.spec.pre_norm and "architecture" not in raw.config:
+        notes = (
+            *notes,
+            "a norm before the blocks: CLIP's conventions (epsilon 1e-5) and GELU assumed",
+        )
+    return replace(converted, notes=notes)
+
+
+def family(raw: Raw) -> Family:
+    """Return timm's conventions with what its `config.json` says of the input."""
+    settings = Family(position_rule="bicubic-antialias", requires=PARTS_OF_TIMM)
+    if "norm_pre.weight" in raw.names:
+        quick = "quickgelu" in str(raw.config.get("architecture", ""))
+        settings = replace(
+            settings,
+            norm_eps=1e-5,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            activation="quick_gelu" if quick else "gelu",
+        )
+    if _says_normalisation(raw):
+        said = raw.config["pretrained_cfg"]
+        return replace(settings, mean=tuple(said["mean"]), std=tuple(said["std"]))
+    return replace(settings, mean=HALF, std=HALF) if _classes(raw) in (21841, 21843) else settings
+
+
+def normalisation_note(raw: Raw) -> str:
+    """Return the warning that an input normalisation is assumed."""
+    settings = family(raw)
+    used = f"mean {settings.mean} and std {settings.std}"
+    return (
+        f"the file does not say how images are normalised: {used} assumed; "
+        "if the model's card says otherwise, `export --to native --set mean=[...] --set std=[...]`"
+    )
+
+
+def _says_normalisation(raw: Raw) -> bool:
+    said = raw.config.get("pretrained_cfg")
+    return isinstance(said, dict) and all(
+        isinstance(said.get(k), list) and len(said[k]) == 3 for k in ("mean", "std")
+    )
+
+
+def _classes(raw: Raw) -> int:
+    heads = [s["head.weight"] for s in raw.networks.values() if "head.weight" in s]
+    return int(heads[0].shape[0]) if heads and getattr(heads[0], "ndim", 0) == 2 else 0

@@ -1,0 +1,67 @@
+"""What the DINOv3 layouts share: gated layers to pack, a key bias that is masked, fixed periods."""
+
+import torch
+from torch import Tensor
+
+from mimbench.checkpoints.reading.architecture import PARTS, Family, infer_spec
+from mimbench.checkpoints.reading.layout import Options, Tensors, fuse_qkv, joined, per_block
+from mimbench.system.errors import UserError
+from mimbench.vit.positions import ROTATION_BASE, rotation_periods
+from mimbench.vit.weights import VitSpec
+
+GRID = (14, 14)
+"""No table shows a grid; the family is pre-trained and evaluated at 224 with patch 16."""
+
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 20, 4096: 32}
+FAMILY = Family(
+    heads=HEADS, norm_eps=1e-5, position="rotary", grid=GRID, requires=(*PARTS, "reg_token")
+)
+
+
+def finish(tensors: Tensors, family: Family, options: Options) -> tuple[Tensors, VitSpec, bool]:
+    """Return canonical tensors, their specification, and whether the heads are the user's word."""
+    tensors = fuse_qkv(tensors)
+    tensors = per_block(tensors, ["attn.q_bias", "attn.v_bias"], _join_bias)
+    tensors = per_block(tensors, ["attn.qkv.bias_mask", "attn.qkv.bias"], _mask_bias)
+    for kind in ("weight", "bias"):
+        tensors = per_block(tensors, [f"mlp.gate.{kind}", f"mlp.up.{kind}"], _pack(kind))
+    periods = tensors.pop("periods", None)
+    spec, asked = infer_spec(tensors, family, options.num_heads)
+    if periods is not None:
+        check_periods(periods, spec.embed_dim // spec.num_heads)
+    return tensors, spec, asked
+
+
+def check_periods(periods: Tensor, width: int) -> None:
+    """Refuse periods that are not the published ones (stored in bfloat16, so only nearly equal)."""
+    if periods.is_meta:
+        return
+    fixed = rotation_periods(width)
+    if periods.shape != fixed.shape or not torch.allclose(periods.float(), fixed, rtol=1e-2):
+        raise UserError(
+            f"rope_embed.periods are not those of base {ROTATION_BASE:g} for heads of width {width}: "
+            "wrong number of heads, or another rotary embedding"
+        )
+
+
+def _join_bias(q: Tensor, v: Tensor | None) -> Tensors:
+    if v is None:
+        return {"attn.q_bias": q}
+    return {"attn.qkv.bias": joined(q, torch.zeros_like(q), v)}
+
+
+def _mask_bias(mask: Tensor, bias: Tensor | None) -> Tensors:
+    if bias is None or mask.shape != bias.shape or bias.shape[0] % 3:
+        return {"attn.qkv.bias_mask": mask}
+    third = bias.shape[0] // 3
+    fixed = torch.ones(bias.shape[0]).index_fill_(0, torch.arange(third, 2 * third), 0.0)
+    if not mask.is_meta and not torch.equal(mask.float(), fixed):
+        raise UserError("an attn.qkv.bias_mask does not mask the key bias alone")
+    return {"attn.qkv.bias": torch.where(fixed.bool().to(bias.device), bias, 0.0)}
+
+
+def _pack(kind: str):
+    def pack(gate: Tensor, up: Tensor | None) -> Tensors:
+        return {f"mlp.gate.{kind}": gate} if up is None else {f"mlp.fc1.{kind}": joined(gate, up)}
+
+    return pack

@@ -1,0 +1,1 @@
+"""Features of frozen backbones: how they are extracted, cached and configured."""

@@ -1,0 +1,66 @@
+"""What a run will cost, said before it is spent."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mimbench.benchmarks.cells import Cell
+from mimbench.suite.costs.footprint import (
+    features_mb,
+    footprint,
+    free_disk_mb,
+    free_memory_mb,
+    gigabytes,
+)
+from mimbench.suite.costs.forecast import forecast
+from mimbench.suite.costs.ledger import FORECAST, Ledger, plan_lines
+from mimbench.suite.running.launch import Slot
+
+PATIENCE = 40.0
+"""Seconds for one measurement."""
+WEIGHT = {"detection": 0, "segmentation": 1, "finetune": 2}
+
+
+def longest_first(cells: Sequence[Cell], groups: Mapping[str, str]) -> list[Cell]:
+    """Return cells checkpoint by checkpoint, each from its heavy groups to its light ones.
+
+    Side by side, short cells fill the gaps that long ones leave; and what the first checkpoint took
+    is known by the time the second one starts.
+    """
+    place = {
+        folder: i for i, folder in enumerate(dict.fromkeys(c.contestant.folder for c in cells))
+    }
+    return sorted(
+        cells,
+        key=lambda c: (
+            place[c.contestant.folder],
+            WEIGHT.get(groups.get(c.order.benchmark, ""), len(WEIGHT)),
+        ),
+    )
+
+
+def plan_text(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    patience: float = PATIENCE,
+    slots: Sequence[Slot] = (Slot(),),
+    device: str = "auto",
+) -> str:
+    """Return a line for each cell, the total and the room there is; keep the forecasts in `out`."""
+    ledger = Ledger(out / FORECAST, cells)
+    found = forecast(cells, patience=patience, took=ledger.took(), slot=slots[0])
+    ledger.keep(found)
+    needs = [footprint(cell) for cell in cells]
+    disk = sum(need.disk for need in needs) + features_mb(zip(cells, needs, strict=True))
+    seen = [f.memory_mb for f in found if f.memory_mb]
+    memory = max([*seen, *(need.memory for need in needs)], default=0.0)
+    return "\n".join(
+        [
+            *plan_lines(cells, found, len(slots)),
+            f"disk: at least {gigabytes(disk)} with states and features, "
+            f"{gigabytes(free_disk_mb(out))} free under {out}",
+            f"memory: {gigabytes(memory)} for the largest cell, "
+            f"{gigabytes(free_memory_mb(device))} free",
+            "",
+        ]
+    )

@@ -1,0 +1,162 @@
+"""The canary: a small k-NN that a sound checkpoint must win, run before anything expensive.
+
+A checkpoint must beat random weights of its own shape. That alone would let a half-loaded or
+shuffled one pass, so it must also beat its own rearrangements (a shuffled one gains, or at least
+does not lose, when it is shuffled again), and no block may still hold a fresh model's values.
+docs/faq.md lists which damages this finds and which it cannot find.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mimbench.data.lists import ImageList, read_folder
+from mimbench.data.preprocess import Preprocess
+from mimbench.features.bank import average
+from mimbench.scores.metrics import Neighbours, weighted_votes
+from mimbench.suite.running.rivals import HINTS, TWIN, position_faults, rivals_of, untouched
+from mimbench.vit.backbone import Backbone, build_backbone
+from mimbench.vit.weights import VitWeights
+
+NEIGHBOURS, TEMPERATURE = 10, 0.07
+TWIN_SIGMAS = 2.0
+"""How many standard errors the lead over random weights must have."""
+SIGMAS = 1.0
+"""The same, over the checkpoint's own rearrangements."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cards:
+    """A small labelled set, decoded: bank and queries."""
+
+    bank: Tensor
+    bank_labels: Tensor
+    queries: Tensor
+    query_labels: Tensor
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the canary found, in percent."""
+
+    score: float
+    rivals: Mapping[str, float]
+    faults: tuple[str, ...]
+    not_tried: tuple[str, ...] = ()
+    """Rivals for which the time did not suffice."""
+
+
+def read_cards(
+    data: Path, size: int, *, classes: int = 50, bank: int = 20, queries: int = 10
+) -> Cards:
+    """Return a few images of each class from an ImageNet-like folder, the same ones every time."""
+    resize = max(size, round(size * 256 / 224)) if size >= 128 else size
+    preprocess = Preprocess(size=size, resize=resize)
+    train, val = (read_folder(data, split) for split in ("train", "val"))
+    chosen = range(0, len(train.classes), max(1, len(train.classes) // classes))[:classes]
+    parts = [
+        _few(images, chosen, count, preprocess) for images, count in ((train, bank), (val, queries))
+    ]
+    return Cards(
+        bank=parts[0][0],
+        bank_labels=parts[0][1],
+        queries=parts[1][0],
+        query_labels=parts[1][1],
+        classes=len(train.classes),
+    )
+
+
+def _few(
+    images: ImageList, classes: range, count: int, preprocess: Preprocess
+) -> tuple[Tensor, Tensor]:
+    labels = torch.from_numpy(images.labels)
+    picked = torch.cat([torch.nonzero(labels == c)[:count, 0] for c in classes])
+    pixels = torch.stack([preprocess(images.open(int(i))) for i in picked])
+    return pixels, labels[picked]
+
+
+def knn(
+    weights: VitWeights, cards: Cards, device: torch.device, batch: int = 64
+) -> dict[str, Tensor]:
+    """Return hits (queries,) of a weighted k-NN for class token and mean of patches."""
+    backbone = build_backbone(weights).to(device)
+    bank, queries = (embed(backbone, x, device, batch) for x in (cards.bank, cards.queries))
+    hits = {}
+    for name in bank:
+        found = (queries[name] @ bank[name].T).topk(min(NEIGHBOURS, len(bank[name])), dim=1)
+        neighbours = Neighbours(similarity=found.values, labels=cards.bank_labels[found.indices])
+        k = neighbours.labels.shape[1]
+        ranked = weighted_votes(neighbours, ks=[k], temperature=TEMPERATURE, classes=cards.classes)
+        hits[name] = (ranked[k][:, 0] == cards.query_labels).float()
+    return hits
+
+
+@torch.inference_mode()
+def embed(
+    backbone: Backbone, images: Tensor, device: torch.device, batch: int = 64
+) -> dict[str, Tensor]:
+    """Return the unit-length class token and mean of patches of uint8 images."""
+    found: dict[str, list[Tensor]] = {"cls": [], "avg": []}
+    for part in images.split(batch):
+        features = backbone(part.to(device).float() / 255)
+        found["cls"].append(features.cls.cpu())
+        found["avg"].append(average(backbone, features).cpu())
+    return {k: torch.nn.functional.normalize(torch.cat(v).float(), dim=1) for k, v in found.items()}
+
+
+def examine(
+    weights: VitWeights, cards: Cards, device: torch.device, budget: float = math.inf
+) -> Verdict:
+    """Return what is wrong with the weights.
+
+    Args:
+        weights: The checkpoint.
+        cards: The labelled images.
+        device: Where the k-NN's features are computed.
+        budget: Seconds after which no further rival is tried; the random twin always is.
+    """
+    began = time.monotonic()
+    faults = list(untouched(weights)) + position_faults(weights)
+    own = knn(weights, cards, device)
+    choice = max(own, key=lambda name: float(own[name].mean()))
+    rivals: dict[str, float] = {}
+    rest = []
+    for name, change in rivals_of(weights).items():
+        if rivals and time.monotonic() - began > budget:
+            rest.append(name)
+            continue
+        hits = knn(replace(weights, tensors={**weights.tensors, **change()}), cards, device)
+        # the twin may take its better feature; a rearrangement is judged on the same one
+        theirs = max(hits.values(), key=lambda h: float(h.mean())) if name == TWIN else hits[choice]
+        rivals[name] = 100 * float(theirs.mean())
+        lead, error = paired(own[choice], theirs)
+        if beaten(name, lead, error):
+            faults.append(
+                f"{name} reach {rivals[name]:.1f} % in a small k-NN, the checkpoint only "
+                f"{100 * float(own[choice].mean()):.1f} %"
+            )
+    return Verdict(
+        score=100 * float(own[choice].mean()),
+        rivals=rivals,
+        faults=tuple(faults),
+        not_tried=tuple(rest),
+    )
+
+
+def beaten(rival: str, lead: float, error: float) -> bool:
+    """Return whether a lead with this standard error tells against the checkpoint."""
+    if rival in HINTS:
+        return lead < -TWIN_SIGMAS * error
+    return lead <= (TWIN_SIGMAS if rival == TWIN else SIGMAS) * error
+
+
+def paired(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Return the mean difference of hits in percent and its standard error."""
+    difference = 100 * (a - b)
+    return float(difference.mean()), float(difference.std() / math.sqrt(len(difference)))

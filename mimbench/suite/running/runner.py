@@ -1,0 +1,222 @@
+"""Run cells, each in a process of its own, so that one failure costs one cell."""
+
+import logging
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from mimbench.benchmarks.cells import Cell, finished, set_aside
+from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, changed, write_order
+from mimbench.results import Result, provenance, read_result, write_result
+from mimbench.suite.running.launch import Slot, eval_command, start, stop
+from mimbench.suite.running.screen import Screen, last_lines
+from mimbench.system.progress import clock
+
+logger = logging.getLogger(__name__)
+Command = Callable[[Cell, Slot], list[str]]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a cell ended in this run."""
+
+    cell: Cell
+    status: Literal["done", "skipped", "failed"]
+    seconds: float | None = None
+    """From the start of its process to its end; None where no process ran, or not under our eyes."""
+
+
+class Watcher(Protocol):
+    """Is told when cells begin and end."""
+
+    def begin(self, cell: Cell) -> float | None:
+        """Return how many seconds the cell is expected to take, if that is known."""
+        ...
+
+    def end(self, cell: Cell, seconds: float) -> None:
+        """Take note of what a finished cell took."""
+        ...
+
+
+@dataclass
+class Running:
+    """A cell at work."""
+
+    cell: Cell
+    slot: Slot
+    process: subprocess.Popen[bytes]
+    began: float
+
+    @property
+    def label(self) -> str:
+        """Name of the cell."""
+        return self.cell.label
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        return self.cell.folder / LOG_FILE
+
+
+def standard_command(cell: Cell, slot: Slot) -> list[str]:
+    """Return the command line of a cell: one process for each GPU of its slot."""
+    return eval_command(cell.folder, max(1, len(slot.gpus)))
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    slots: Sequence[Slot] = (Slot(),),
+    *,
+    fresh: bool = False,
+    command: Command = standard_command,
+    watcher: Watcher | None = None,
+) -> list[Ended]:
+    """Run the cells that are not done; return how each ended, in order of ending.
+
+    Args:
+        cells: What to run, in this order where slots allow.
+        slots: Shares of the machine; as many cells run side by side.
+        fresh: Run done cells again, keeping their old folders aside.
+        command: What to start for a cell.
+        watcher: Is told of each cell that begins and each that is done.
+    """
+    ended, waiting = settle(cells, fresh=fresh)
+    running: list[Running] = []
+    screen = Screen(len(waiting))
+    try:
+        while waiting or running:
+            for job in _fill(waiting, running, slots, command, fresh=fresh):
+                _announce(job.cell, watcher)
+            time.sleep(0.05)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                ended.append(conclude(job, screen.next()))
+                if watcher and ended[-1].status == "done":
+                    watcher.end(job.cell, ended[-1].seconds or 0.0)
+            screen.show(running)
+    finally:
+        for job in running:
+            logger.warning("%s: stopping; run again to go on", job.cell.label)
+            stop(job.process)
+    return ended
+
+
+def settle(cells: Iterable[Cell], *, fresh: bool = False) -> tuple[list[Ended], list[Cell]]:
+    """Return the cells that need no process (done, impossible) and those that do."""
+    ended, waiting = [], []
+    for cell in cells:
+        done = None if fresh else finished(cell)
+        if done:
+            logger.info("%s: skipped, done before: %s", cell.label, figure(done))
+            ended.append(Ended(cell, "skipped"))
+        elif cell.problem:
+            logger.error("%s: not possible here: %s", cell.label, cell.problem)
+            if _has_number(cell):
+                logger.warning("%s: the number that it has from before stays", cell.label)
+            else:
+                record_failure(cell, cell.problem)
+            ended.append(Ended(cell, "failed"))
+        else:
+            waiting.append(cell)
+    return ended, waiting
+
+
+def _has_number(cell: Cell) -> bool:
+    path = cell.folder / RESULT_FILE
+    return path.is_file() and read_result(path).status == "done"
+
+
+def _fill(
+    waiting: list[Cell],
+    running: list[Running],
+    slots: Sequence[Slot],
+    command: Command,
+    *,
+    fresh: bool,
+) -> list[Running]:
+    """Start what can start now; return what was started."""
+    begun: list[Running] = []
+    free = [slot for slot in slots if all(job.slot is not slot for job in running)]
+    for slot in free:
+        busy = [*waiting, *(job.cell for job in running)]
+        cell = next((c for c in waiting if not _blocked(c, busy)), None)
+        if cell is None:
+            break
+        waiting.remove(cell)
+        set_aside(cell, fresh=fresh)
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        (cell.folder / RESULT_FILE).unlink(missing_ok=True)
+        write_order(cell.folder / ORDER_FILE, cell.order)
+        began = time.monotonic()
+        process = start(command(cell, slot), cell.folder, slot)
+        begun.append(Running(cell, slot, process, began))
+        running.append(begun[-1])
+    return begun
+
+
+def _announce(cell: Cell, watcher: Watcher | None) -> None:
+    expected = watcher.begin(cell) if watcher else None
+    hint = f"expected to take {clock(expected)}, " if expected else ""
+    logger.info("%s: started, %slog in %s", cell.label, hint, cell.folder / LOG_FILE)
+
+
+def _blocked(cell: Cell, busy: Sequence[Cell]) -> bool:
+    """A cell waits for the benchmarks it names in `after`, on the same checkpoint."""
+    return any(
+        other.order.benchmark in cell.after and other.contestant == cell.contestant
+        for other in busy
+        if other is not cell
+    )
+
+
+def conclude(job: Running, position: str) -> Ended:
+    """Read what a finished process left; without a result the cell failed."""
+    code, seconds = job.process.wait(), time.monotonic() - job.began
+    spent, path = clock(seconds), job.cell.folder / RESULT_FILE
+    if code == 0 and path.is_file():
+        logger.info("%s %s: %s in %s", position, job.cell.label, figure(read_result(path)), spent)
+        return Ended(job.cell, "done", seconds)
+    tail = last_lines(job.cell.folder / LOG_FILE)
+    shown = "\n".join(f"    {line}" for line in tail)
+    log = job.cell.folder / LOG_FILE
+    logger.error(
+        "%s %s: FAILED with exit code %d after %s; end of %s:\n%s",
+        position,
+        job.cell.label,
+        code,
+        spent,
+        log,
+        shown,
+    )
+    record_failure(job.cell, tail[-1] if tail else f"exit code {code}")
+    return Ended(job.cell, "failed")
+
+
+def record_failure(cell: Cell, error: str) -> None:
+    """Leave a result that says the cell failed, so that the table can say so too."""
+    result = Result(
+        benchmark=cell.order.benchmark,
+        task=cell.order.task,
+        version=cell.version,
+        main_metric=cell.main_metric,
+        profile=cell.order.profile,
+        protocol=cell.protocol,
+        metrics={},
+        config={"dataset": cell.order.dataset},
+        weights=cell.contestant.weights,
+        status="failed",
+        error=error,
+        provenance=provenance(device=torch.device("cpu"), seed=0, seconds=0.0, peak_memory_mb=0.0),
+        extra=changed(cell.order),
+    )
+    write_result(cell.folder / RESULT_FILE, result)
+
+
+def figure(result: Result) -> str:
+    """Return the main figure as text."""
+    return f"{result.main_metric} {result.metrics[result.main_metric]:.2f}"

@@ -1,0 +1,60 @@
+"""Send the canary ahead of a run: one child process for each checkpoint, before anything expensive."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mimbench.benchmarks.cells import Cell, Contestant, finished
+from mimbench.benchmarks.locations import SAMPLES
+from mimbench.benchmarks.survey import child_environment
+from mimbench.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+LABELLED = ("imagenet", *(name for name in SAMPLES if "classification" in name))
+VERDICT = "canary.json"
+
+
+def watch(cells: Sequence[Cell], device: str) -> None:
+    """Refuse to go on if a checkpoint with work to do has a fault; verdicts are kept beside results."""
+    faulty = []
+    for who in {cell.contestant.folder: cell.contestant for cell in cells}.values():
+        mine = [c for c in cells if c.contestant.folder == who.folder]
+        left = [c for c in mine if not c.problem and not finished(c)]
+        labelled = [
+            c for c in mine if c.order.dataset.removeprefix("own-") in LABELLED and not c.problem
+        ]
+        if who.twin or not left:
+            continue
+        if not labelled:
+            logger.warning(
+                "canary: no labelled images among the data sets, %s goes unwatched",
+                who.weights["name"],
+            )
+        elif not _sound(who, mine[0].folder.parent / VERDICT, labelled[0], device):
+            faulty.append(who.weights["name"])
+    if faulty:
+        raise UserError(
+            f"the canary found faults in {', '.join(faulty)} (see above); look at it with `python -m "
+            "mimbench inspect`, or run with --no-canary if the weights are meant to be like that"
+        )
+
+
+def _sound(who: Contestant, verdict: Path, cell: Cell, device: str) -> bool:
+    if verdict.is_file():
+        told = json.loads(verdict.read_text())
+        if told["digest"] == who.weights["digest"] and not told["faults"]:
+            logger.info("canary: %s was found sound before", who.weights["name"])
+            return True
+    command = [sys.executable, "-m", "mimbench", "canary", str(who.path), "--out", str(verdict)]
+    command += ["--data", str(cell.order.config["data"]), "--device", device]
+    command += ["--which", who.which] if who.which else []
+    command += ["--num-heads", str(who.num_heads)] if who.num_heads else []
+    done = subprocess.run(command, env=child_environment(), stdout=2, check=False)
+    if not verdict.is_file():
+        raise UserError(
+            f"the canary did not finish (exit code {done.returncode}); --no-canary skips it"
+        )
+    return done.returncode == 0

@@ -1,0 +1,1 @@
+"""Files, locks, logs, seeds, configuration, processes: what everything else stands on."""

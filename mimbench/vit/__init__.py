@@ -1,0 +1,1 @@
+"""Vision transformers: canonical weights, the networks built from them, and their features."""

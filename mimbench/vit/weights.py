@@ -1,0 +1,190 @@
+"""What a checkpoint *means*: a specification and canonical tensors, the meeting point of all tasks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mimbench.system.config import from_mapping, to_mapping
+from mimbench.system.files import value_digest
+from mimbench.vit.positions import PositionRule, sincos_table
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitSpec:
+    """Everything that a ViT's tensors mean beyond their values; together they fix the function."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    """From the format or the user: shapes cannot tell."""
+    mlp_dim: int
+    """Hidden width; for `swiglu` the width of one of the two gates."""
+    patch_size: int
+    grid: tuple[int, int]
+    """Patches (rows, columns) at which the position table was made."""
+    class_token: bool = True
+    register_tokens: int = 0
+    position: Literal["absolute", "relative", "rotary"] = "absolute"
+    position_rows_for_prefix: bool = True
+    """The absolute table has a row for the class token (timm's register models have none)."""
+    position_rule: PositionRule = "bicubic"
+    layer_scale: bool = False
+    qkv_bias: bool = True
+    patch_bias: bool = True
+    pre_norm: bool = False
+    """A norm between the embeddings and the first block (CLIP)."""
+    final_norm: Literal["norm", "fc_norm", "none"] = "norm"
+    """`norm` acts on tokens, `fc_norm` on the pooled vector (fine-tuned MAE)."""
+    norm_eps: float = 1e-6
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    mlp: Literal["mlp", "swiglu"] = "mlp"
+    pool: Literal["cls", "avg"] = "cls"
+    """What the family calls the image's representation."""
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the position table was made for."""
+        return self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: class token and registers."""
+        return int(self.class_token) + self.register_tokens
+
+    @property
+    def position_prefix(self) -> int:
+        """Rows of the position table before the patches' rows."""
+        return self.prefix_tokens if self.position_rows_for_prefix else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return to_mapping(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "VitSpec":
+        """Return the specification that `to_json` wrote."""
+        return from_mapping(cls, value, "specification")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitWeights:
+    """Canonical weights of one encoder: what every task receives."""
+
+    spec: VitSpec
+    tensors: Mapping[str, Tensor]
+    """Encoder only, timm's VisionTransformer names, float32, exactly the keys of `shapes(spec)`."""
+    format: str
+    digest: str
+    """SHA-256 that identifies the checkpoint (and the network in it) everywhere."""
+    name: str = ""
+    """Short name for tables: the file's stem."""
+    which: str = ""
+    """The network taken where the file holds several: student, teacher, ema."""
+    extras: Mapping[str, int] = field(default_factory=dict)
+    """Tensors that are no part of the encoder: group (decoder, head, optimizer...) -> count."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know: things mapped, folded or approximated."""
+
+    def with_spec(self, **changes: Any) -> "VitWeights":
+        """Return the same tensors under a changed specification (for example another mean)."""
+        return replace(self, spec=replace(self.spec, **changes))
+
+
+def shapes(spec: VitSpec) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every tensor that weights of this specification must hold."""
+    D, heads = spec.embed_dim, spec.num_heads
+    rows = spec.grid[0] * spec.grid[1] + spec.position_prefix
+    out: dict[str, tuple[int, ...]] = {}
+    if spec.class_token:
+        out["cls_token"] = (1, 1, D)
+    if spec.register_tokens:
+        out["reg_token"] = (1, spec.register_tokens, D)
+    if spec.position == "absolute":
+        out["pos_embed"] = (1, rows, D)
+    out["patch_embed.proj.weight"] = (D, 3, spec.patch_size, spec.patch_size)
+    if spec.patch_bias:
+        out["patch_embed.proj.bias"] = (D,)
+    if spec.pre_norm:
+        out |= _norm("norm_pre", D)
+    for i in range(spec.depth):
+        out |= _block_shapes(spec, f"blocks.{i}.")
+        if spec.position == "relative":
+            # every pair of offsets, then class-to-patch, patch-to-class and class-to-class
+            pairs = (2 * spec.grid[0] - 1) * (2 * spec.grid[1] - 1) + 3
+            out[f"blocks.{i}.attn.relative_position_bias_table"] = (pairs, heads)
+    if spec.final_norm != "none":
+        out |= _norm(spec.final_norm, D)
+    return out
+
+
+def _norm(name: str, dim: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+
+
+def _block_shapes(spec: VitSpec, at: str) -> dict[str, tuple[int, ...]]:
+    D, hidden = spec.embed_dim, spec.mlp_dim
+    packed = 2 * hidden if spec.mlp == "swiglu" else hidden
+    out: dict[str, tuple[int, ...]] = {**_norm(f"{at}norm1", D)}
+    out[f"{at}attn.qkv.weight"] = (3 * D, D)
+    if spec.qkv_bias:
+        out[f"{at}attn.qkv.bias"] = (3 * D,)
+    out[f"{at}attn.proj.weight"], out[f"{at}attn.proj.bias"] = (D, D), (D,)
+    if spec.layer_scale:
+        out[f"{at}ls1.gamma"] = (D,)
+    out |= _norm(f"{at}norm2", D)
+    out[f"{at}mlp.fc1.weight"], out[f"{at}mlp.fc1.bias"] = (packed, D), (packed,)
+    out[f"{at}mlp.fc2.weight"], out[f"{at}mlp.fc2.bias"] = (D, hidden), (D,)
+    if spec.layer_scale:
+        out[f"{at}ls2.gamma"] = (D,)
+    return out
+
+
+def mismatches(spec: VitSpec, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return every way in which tensors are not exactly what the specification asks for."""
+    wanted = shapes(spec)
+    faults = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in wanted:
+            faults.append(f"unexpected {name} {tuple(tensor.shape)}")
+        elif tuple(tensor.shape) != wanted[name]:
+            faults.append(f"{name} has shape {tuple(tensor.shape)}, expected {wanted[name]}")
+    return faults
+
+
+def random_weights(spec: VitSpec, seed: int) -> VitWeights:
+    """Return the random twin of a checkpoint: same specification, freshly initialised tensors."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for name, shape in shapes(spec).items():
+        if name == "pos_embed":
+            table = sincos_table(spec.embed_dim, spec.grid, class_row=False)
+            prefix = torch.zeros(1, spec.position_prefix, spec.embed_dim)
+            tensors[name] = torch.cat([prefix, table], dim=1)
+        elif name.endswith(("bias", "bias_table")):
+            tensors[name] = torch.zeros(shape)
+        elif "norm" in name or name.endswith("gamma"):
+            tensors[name] = torch.ones(shape)
+        else:
+            tensors[name] = torch.empty(shape)
+            torch.nn.init.trunc_normal_(tensors[name], std=0.02, generator=generator)
+            if len(shape) == 2 or name == "patch_embed.proj.weight":
+                flat = tensors[name].flatten(1)
+                torch.nn.init.xavier_uniform_(flat, generator=generator)
+                tensors[name] = flat.reshape(shape)
+    return VitWeights(
+        spec=spec,
+        tensors=tensors,
+        format="random",
+        digest=value_digest({"random": seed, "spec": spec.to_json()}),
+        name=f"random-{seed}",
+    )

@@ -1,0 +1,1 @@
+"""Pretrained models on disk: states, exports, the released layouts."""

@@ -1,0 +1,131 @@
+"""The teacher: a moving average of the student's encoder and loss predictor, never trained itself.
+
+It looks at whole images. The released code also keeps and runs an average of the reconstruction
+decoder; nothing ever uses it, so it is not here.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pretrain.models.attention import class_attention
+from pretrain.models.autoencoder import MaskedAutoencoder, from_patches, to_patches
+from pretrain.models.blocks import Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """How the teacher follows the student, and how often and how closely it looks."""
+
+    decay_start: float = 0.999
+    decay_end: float = 0.9999
+    ramp_epochs: int = 100
+    """Epochs over which the decay rises; the released code takes 100 whatever the total."""
+    keep: bool = False
+    """Keep the average also where neither mask nor target asks for it (to evaluate it later)."""
+    every: int = 1
+    """Ask the teacher on every so-manieth optimizer step; masks are random in between."""
+    tokens: float = 1.0
+    """Share of the patches that the teacher computes for masks, by looking at a smaller image."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}, expected 1 or more")
+        if not 0 < self.tokens <= 1:
+            raise ValueError(f"tokens is {self.tokens}, expected a share above 0, up to 1")
+
+    def decay(self, epoch: int) -> float:
+        """Return the decay of the moving average in an epoch (from 0)."""
+        share = min(epoch / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0
+        return self.decay_start + share * (self.decay_end - self.decay_start)
+
+
+class Views(NamedTuple):
+    """What the teacher says about whole images."""
+
+    features: Tensor
+    """(b, n, d): patch tokens after the final norm."""
+    difficulty: Tensor | None
+    """(b, n), float32: predicted loss of every patch."""
+    attention: Tensor | None = None
+    """(b, heads, n), float32: what the class token attends to in the last block."""
+
+
+class Teacher(nn.Module):
+    """The average; its parameters take no gradient."""
+
+    def __init__(self, student: MaskedAutoencoder) -> None:
+        super().__init__()
+        self.spec = student.spec
+        self.encoder = copy.deepcopy(student.encoder)
+        self.neck = copy.deepcopy(student.neck)
+        self.predictor = copy.deepcopy(student.predictor)
+        self.encoder.recompute = False
+        if self.predictor is not None:
+            self.predictor.recompute = False
+        self.requires_grad_(requires_grad=False).eval()
+        self.mine: list[Tensor] = list(self.parameters())
+        names = dict(student.named_parameters())
+        self.theirs = [names[name] for name, _ in self.named_parameters()]
+
+    @torch.no_grad()
+    def forward(
+        self,
+        patches: Tensor,
+        *,
+        difficulty: bool,
+        attention: bool = False,
+        grid: tuple[int, int] | None = None,
+    ) -> Views:
+        """Return what it sees in all patches (b, n, size * size * 3), nothing hidden."""
+        attended = None
+        if attention:
+            before, attended = self._until_last(patches, grid)
+            tokens = self.encoder.norm(self.encoder.blocks[-1](before))
+        else:
+            tokens = self.encoder(patches, grid=grid)
+        if not difficulty:
+            return Views(tokens[:, 1:], None, attended)
+        if self.predictor is None:
+            raise RuntimeError("this teacher has no loss predictor")
+        predicted = self.predictor(self.neck(tokens, grid=grid), patches.shape[1])
+        return Views(tokens[:, 1:], predicted.squeeze(-1).float(), attended)
+
+    @torch.no_grad()
+    def attend(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Return the attention (b, heads, n) alone: nothing after its softmax is computed."""
+        return self._until_last(patches, grid)[1]
+
+    def _until_last(self, patches: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        before = self.encoder.run(self.encoder.embed(patches, grid=grid), self.spec.depth - 1)
+        last = cast(Block, self.encoder.blocks[-1])
+        row = class_attention(last.attn.qkv, last.norm1(before), self.spec.num_heads)
+        return before, row[:, :, 1:]
+
+    @torch.no_grad()
+    def glance(self, patches: Tensor, share: float) -> Tensor:
+        """Return the predicted loss (b, n) that a smaller image of about `share` n patches gives."""
+        size, (rows, columns) = self.spec.patch_size, self.spec.grid
+        grid = (
+            max(1, round(rows * math.sqrt(share))),
+            max(1, round(columns * math.sqrt(share))),
+        )
+        images = from_patches(patches, size, self.spec.grid)
+        small = F.interpolate(
+            images, size=(grid[0] * size, grid[1] * size), mode="bilinear", antialias=True
+        )
+        found = self(to_patches(small, size), difficulty=True, grid=grid).difficulty
+        assert found is not None
+        wide = F.interpolate(found.reshape(-1, 1, *grid), size=self.spec.grid, mode="bilinear")
+        return wide.flatten(1)
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """Move every tensor towards the student's: decay x own + (1 - decay) x the student's."""
+        get_ema_multi_avg_fn(decay)(self.mine, [p.detach() for p in self.theirs], None)

@@ -1,0 +1,1 @@
+"""What is trained: reconstruction, adversarial masks, self-distillation."""

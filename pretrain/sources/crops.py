@@ -1,0 +1,64 @@
+"""Training images: decoded fast, cropped and flipped as the recipe says, handed over as bytes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms.v2 import functional as vision
+
+from mimbench.data.images import decode
+from pretrain.sections import ImagesConfig
+from pretrain.sources.images import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(ImagesConfig):
+    """Which images, and what is done to them."""
+
+    augment: Literal["crop", "none"] = "crop"
+    """`crop`: random resized crop and flip; `none`: the image, resized if it must be."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+
+
+class Crops:
+    """A source's images as uint8 tensors (3, S, S); all randomness is torch's global generator."""
+
+    def __init__(self, source: Source, config: DataConfig) -> None:
+        self.source, self.config = source, config
+        self.mode = InterpolationMode(config.interpolation)
+        self.crop = RandomResizedCrop(config.image_size, config.scale, config.ratio)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Tensor:
+        loaded = self.source.load(index)
+        image = decode(loaded, self.name(index)) if isinstance(loaded, bytes) else loaded
+        return self.augment(image)
+
+    def name(self, index: int) -> str:
+        """Return the image's path."""
+        return self.source.name(index)
+
+    def augment(self, image: Tensor) -> Tensor:
+        """Return one random view of an image (3, H, W)."""
+        size = [self.config.image_size, self.config.image_size]
+        if self.config.augment == "none":
+            if list(image.shape[1:]) == size:
+                return image
+            return vision.resize(image, size, self.mode, antialias=True)
+        box = self.crop.make_params([image])
+        view = vision.resized_crop(
+            image,
+            **{key: int(value) for key, value in box.items()},
+            size=size,
+            interpolation=self.mode,
+            antialias=True,
+        )
+        if torch.rand(()) < self.config.flip:
+            view = view.flip(-1)
+        return view.contiguous()
