@@ -146,7 +146,7 @@ class Failing:
 def test_a_loaders_error_names_file_and_operation(workers: int) -> None:
     loader: DataLoader[Any] = DataLoader(
         SeededSamples(Failing(), seed=0),
-        batch_sampler=[[(0, 0)], [(0, 1)]],  # pyright: ignore[reportArgumentType]
+        batch_sampler=[[(0, 0)], [(0, 1)]],
         num_workers=workers,
         collate_fn=lambda items: items,
     )
