@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from torch.utils.data import Dataset, Sampler
@@ -86,9 +85,3 @@ class Positioned(Dataset[dict[str, Any]]):
 def mixed(seed: int, position: int) -> int:
     """Return a seed for one position that shares nothing with its neighbours'."""
     return int(np.random.SeedSequence([seed, position]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def seed_model(seed: int, batch: Sequence[Mapping[str, Any]]) -> None:
-    """Seed what detectron2 draws inside the model (sampled regions, dropped paths) for a batch."""
-    # detectron2 draws from torch's global generator only
-    torch.manual_seed(mixed(seed, batch[0][POSITION]))

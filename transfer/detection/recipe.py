@@ -24,6 +24,7 @@ from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
 from transfer.detection.convert import Converted
 from transfer.detection.crop import LimitedCrop
+from transfer.detection.pictures import by_picture
 from transfer.detection.protocol import Config, Levels, Plan, levels
 
 
@@ -56,6 +57,7 @@ def build_model_config(
     _edit_vit(model.backbone.net, config, plan, spec, converted)
     _edit_proposals(model.proposal_generator, config, pyramid)
     _edit_heads(model.roi_heads, config, pyramid, classes)
+    by_picture(model)
     model.pixel_mean = [round(255 * value, 6) for value in spec.mean]
     model.pixel_std = [round(255 * value, 6) for value in spec.std]
     model.input_format = "RGB"

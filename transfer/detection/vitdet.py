@@ -36,7 +36,7 @@ __all__ = ["MAIN_METRIC", "VERSION", "Config", "run"]
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 MAIN_METRIC = "box_ap"
 
 DETECTIONS = "detections.json"
