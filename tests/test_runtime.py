@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mimbench.system.errors import UserError
-from mimbench.system.runtime import process_group
+from mimbench.system.runtime import pick_device, process_group
 from tests.support.processes import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -113,3 +113,15 @@ def test_a_process_that_fails_alone_does_not_wait_for_the_others(
         with pytest.raises(type(error)):
             work()
     assert bool(left) == leaves
+
+
+def test_fp32_is_fp32_on_a_gpu_whatever_torch_was_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Convolutions round to TF32 by torch's default: the same recipe gave another number on an A100."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    torch.backends.cudnn.allow_tf32 = True
+    assert pick_device("cuda").type == "cuda"
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -44,10 +44,19 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
             raise UserError(
                 f"device '{name}' was asked for, but torch finds no CUDA GPU; try --device cpu"
             )
+        full_precision()
         device = torch.device(name if ":" in name else f"cuda:{local_rank}")
         torch.cuda.set_device(device)
         return device
     return torch.device(name)
+
+
+def full_precision() -> None:
+    """Let fp32 mean fp32 on a GPU: convolutions would round to TF32 by torch's default, products by its
+    environment, and the number would follow the card.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @contextmanager
