@@ -15,9 +15,9 @@ from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitWeights, random_weights
 from tests.support.detection_run import SPEC, final, same, small
 from transfer.detection import order
+from transfer.detection.hooks import Curve
 from transfer.detection.train import Accumulator, advice, save_period
 from transfer.detection.vitdet import run
-from transfer.detection.watch import Curve
 
 
 @pytest.fixture(scope="module")

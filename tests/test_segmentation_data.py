@@ -14,11 +14,11 @@ from PIL import Image
 from mimbench.sample import generate
 from mimbench.system.errors import UserError
 from transfer.segmentation.data import IGNORED, open_source
-from transfer.segmentation.feed import Draw, PositionSampler, SeededDataset, SettleLabels, seeded
 from transfer.segmentation.labels import check_labels, read_labels
+from transfer.segmentation.order import Draw, PositionSampler, SeededDataset, SettleLabels, seeded
 from transfer.segmentation.pipelines import test_pipeline as plain_pipeline
 from transfer.segmentation.pipelines import train_pipeline
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from mimbench.training.watch import Preempted
 from mimbench.vit.weights import random_weights
 from tests.support.segmentation_runs import CPU, SPEC, WEIGHTS, linear_config, upernet_config
 from transfer.segmentation import console, hooks, linear, upernet
-from transfer.segmentation.__main__ import main
 from transfer.segmentation.again import again
+from transfer.segmentation.command import main
 from transfer.segmentation.score import Confusion, score
 
 Finished = tuple[Path, dict[str, float]]

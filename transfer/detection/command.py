@@ -19,7 +19,7 @@ from mimbench.suite.task_main import task_main
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
-from transfer.detection.job import RECORD, read_record
+from transfer.detection.prepare import RECORD, read_record
 from transfer.detection.show import show
 from transfer.detection.vitdet import DETECTIONS, Config, evaluate_run
 

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision, Ranks, autocast
 from mimbench.training.watch import StopSignals
+from transfer.detection.hooks import Bar, Checkpoints, Curve, Leave
 from transfer.detection.order import seed_model
-from transfer.detection.watch import Bar, Checkpoints, Curve, Leave
 
 logger = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from mimbench.system.files import write_json
 from mimbench.system.runtime import process_group
 from mimbench.vit.weights import VitWeights
 from transfer.detection import recipe
-from transfer.detection.job import RECORD, Job, claim, prepare, read_record
+from transfer.detection.hooks import Checkpoints
 from transfer.detection.order import Order, Positioned, Reader
+from transfer.detection.prepare import RECORD, Job, claim, prepare, read_record
 from transfer.detection.protocol import Config
 from transfer.detection.score import Judge, Scores
 from transfer.detection.train import Accumulator, Course, advice, fit
-from transfer.detection.watch import Checkpoints
 
 __all__ = ["MAIN_METRIC", "VERSION", "Config", "run"]
 

@@ -14,10 +14,10 @@ from mimbench.vit.weights import VitSpec
 from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.data import open_source
 from transfer.segmentation.identity import read_run
+from transfer.segmentation.inference import evaluate
 from transfer.segmentation.labels import check_labels
 from transfer.segmentation.prepare import build_model, set_up
-from transfer.segmentation.scoring import evaluate
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 from transfer.segmentation.show import PICTURE_FOLDER, show
 from transfer.segmentation.train import MODEL_FILE, figures
 

@@ -15,7 +15,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.memory import is_out_of_memory
 from mimbench.system.runtime import Ranks
 from mimbench.training.journal import peak_memory
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 
 REMARKS = (
     "Default ``avg_non_ignore`` is False",

@@ -8,7 +8,7 @@ from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
 from mimbench.vit.weights import VitWeights
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 
 RUN_FILE = "run.json"
 

@@ -12,7 +12,7 @@ from transfer.segmentation.convert import Kind
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import SCOPE
 from transfer.segmentation.pipelines import multiscale_pipeline, test_pipeline, train_pipeline
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 
 SYNC_BN = {"type": "SyncBN", "requires_grad": True}
 

@@ -22,13 +22,13 @@ from transfer.segmentation.convert import Converted
 from transfer.segmentation.data import open_source
 from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
 from transfer.segmentation.identity import RUN_FILE, refuse_other_run, run_identity
+from transfer.segmentation.inference import evaluate
 from transfer.segmentation.labels import LabelReport, check_labels
 from transfer.segmentation.loop import PlainRunner, runner_options
 from transfer.segmentation.prepare import Setup, build_model, set_up
+from transfer.segmentation.protocol import SegmentationConfig
 from transfer.segmentation.recipe import Blueprint, check_batch
 from transfer.segmentation.score import Score, sample_parts
-from transfer.segmentation.scoring import evaluate
-from transfer.segmentation.settings import SegmentationConfig
 from transfer.segmentation.show import PICTURE_FOLDER, SMALL, show
 
 logger = logging.getLogger(__name__)
