@@ -8,7 +8,8 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from mimbench.system.errors import UserError
-from mimbench.system.seeds import derive_seed, seed_everything
+from mimbench.system.generators import seed_everything
+from mimbench.system.seeds import derive_seed
 from mimbench.training.journal import Meter
 from mimbench.training.learner import LAST, Learner, LoopConfig, RunContext
 from mimbench.training.snapshots import (

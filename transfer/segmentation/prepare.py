@@ -7,8 +7,8 @@ from mmengine.config import Config
 from torch import nn
 
 from mimbench.system.errors import UserError
+from mimbench.system.generators import seed_everything
 from mimbench.system.runtime import Ranks, pick_device
-from mimbench.system.seeds import seed_everything
 from mimbench.training.optim import BatchPlan, plan_batch
 from mimbench.vit.weights import VitSpec
 from transfer.segmentation import decay, order, precision  # noqa: F401
