@@ -80,7 +80,7 @@ def test_attention_of_the_released_scorer(arrays: dict[str, Tensor], spec: VitSp
         spec=spec, tensors={n: state[n] for n in names}, format="mae", digest="golden"
     )
     backbone = build_backbone(weights)
-    images = arrays["images"] * backbone.std + backbone.mean
+    images = backbone.normalise.inverse(arrays["images"])
     close(backbone_attention(backbone, images), arrays["attention"])
 
 

@@ -120,7 +120,7 @@ def forward_in_pieces(
 ) -> dict[str, Tensor]:
     """Return the vectors of uint8 images, computed in as many pieces as memory asks for."""
     out: list[dict[str, Tensor]] = []
-    device = backbone.mean.device
+    device = backbone.normalise.mean.device
     done = 0
 
     def piece(size: int) -> dict[str, Tensor]:

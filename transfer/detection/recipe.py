@@ -20,6 +20,8 @@ from timm.layers.activations import QuickGELU
 from torch import nn
 
 from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
+from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
 from transfer.detection.convert import Converted
@@ -56,8 +58,8 @@ def build_model_config(
     _edit_vit(model.backbone.net, config, plan, spec, converted)
     _edit_proposals(model.proposal_generator, config, pyramid)
     _edit_heads(model.roi_heads, config, pyramid, classes)
-    model.pixel_mean = [round(255 * value, 6) for value in spec.mean]
-    model.pixel_std = [round(255 * value, 6) for value in spec.std]
+    model.pixel_mean = on_bytes(spec.mean)
+    model.pixel_std = on_bytes(spec.std)
     model.input_format = "RGB"
     return model
 
@@ -215,7 +217,7 @@ def fill(model: nn.Module, converted: Converted) -> None:
         if name not in converted.tensors and "rel_pos" not in name
     ]
     if faults:
-        raise UserError(f"the backbone does not fit ViTDet: {'; '.join(faults[:5])}")
+        raise UserError(f"the backbone does not fit ViTDet: {first_few(faults, separator='; ')}")
     vit.load_state_dict({**own, **converted.tensors})
 
 
