@@ -23,6 +23,7 @@ from torch import Tensor
 from knn.index import search
 from knn.vote import Ballot, predict
 from mimbench.scores.metrics import vote_scores
+from mimbench.system.memory import peak_memory
 from mimbench.system.runtime import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def memory(case: str, scale: float) -> None:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory(torch.device("cpu"))
 
 
 def _now() -> int:

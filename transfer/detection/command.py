@@ -19,9 +19,10 @@ from mimbench.suite.task_main import task_main
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
+from transfer.detection.again import again
 from transfer.detection.prepare import RECORD, read_record
 from transfer.detection.show import show
-from transfer.detection.vitdet import DETECTIONS, Config, evaluate_run
+from transfer.detection.vitdet import DETECTIONS, Config
 
 TASK = "transfer.detection.vitdet"
 
@@ -59,7 +60,7 @@ def before(args: argparse.Namespace) -> int | None:
         raise UserError("--eval-only needs the checkpoint that the run started from")
     weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
     with process_group(args.device or "auto") as ranks:
-        scores = evaluate_run(weights, args.eval_only, data_root=args.data, device=args.device)
+        scores = again(weights, args.eval_only, data_root=args.data, device=args.device)
         if not ranks.main:
             return 0
     sys.stdout.write("".join(f"{name}\t{value:.4f}\n" for name, value in scores.items()))

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -33,7 +32,7 @@ from transfer.segmentation.show import PICTURE_FOLDER, SMALL, show
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE, CURVE_FILE = "model.safetensors", "metrics.jsonl"
+MODEL_FILE = "model.safetensors"
 LEFT_BEHIND = 4
 """Pictures that each run leaves for the report, small ones; `--show` makes more and larger ones."""
 
@@ -151,7 +150,7 @@ def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
             **validation,
             custom_hooks=[
                 StepSeedHook(config.seed),
-                CurveHook(out / CURVE_FILE, config.iterations, start),
+                CurveHook(out, config.iterations, start),
                 StateHook(out / STATE_FILE, digest, signals),
             ],
             **runner_options(cfg, setup.ranks, out, "train"),
@@ -166,7 +165,6 @@ def extras(
     setup: Setup, used: Converted, labels: list[LabelReport], scores: dict[str, Score]
 ) -> dict[str, Any]:
     """Return what a reader of the numbers should know beside them."""
-    peak = torch.cuda.max_memory_allocated(setup.device) if setup.device.type == "cuda" else 0
     return {
         "backbone": setup.blueprint.backbone["type"],
         "tensors_used": used.summary,
@@ -178,7 +176,6 @@ def extras(
         "processes": setup.ranks.world,
         "batch_norm": setup.batch_norm,
         "mixed_precision": setup.config.precision,
-        "peak_gpu_mb": peak / 2**20,
         "selection": "last iteration",
         "classes_averaged": scores[""].averaged,
         "labels": [to_mapping(report) for report in labels],
