@@ -22,7 +22,7 @@ from torch import Tensor
 
 from knn.vote import Ballot, predict
 from mimbench.features.search import search
-from mimbench.scores.metrics import vote_scores
+from mimbench.scores.neighbours import vote_scores
 from mimbench.system.memory import peak_memory
 from mimbench.system.runtime import configure_logging
 

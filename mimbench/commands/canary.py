@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mimbench.benchmarks.locations import SAMPLES, locate
 from mimbench.checkpoints.files import read_weights
-from mimbench.suite.running.canary import Verdict, examine, read_cards
+from mimbench.features.cards import read_cards
+from mimbench.suite.running.canary import Verdict, examine
 from mimbench.suite.running.rivals import TWIN
 from mimbench.system.config import to_mapping
 from mimbench.system.files import write_json
