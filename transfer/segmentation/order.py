@@ -7,6 +7,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 
+from mimbench.data.images import naming
 from mimbench.system.errors import UserError
 from mimbench.system.generators import seeded
 from mimbench.system.seeds import sequence_words
@@ -55,9 +56,10 @@ class SeededDataset:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
+        name = str(self.dataset.get_data_info(draw.picture)["img_path"])
         # mmcv's transforms draw from Python's and NumPy's global generators
         first, second = sequence_words(self.seed, draw.position)
-        with seeded(first, numpy=second):
+        with seeded(first, numpy=second), naming(name):
             return self.dataset[draw.picture]
 
 
