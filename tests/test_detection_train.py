@@ -145,14 +145,14 @@ def test_eval_only_reproduces_the_figures(whole: Path, coco: Path, weights: VitW
     assert (whole / "detections.json").read_text() == before
     with pytest.raises(UserError, match="was trained from weights"):
         again(random_weights(SPEC, 9), whole)
-    with pytest.raises(UserError, match="is not the folder of a detection run"):
+    with pytest.raises(UserError, match="is not the folder of a run"):
         again(weights, coco)
 
 
 def test_a_folder_of_another_recipe_is_refused(
     whole: Path, coco: Path, weights: VitWeights
 ) -> None:
-    with pytest.raises(UserError, match="holds a run that differs in learning_rate"):
+    with pytest.raises(UserError, match="it differs in learning_rate"):
         run(weights, small(coco, learning_rate=2e-3), whole)
     with pytest.raises(UserError, match="differs in weights"):
         run(random_weights(SPEC, 5), small(coco), whole)

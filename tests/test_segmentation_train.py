@@ -144,7 +144,7 @@ def test_a_finished_run_is_scored_and_drawn_again(
         assert picture.width > 3 * 256
     # brick is drawn in the colour of ADE20K's wall
     assert (pixels == (120, 120, 120)).all(axis=1).any()
-    with pytest.raises(UserError, match="holds no segmentation run"):
+    with pytest.raises(UserError, match="is not the folder of a run"):
         again(out.parent)
 
 

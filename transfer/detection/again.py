@@ -6,9 +6,10 @@ from pathlib import Path
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
+from mimbench.training.identity import RUN_FILE, read_identity
 from mimbench.vit.weights import VitWeights
 from transfer.detection.hooks import Checkpoints
-from transfer.detection.prepare import RECORD, prepare, read_record
+from transfer.detection.prepare import prepare
 from transfer.detection.protocol import Config
 from transfer.detection.vitdet import conclude
 
@@ -17,13 +18,14 @@ def again(
     weights: VitWeights, folder: Path, *, data_root: Path | None = None, device: str | None = None
 ) -> dict[str, float]:
     """Score a run's newest state again, under the configuration that it was trained with."""
-    record = read_record(folder)
-    if record["weights"] != weights.digest:
+    identity = read_identity(folder)
+    trained = identity["weights"]["digest"]
+    if trained != weights.digest:
         raise UserError(
-            f"{folder} was trained from weights {record['weights'][:12]}, these are "
+            f"{folder} was trained from weights {trained[:12]}, these are "
             f"{weights.digest[:12]} ({weights.name}); name the checkpoint that it started from"
         )
-    config = from_mapping(Config, record["config"], str(folder / RECORD))
+    config = from_mapping(Config, identity["config"], str(folder / RUN_FILE))
     if data_root is not None:
         config = replace(config, data=data_root)
     if device is not None:

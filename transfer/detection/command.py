@@ -19,12 +19,10 @@ from mimbench.suite.task_main import task_main
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
+from mimbench.training.identity import RUN_FILE, read_identity
 from transfer.detection.again import again
-from transfer.detection.prepare import RECORD, read_record
 from transfer.detection.show import show
-from transfer.detection.vitdet import DETECTIONS, Config
-
-TASK = "transfer.detection.vitdet"
+from transfer.detection.vitdet import DETECTIONS, TASK, Config
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -71,10 +69,10 @@ def before(args: argparse.Namespace) -> int | None:
 
 def draw(run: Path, count: int, data: Path | None, *, threshold: float) -> list[Path]:
     """Write pictures of a run's detections."""
-    mapping = dict(read_record(run)["config"])
+    mapping = dict(read_identity(run)["config"])
     if data is not None:
         mapping["data"] = data
-    config = from_mapping(Config, mapping, str(run / RECORD))
+    config = from_mapping(Config, mapping, str(run / RUN_FILE))
     return show(run / "pictures", run / DETECTIONS, config, count=count, threshold=threshold)
 
 

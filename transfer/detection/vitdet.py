@@ -17,9 +17,10 @@ from detectron2.utils import comm
 from mimbench.system.config import to_mapping
 from mimbench.system.files import write_json
 from mimbench.system.runtime import process_group
+from mimbench.training.identity import claim, run_identity
 from mimbench.vit.weights import VitWeights
 from transfer.detection.inference import judge
-from transfer.detection.prepare import Job, claim, prepare
+from transfer.detection.prepare import Job, prepare
 from transfer.detection.protocol import Config
 from transfer.detection.score import Scores
 from transfer.detection.train import fit_job
@@ -28,6 +29,7 @@ __all__ = ["MAIN_METRIC", "VERSION", "Config", "run"]
 
 VERSION = 1
 MAIN_METRIC = "box_ap"
+TASK = "transfer.detection.vitdet"
 
 DETECTIONS = "detections.json"
 
@@ -36,7 +38,7 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
     """Fine-tune, score on the validation pictures, and return the figures in percent."""
     with process_group(config.machine.device) as ranks:
         job = prepare(weights, config, ranks)
-        claim(out, job, weights, version=VERSION)
+        claim(out, run_identity(TASK, VERSION, weights, config), main=ranks.main)
         fit_job(job, out)
         return conclude(job, out)
 

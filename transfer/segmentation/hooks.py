@@ -18,6 +18,7 @@ from mimbench.system.files import atomic_path
 from mimbench.system.progress import Progress
 from mimbench.system.seeds import sequence_words
 from mimbench.training.curve import Curve
+from mimbench.training.identity import check_state
 from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
 from transfer.segmentation.loop import trained_parts
 
@@ -93,11 +94,7 @@ def read_state(file: Path, digest: str) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     state = torch.load(file, map_location="cpu", weights_only=True)
-    if state["digest"] != digest:
-        raise UserError(
-            f"{file.parent} holds an unfinished run of another configuration or checkpoint; "
-            "choose another folder or delete it"
-        )
+    check_state(file.parent, state["digest"], digest)
     return state
 
 

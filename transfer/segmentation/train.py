@@ -12,6 +12,7 @@ from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_json, write_text
 from mimbench.system.runtime import process_group
+from mimbench.training.identity import claim, run_identity
 from mimbench.training.snapshots import gather
 from mimbench.training.watch import StopSignals
 from mimbench.vit.weights import VitWeights
@@ -20,7 +21,6 @@ from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.convert import Converted
 from transfer.segmentation.data import open_source
 from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
-from transfer.segmentation.identity import RUN_FILE, refuse_other_run, run_identity
 from transfer.segmentation.inference import evaluate
 from transfer.segmentation.labels import LabelReport, check_labels
 from transfer.segmentation.loop import PlainRunner, runner_options
@@ -58,12 +58,11 @@ def run_task(
     out.mkdir(parents=True, exist_ok=True)
     identity = run_identity(task, version, weights, config)
     with process_group(config.machine.device) as ranks, quiet(out, ranks), advice(config):
-        refuse_other_run(out, identity["digest"])
         setup = set_up(weights.spec, config, blueprint, ranks, open_source(config))
         check_batch(setup.plan, synchronised=setup.synchronised)
         labels = [check_labels(setup.source, part, show=ranks.main) for part in ("train", "val")]
+        claim(out, identity, main=ranks.main)
         if ranks.main:
-            write_json(out / RUN_FILE, identity)
             write_text(out / "mmengine_config.py", setup.cfg.pretty_text)
         model = build_model(setup)
         kind, crop = blueprint.kind, config.crop
