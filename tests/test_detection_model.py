@@ -11,13 +11,14 @@ from PIL import Image
 
 pytest.importorskip("detectron2")
 
+from mimbench.checkpoints.vitdet import Converted
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, random_weights
 from transfer.detection import recipe
 from transfer.detection.attention import FusedAttention, RecomputedBlock
-from transfer.detection.convert import Converted, convert
+from transfer.detection.convert import convert
 from transfer.detection.protocol import Config, levels, plan
 
 

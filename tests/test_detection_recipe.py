@@ -16,11 +16,11 @@ from detectron2.solver import LRMultiplier
 from torch import nn
 
 from mimbench.benchmarks.manifest import load_manifest
+from mimbench.checkpoints.vitdet import Converted
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec
 from transfer.detection import recipe
-from transfer.detection.convert import Converted
 from transfer.detection.protocol import Config, column_of, levels, plan, spread
 
 SHAPES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}

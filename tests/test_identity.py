@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from mimbench.training.identity import (
     run_digest,
     run_identity,
 )
-from mimbench.vit.weights import VitSpec, random_weights
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 
 SPEC = VitSpec(embed_dim=12, depth=1, num_heads=3, mlp_dim=24, patch_size=8, grid=(2, 2))
 WEIGHTS = random_weights(SPEC, 0)
@@ -30,8 +31,13 @@ class Config:
     machine: Machine = field(default_factory=Machine)
 
 
-def identity(config: Config = Config(), version: int = 1, task: str = "a.task", weights=WEIGHTS):
-    return run_identity(task, version, weights, config)
+def identity(
+    config: Config | None = None,
+    version: int = 1,
+    task: str = "a.task",
+    weights: VitWeights = WEIGHTS,
+) -> dict[str, Any]:
+    return run_identity(task, version, weights, config or Config())
 
 
 def test_a_run_goes_on_elsewhere_and_on_another_machine(tmp_path: Path) -> None:
@@ -52,7 +58,7 @@ def test_a_run_goes_on_elsewhere_and_on_another_machine(tmp_path: Path) -> None:
     ],
 )
 def test_another_run_is_refused_and_the_difference_is_named(
-    other: dict, named: str, tmp_path: Path
+    other: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     claim(tmp_path, identity(), main=True)
     before = (tmp_path / RUN_FILE).read_text()

@@ -1,5 +1,7 @@
 """The one k-NN in torch: exact, with ties in the order of rows, equal to FAISS's search."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -38,9 +40,8 @@ def test_the_vote_is_scikit_learns() -> None:
     bank, queries = unit(200, seed=0), unit(60, seed=1)
     labels = torch.randint(4, (200,), generator=torch.Generator().manual_seed(2))
     found = knn(bank, labels, queries, k=9, temperature=0.07, classes=4)
-    judge = KNeighborsClassifier(
-        9, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
-    )
+    weigh: Any = lambda distance: np.exp((1 - distance) / 0.07)  # noqa: E731
+    judge = KNeighborsClassifier(9, metric="cosine", algorithm="brute", weights=weigh)
     wanted = judge.fit(bank.numpy(), labels.numpy()).predict(queries.numpy())
     assert np.array_equal(found[:, 0].numpy(), wanted)
     assert torch.equal(found[:, 4], torch.full((60,), -1)), "four classes cannot fill five places"

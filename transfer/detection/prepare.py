@@ -7,12 +7,13 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from mimbench.checkpoints.vitdet import Converted
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.optim import BatchPlan, plan_batch
 from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.detection import data, recipe
-from transfer.detection.convert import Converted, convert, target_patch
+from transfer.detection.convert import convert, target_patch
 from transfer.detection.protocol import Config, Plan, plan
 
 logger = logging.getLogger(__name__)
