@@ -16,7 +16,7 @@ from pretrain.models.attention import backbone_attention
 from pretrain.models.autoencoder import DecoderConfig, take, to_patches
 from pretrain.models.blocks import Mlp
 from pretrain.models.generator import AdversarialAutoencoder, Discriminator
-from pretrain.objectives.reconstruction import normalise_patches, pixel_loss
+from pretrain.models.reconstruction import normalise_patches, pixel_loss
 
 GRID = (14, 14)
 

@@ -11,12 +11,12 @@ from mimbench.training.batches import Batch
 from mimbench.vit.weights import VitWeights
 from pretrain.models.autoencoder import to_patches
 from pretrain.models.features import FeatureNetwork
-from pretrain.objectives.learner import Pretraining
-from pretrain.objectives.reconstruction import (
+from pretrain.models.reconstruction import (
     absolute_loss,
     feature_loss,
     normalise_patches,
 )
+from pretrain.objectives.learner import Pretraining
 from tests.support.tiny_pretrain import images, learner, rng, scored, step_info
 
 # 12 -----------------------------------------------------------------------------------------------

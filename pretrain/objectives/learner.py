@@ -17,8 +17,7 @@ from pretrain.checkpoints.export import write_export
 from pretrain.config import Config
 from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, split, take, to_patches
 from pretrain.models.features import FeatureNetwork
-from pretrain.models.teacher import Teacher, Views
-from pretrain.objectives.reconstruction import (
+from pretrain.models.reconstruction import (
     PIXEL_TARGETS,
     absolute_loss,
     feature_loss,
@@ -28,6 +27,7 @@ from pretrain.objectives.reconstruction import (
     rank_correlation,
     relative_loss,
 )
+from pretrain.models.teacher import Teacher, Views
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -24,8 +24,8 @@ from pretrain.masks import MaskInput, MaskStrategy
 from pretrain.models.attention import backbone_attention
 from pretrain.models.autoencoder import MaskedAutoencoder, split, take, to_patches
 from pretrain.models.generator import Generator
+from pretrain.models.reconstruction import PIXEL_TARGETS, normalise_patches, pixel_loss
 from pretrain.models.teacher import Teacher
-from pretrain.objectives.reconstruction import PIXEL_TARGETS, normalise_patches, pixel_loss
 
 logger = logging.getLogger(__name__)
 

@@ -22,14 +22,14 @@ from pretrain.checkpoints.stored import StoredModel
 from pretrain.masks import MaskInput, MaskStrategy
 from pretrain.masks.hard import Strategy as Hard
 from pretrain.models.autoencoder import MaskedAutoencoder, from_patches, split, take, to_patches
-from pretrain.models.teacher import Teacher
-from pretrain.objectives.reconstruction import (
+from pretrain.models.reconstruction import (
     EPSILON,
     normalise_patches,
     pair_signs,
     pixel_loss,
     rank_correlation,
 )
+from pretrain.models.teacher import Teacher
 
 Pixels = Literal["pixels", "normalised"]
 
