@@ -21,9 +21,9 @@ from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
+from mimbench.system.source import ROOT
 from mimbench.task import Rehearsed, load_task
 
-ROOT = Path(__file__).resolve().parents[2]
 # what an incompatible binary package raises while it is being imported
 IMPORT_FAULTS = (ImportError, OSError, RuntimeError, AttributeError)
 
