@@ -27,7 +27,7 @@ from mimbench.data.lists import ImageList, read_folder
 from mimbench.system.runtime import Ranks, autocast, configure_logging
 from mimbench.task import Machine
 from mimbench.training.batches import Batch
-from mimbench.training.learner import LoopConfig, Place
+from mimbench.training.learner import LoopConfig, RunContext
 from mimbench.training.loop import _Run
 from mimbench.vit.weights import VitSpec, random_weights
 from transfer.classification.training import TrainImages
@@ -53,8 +53,8 @@ def our_step(one: FineTune, images: ImageList, batch: Batch, out: Path, precisio
     """Return a function that takes one step of the loop."""
     size = len(batch.indices)
     loop = LoopConfig(epochs=100, batch=size, precision=precision, tensorboard=False)
-    place = Place(out=out, digest="bench", machine=Machine(max_batch=size, workers=0))
-    run = _Run(one, TrainImages(images, np.asarray), loop, place)
+    context = RunContext(out=out, digest="bench", machine=Machine(max_batch=size, workers=0))
+    run = _Run(one, TrainImages(images, np.asarray), loop, context)
 
     def step() -> None:
         run._update(iter([batch]))

@@ -28,7 +28,7 @@ from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
 from mimbench.system.runtime import autocast, pick_device
 from mimbench.training.batches import Batch
-from mimbench.training.learner import Learner, Moment
+from mimbench.training.learner import Learner, StepInfo
 from mimbench.training.optim import set_lr
 from mimbench.vit.weights import random_weights
 from pretrain import masks
@@ -60,7 +60,9 @@ WITHIN_MAE: Mapping[str, Sequence[str]] = {
 Step = Callable[[], None]
 
 
-def take_step(learner: Learner, data: Any, at: Moment, precision: Any, clip: float | None) -> None:
+def take_step(
+    learner: Learner, data: Any, at: StepInfo, precision: Any, clip: float | None
+) -> None:
     """Take one optimizer step as the loop does."""
     count = len(data["global"]) if isinstance(data, dict) else len(data)
     batch = Batch(torch.arange(count), data, ())
@@ -76,9 +78,9 @@ def take_step(learner: Learner, data: Any, at: Moment, precision: Any, clip: flo
     learner.after_update(at)
 
 
-def moment(batch: int) -> Moment:
+def step_info(batch: int) -> StepInfo:
     """Return a moment late enough that nothing is frozen or warming up."""
-    return Moment(step=505, steps_per_epoch=PER_EPOCH, epochs=EPOCHS, batch=batch)
+    return StepInfo(step=505, steps_per_epoch=PER_EPOCH, epochs=EPOCHS, batch=batch)
 
 
 def pictures(*shape: int) -> Tensor:
@@ -106,7 +108,7 @@ def within_ibot(size: str, batch: int, device: torch.device, precision: str) -> 
 
         def step() -> None:
             learner.strategy = strategy
-            take_step(learner, data, moment(batch), precision, None)
+            take_step(learner, data, step_info(batch), precision, None)
 
         return step
 
@@ -129,7 +131,7 @@ def within_mae(
         torch.manual_seed(0)
         learner = build_learner(config, device, folder)
         set_lr(learner.optimizer, 1e-6)
-        return lambda: take_step(learner, data, moment(batch), precision, 5.0)
+        return lambda: take_step(learner, data, step_info(batch), precision, 5.0)
 
     return {name: under(changes) for name, changes in WITHIN_MAE.items()}
 

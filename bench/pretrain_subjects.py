@@ -12,7 +12,7 @@ from bench.reference_step import PlainHpm, PlainStep, mark_losses
 from bench.stopwatch import Mark, ignore
 from mimbench.system.runtime import Precision, autocast
 from mimbench.training.batches import Batch
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from mimbench.training.optim import set_lr
 from pretrain import masks
 from pretrain.checkpoints.layouts import from_official, to_official
@@ -69,7 +69,7 @@ class OurStep:
         self.setting, self.config = setting, setting.recipe(further)
         self.learner = Pretraining(self.config, setting.device, Path("unused"))
         self.trained = [p for g in self.learner.optimizer.param_groups for p in g["params"]]
-        self.at = Moment(
+        self.at = StepInfo(
             step=EPOCHS * PER_EPOCH - 1 - back,
             steps_per_epoch=PER_EPOCH,
             epochs=EPOCHS,

@@ -21,7 +21,7 @@ from mimbench.benchmarks.cells import (
     Request,
     finished,
     make_cells,
-    read_contestant,
+    read_candidate,
     set_aside,
 )
 from mimbench.benchmarks.evaluation import evaluate
@@ -129,10 +129,10 @@ def cells_of(plan: Plan, manifest: Manifest, seed: int, encoders: Mapping[str, P
         out=plan.out / "runs",
         machine=Machine(device=plan.device, workers=0),
     )
-    contestants = [
-        read_contestant(path, name=plan.folder(arm, seed).name) for arm, path in encoders.items()
+    candidates = [
+        read_candidate(path, name=plan.folder(arm, seed).name) for arm, path in encoders.items()
     ]
-    return make_cells(manifest, contestants, request) if contestants else []
+    return make_cells(manifest, candidates, request) if candidates else []
 
 
 def score(cell: Cell, *, done: bool) -> float | None:

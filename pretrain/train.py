@@ -12,7 +12,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.files import write_text
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.system.seeds import seed_everything
-from mimbench.training.learner import Place
+from mimbench.training.learner import RunContext
 from mimbench.training.loop import fit
 from pretrain import masks
 from pretrain.checkpoints.export import ENCODER
@@ -61,7 +61,7 @@ def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: boo
         write_text(out / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
     parameters = sum(p.numel() for p in learner.student.parameters())
     logger.info("%d images, %.1f M parameters, %s", len(source), parameters / 1e6, device)
-    place = Place(
+    context = RunContext(
         out=out,
         digest=config.digest(),
         config=to_mapping(config),
@@ -70,7 +70,7 @@ def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: boo
         label="pretrain",
         start_epoch=start,
     )
-    fit(learner, samples, config.loop(), place)
+    fit(learner, samples, config.loop(), context)
     return out / ENCODER
 
 

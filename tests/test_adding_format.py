@@ -9,8 +9,8 @@ import torch
 from mimbench.checkpoints import formats
 from mimbench.checkpoints.files import read_weights
 from mimbench.system.errors import UserError
-from tests.checkpoint_layouts import TINY, canonical, renamed
-from tests.documents import template
+from tests.support.checkpoint_layouts import TINY, canonical, renamed
+from tests.support.documents import template
 
 
 def test_the_template_reads_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

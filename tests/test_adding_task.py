@@ -11,7 +11,7 @@ from mimbench.sample import generate
 from mimbench.system.config import from_mapping
 from mimbench.task import Task, load_task
 from mimbench.vit.weights import VitSpec, random_weights
-from tests.documents import template
+from tests.support.documents import template
 
 
 def test_the_template_is_a_task_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from mimbench.training.batches import Batch
-from mimbench.training.learner import Moment, Place
+from mimbench.training.learner import RunContext, StepInfo
 from mimbench.training.loop import fit
 from mimbench.training.snapshots import read_state
 from mimbench.vit.weights import VitSpec, random_weights
@@ -23,7 +23,7 @@ from pretrain.masks import MaskInput
 from pretrain.masks.adversarial import Strategy
 from pretrain.objectives.adversarial import AdversarialPretraining
 from pretrain.objectives.learner import Pretraining
-from tests.tiny_pretrain import NETWORK
+from tests.support.tiny_pretrain import NETWORK
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -80,14 +80,14 @@ def batch(count: int = 4) -> Batch:
     return Batch(torch.arange(count), torch.stack([Pictures()[i] for i in range(count)]), ())
 
 
-AT = Moment(step=0, steps_per_epoch=3, epochs=3, batch=4)
+AT = StepInfo(step=0, steps_per_epoch=3, epochs=3, batch=4)
 
 
 def run(out: Path, config: Config, *, max_batch: int = 4) -> AdversarialPretraining:
     made = learner(config, out)
     machine = Machine(max_batch=max_batch, workers=0, device="cpu")
-    place = Place(out=out, digest="d", config=to_mapping(config), machine=machine)
-    fit(made, Pictures(), config.loop(), place)
+    context = RunContext(out=out, digest="d", config=to_mapping(config), machine=machine)
+    fit(made, Pictures(), config.loop(), context)
     return made
 
 
@@ -218,7 +218,7 @@ def test_14_micro_batches_give_the_critic_the_same_gradient(tmp_path: Path) -> N
     inp = MaskInput(batch=4, grid=(8, 8), device=torch.device("cpu"))
     made.train_rival(attention, inp, AT)
     for first in (0, 2):
-        at = Moment(step=0, steps_per_epoch=3, epochs=3, batch=4, first=first)
+        at = StepInfo(step=0, steps_per_epoch=3, epochs=3, batch=4, first=first)
         part_of = MaskInput(batch=2, grid=(8, 8), device=torch.device("cpu"), first=first, whole=4)
         parts.train_rival(attention[first : first + 2], part_of, at)
     for one, other in zip(made.rival.parameters(), parts.rival.parameters(), strict=True):
@@ -243,8 +243,8 @@ def test_15_two_stages_and_files(tmp_path: Path) -> None:
 def _plain_run(tmp_path: Path) -> Path:
     out, config = tmp_path / "plain", tiny("mask.name=random", "training.steps=1")
     machine = Machine(max_batch=4, workers=0, device="cpu")
-    place = Place(out=out, digest="d", config=to_mapping(config), machine=machine)
-    fit(Pretraining(config, torch.device("cpu"), out), Pictures(), config.loop(), place)
+    context = RunContext(out=out, digest="d", config=to_mapping(config), machine=machine)
+    fit(Pretraining(config, torch.device("cpu"), out), Pictures(), config.loop(), context)
     return out
 
 

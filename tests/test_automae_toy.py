@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mimbench.training.batches import Batch
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from mimbench.training.optim import set_lr
 from pretrain.config import read_config
 from pretrain.masks import MaskInput, hide_largest
 from pretrain.objectives.adversarial import AdversarialPretraining
 from pretrain.viewing.mask_statistics import describe
-from tests.tiny_pretrain import NETWORK
+from tests.support.tiny_pretrain import NETWORK
 
 GRID, PATCH, SQUARE, BATCH, STEPS, RATE = (8, 8), 4, 4, 32, 90, 0.01
 TOY = [
@@ -95,7 +95,7 @@ def train(*changes: str) -> list[Seen]:
     set_lr(learner.optimizer, RATE)
     found = [look(learner)]
     for step in range(STEPS):
-        at = Moment(step=step, steps_per_epoch=1_000, epochs=10, batch=BATCH)
+        at = StepInfo(step=step, steps_per_epoch=1_000, epochs=10, batch=BATCH)
         batch = Batch(torch.arange(BATCH), squares(BATCH, seed=step)[0], ())
         learner.optimizer.zero_grad(set_to_none=True)
         learner.loss(learner.student, batch, at)["loss"].backward()

@@ -10,7 +10,7 @@ import pytest
 
 from mimbench.sharing.bundle import verify_bundle, write_bundle
 from mimbench.system.errors import UserError
-from tests.results_folder import write_manifest, write_run
+from tests.support.results_folder import write_manifest, write_run
 
 Edit = Callable[[dict[str, bytes]], None]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from mimbench.benchmarks import cells
-from mimbench.benchmarks.cells import Contestant, Request, make_cells, read_contestant
+from mimbench.benchmarks.cells import Candidate, Request, make_cells, read_candidate
 from mimbench.benchmarks.manifest import Manifest, load_manifest
 from mimbench.benchmarks.survey import Finding, Question
 from mimbench.suite.suite import _twin
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
-from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
+from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 BENCHMARKS = """
 defaults: {paper: [narrow, wide]}
@@ -65,7 +65,7 @@ def test_one_benchmark_alone_can_be_told(manifest: Manifest, asked: list[Questio
 def test_another_machine_goes_on_in_the_same_folder(
     manifest: Manifest, asked: list[Question], tmp_path: Path
 ) -> None:
-    who = Contestant(path=tmp_path, weights={"digest": "d" * 64, "name": "ckpt"})
+    who = Candidate(path=tmp_path, weights={"digest": "d" * 64, "name": "ckpt"})
 
     def folder(overrides: dict[str, Any]) -> str:
         request = Request(profile="paper", benchmarks=["narrow"], overrides=overrides)
@@ -86,18 +86,18 @@ def test_what_looks_wrong_is_said_before_a_run_but_not_of_a_random_twin(
     """No score on digits tells that rows and columns of MAE's table are exchanged."""
     state, path = canonical(TINY), tmp_path / "mae.pth"
     torch.save(LAYOUTS["mae-training"].write(state), path)
-    assert not read_contestant(path, num_heads=3).twin
+    assert not read_candidate(path, num_heads=3).twin
     assert "suspicious" not in caplog.text
 
     table = state["pos_embed"]
     turned = table[:, 1:].unflatten(1, TINY.grid).transpose(1, 2).flatten(1, 2)
     state["pos_embed"] = torch.cat([table[:, :1], turned], dim=1)
     torch.save(LAYOUTS["mae-training"].write(state), path)
-    read_contestant(path, num_heads=3)
+    read_candidate(path, num_heads=3)
     assert "mae.pth: suspicious: pos_embed is not the fixed sine-cosine table" in caplog.text
 
     caplog.clear()
-    assert read_contestant(path, num_heads=3, twin=True).twin
+    assert read_candidate(path, num_heads=3, twin=True).twin
     assert "suspicious" not in caplog.text
 
 
@@ -107,8 +107,8 @@ def test_each_kind_of_model_has_a_random_twin_of_its_own(tmp_path: Path) -> None
     for name, heads in (("mae-training", 3), ("dino-backbone", 3), ("mae-training", 4)):
         path = tmp_path / f"{name}.pth"
         torch.save(LAYOUTS[name].write(canonical(LAYOUTS[name].spec(TINY))), path)
-        twins.append(_twin(read_contestant(path, num_heads=heads), tmp_path / "twins"))
+        twins.append(_twin(read_candidate(path, num_heads=heads), tmp_path / "twins"))
     assert len({twin.path for twin in twins}) == 3
     for twin in twins:
         assert twin.weights["name"] == "random-48x3-16"
-        assert read_contestant(twin.path).weights["digest"] == twin.weights["digest"]
+        assert read_candidate(twin.path).weights["digest"] == twin.weights["digest"]

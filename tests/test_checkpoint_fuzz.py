@@ -17,7 +17,7 @@ from torch import Tensor
 from mimbench.checkpoints.files import read_weights, write_weights
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitWeights
-from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
+from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 COUNT = 500
 SMALL = ["hpm", "mae-training", "dino-training", "dinov2", "mocov3", "beit", "timm-pth", "mmpretrain",

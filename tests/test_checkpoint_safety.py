@@ -26,7 +26,7 @@ from mimbench.checkpoints.files import read_checkpoint, read_weights
 from mimbench.checkpoints.reading.plausibility import doubts
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitWeights
-from tests.checkpoint_layouts import LAYOUTS, TINY, canonical, prefixed
+from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical, prefixed
 
 
 def read(path: Path, **options: Any) -> VitWeights:

@@ -16,7 +16,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.memory import Halving
 from mimbench.system.runtime import process_group
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
-from tests.processes import as_two_ranks, clean_processes, free_port
+from tests.support.processes import as_two_ranks, clean_processes, free_port
 from transfer.classification import finetune, linear
 from transfer.classification.finetune import WORD
 from transfer.classification.tuner import Config, FineTune

@@ -9,7 +9,7 @@ from mimbench.results import read_result
 from mimbench.suite.running.cell_job import CellJob
 from mimbench.suite.running.cluster import Cluster, levels, submit_cells
 from mimbench.suite.running.launch import eval_command
-from tests.light_cells import LightJob, cell
+from tests.support.light_cells import LightJob, cell
 
 
 def test_cells_wait_for_what_they_need() -> None:

@@ -10,7 +10,7 @@ from mimbench.benchmarks.manifest import Effect, load_manifest
 from mimbench.commands import compare
 from mimbench.system.errors import UserError
 from mimbench.tables.comparison import differences, find_published, group_of
-from tests.results_folder import write_manifest, write_run
+from tests.support.results_folder import write_manifest, write_run
 
 TASK = """
 from dataclasses import dataclass, field

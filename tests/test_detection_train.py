@@ -22,7 +22,7 @@ from mimbench.system.exit_codes import ExitCode
 from mimbench.system.runtime import Ranks
 from mimbench.task import Machine, load_task
 from mimbench.vit.weights import VitWeights, random_weights
-from tests.detection_run import SPEC, final, same, small
+from tests.support.detection_run import SPEC, final, same, small
 from transfer.detection import vitdet
 from transfer.detection.train import Accumulator
 from transfer.detection.vitdet import evaluate_run, run
@@ -172,7 +172,7 @@ PART = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}]
-from tests.detection_run import SPEC, small
+from tests.support.detection_run import SPEC, small
 from mimbench.task import Machine
 from mimbench.vit.weights import random_weights
 from transfer.detection.vitdet import run

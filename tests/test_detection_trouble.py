@@ -13,7 +13,7 @@ pytest.importorskip("detectron2")
 
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitWeights, random_weights
-from tests.detection_run import SPEC, final, same, small
+from tests.support.detection_run import SPEC, final, same, small
 from transfer.detection import order
 from transfer.detection.train import Accumulator, advice, save_period
 from transfer.detection.vitdet import run

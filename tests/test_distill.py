@@ -8,26 +8,26 @@ from torch import Tensor
 
 from mimbench.system.errors import UserError
 from pretrain.masks import MaskInput
-from pretrain.objectives.distill.config import LawConfig, ObjectiveConfig
+from pretrain.objectives.distill.config import AmountConfig, ObjectiveConfig
 from pretrain.objectives.distill.learner import cosine, draw
-from pretrain.objectives.distill.loss import DistillLoss, Said
-from tests.tiny_distill import at, batch, learner, rng
+from pretrain.objectives.distill.loss import DistillLoss, Logits
+from tests.support.tiny_distill import at, batch, learner, rng
 
 
 def shares(
-    law: LawConfig, images: int, step: tuple[float, float] = (0.5, 0.5), seed: int = 0
+    amount: AmountConfig, images: int, step: tuple[float, float] = (0.5, 0.5), seed: int = 0
 ) -> Tensor:
     inp = MaskInput(batch=images, grid=(14, 14), device=torch.device("cpu"))
-    return draw(law, inp, step, rng(seed)).share
+    return draw(amount, inp, step, rng(seed)).share
 
 
 def test_3_shares_per_step() -> None:
-    run = learner("law.probability=1")
+    run = learner("amount.probability=1")
     found = []
     for step in range(400):
         inp = MaskInput(batch=3, grid=(14, 14), device=torch.device("cpu"))
         one, other = (
-            draw(run.config.law, inp, run._shares(at(step)), rng(crop)) for crop in (0, 1)
+            draw(run.config.amount, inp, run._shares(at(step)), rng(crop)) for crop in (0, 1)
         )
         assert torch.equal(one.share, other.share)
         assert len(one.share.unique()) == 1
@@ -38,25 +38,25 @@ def test_3_shares_per_step() -> None:
     assert (drawn.mean(0) - 0.3).abs().max() < 0.02
     assert abs(torch.corrcoef(drawn.T)[0, 1]) < 0.15
     assert set((drawn[:, 0] * 196).long().tolist()) <= set(range(19, 98))
-    each = shares(LawConfig(per="crop", probability=1.0), 5_000)
+    each = shares(AmountConfig(per="crop", probability=1.0), 5_000)
     assert len(each.unique()) > 4_000
     assert abs(each.mean() - 0.3) < 0.01
 
 
 def test_4_share_of_masked_crops() -> None:
-    law = LawConfig()
-    one, other = (shares(law, 100_000, seed=seed) > 0 for seed in (0, 1))
+    amount = AmountConfig()
+    one, other = (shares(amount, 100_000, seed=seed) > 0 for seed in (0, 1))
     for crops in (one, other):
         assert abs(crops.float().mean() - 0.5) < 0.01
     assert abs((one & other).float().mean() - 0.25) < 0.01
-    assert (shares(LawConfig(probability=1.0), 100) > 0).all()
-    assert (shares(LawConfig(probability=0.0), 100) == 0).all()
+    assert (shares(AmountConfig(probability=1.0), 100) > 0).all()
+    assert (shares(AmountConfig(probability=0.0), 100) == 0).all()
 
 
 def test_half_precision_leaves_the_class_loss_alone() -> None:
     """autocast takes a product of float32 tensors in half precision, whose sum a large batch overflows."""
     loss = DistillLoss(ObjectiveConfig(), 12)
-    student, teacher = (Said(torch.randn(8, 12, generator=rng(i)) * 20, None) for i in (0, 1))
+    student, teacher = (Logits(torch.randn(8, 12, generator=rng(i)) * 20, None) for i in (0, 1))
     wanted = loss.class_loss(student, teacher, 0.05)
     with torch.autocast("cpu", torch.bfloat16):
         found = loss.class_loss(student, teacher, 0.05)
@@ -70,7 +70,7 @@ def test_patches_with_a_layer_of_their_own_need_a_loss() -> None:
 
 
 def test_6_only_global_crops_are_masked_and_the_teacher_sees_all(monkeypatch: Any) -> None:
-    run = learner("law.probability=1")
+    run = learner("amount.probability=1")
     seen: list[tuple[str, Tensor]] = []
     vit = type(run.student.backbone)
     masked, plain = vit.embed_masked, vit.embed
@@ -99,7 +99,7 @@ def test_6_only_global_crops_are_masked_and_the_teacher_sees_all(monkeypatch: An
 
 
 def test_6_each_crops_mask_follows_its_own_attention() -> None:
-    run = learner("law.probability=1", "mask.order=high")
+    run = learner("amount.probability=1", "mask.order=high")
     attention = torch.rand(8, 16, generator=rng())
     mask = run.hide(attention, 4, at())
     count = int(mask.sum(1)[0])
@@ -143,8 +143,8 @@ def test_9_pairs() -> None:
     source = rng()
     teacher = torch.randn(2 * b, 6, generator=source)
     student = torch.randn(crops * b, 6, generator=source)
-    said = Said(student[: 2 * b], None, student[2 * b :])
-    found = criterion.class_loss(said, Said(teacher, None), 0.05)
+    said = Logits(student[: 2 * b], None, student[2 * b :])
+    found = criterion.class_loss(said, Logits(teacher, None), 0.05)
     terms = []
     for q in range(2):
         for v in range(crops):
@@ -175,11 +175,11 @@ def test_10_the_teacher_follows_every_common_parameter() -> None:
 
 def test_12_other_sizes_nothing_hidden_and_every_mask() -> None:
     for change in (
-        ["law.ratio=0", "law.spread=0"],
-        ["law.start_epoch=100"],
+        ["amount.ratio=0", "amount.spread=0"],
+        ["amount.start_epoch=100"],
         ["data.locals=0"],
-        ["encoder.patch=4", "law.probability=1"],
-        ["mask.name=random", "law.per=crop"],
+        ["encoder.patch=4", "amount.probability=1"],
+        ["mask.name=random", "amount.per=crop"],
         ["mask.name=block"],
         ["mask.name=grid"],
         ["objective.patch_weight=0"],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretrain.objectives.distill.config import HeadConfig, ObjectiveConfig
 from pretrain.objectives.distill.head import Head
-from pretrain.objectives.distill.loss import DistillLoss, Said
+from pretrain.objectives.distill.loss import DistillLoss, Logits
 
 
 def close(found: Tensor, wanted: Tensor, what: str = "") -> None:
@@ -50,8 +50,8 @@ def test_loss_gradients_and_centres(arrays: dict[str, Tensor]) -> None:
     names = ("student_cls", "student_patch", "student_local_cls")
     inputs = [arrays[name].requires_grad_() for name in names]
     mask = arrays["mask"].flatten(0, 1).flatten(1)
-    teacher = Said(arrays["teacher_cls"], arrays["teacher_patch"])
-    figures = criterion(Said(*inputs), teacher, mask, config.temperature(3))
+    teacher = Logits(arrays["teacher_cls"], arrays["teacher_patch"])
+    figures = criterion(Logits(*inputs), teacher, mask, config.temperature(3))
     close(figures["cls"], arrays["cls_loss"])
     close(figures["patch"], arrays["patch_loss"])
     close(figures["loss"], arrays["loss"])

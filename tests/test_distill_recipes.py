@@ -17,10 +17,10 @@ from pretrain.objectives.distill.config import (
     ViewsConfig,
 )
 from pretrain.objectives.distill.head import Head
-from pretrain.objectives.distill.loss import DistillLoss, Said
+from pretrain.objectives.distill.loss import DistillLoss, Logits
 from pretrain.objectives.distill.views import MultiCrops
 from pretrain.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
-from tests.tiny_distill import at, batch, learner, rng, tiny
+from tests.support.tiny_distill import at, batch, learner, rng, tiny
 
 
 def test_schedules_clipping_and_the_frozen_layer() -> None:
@@ -46,9 +46,9 @@ def test_schedules_clipping_and_the_frozen_layer() -> None:
 def test_micro_batches_move_the_centres_like_one_batch() -> None:
     one, two = (DistillLoss(ObjectiveConfig(), 6) for _ in range(2))
     logits, patches = torch.randn(8, 6, generator=rng()), torch.randn(8, 4, 6, generator=rng())
-    one.note(Said(logits, patches))
+    one.note(Logits(logits, patches))
     for part in ([0, 1, 4, 5], [2, 3, 6, 7]):
-        two.note(Said(logits[part], patches[part]))
+        two.note(Logits(logits[part], patches[part]))
     for criterion in (one, two):
         criterion.follow()
         assert not criterion.seen
@@ -147,8 +147,8 @@ def test_published_settings() -> None:
     [
         ("mask.name=hard", "need difficulty, which distillation does not offer"),
         ("mask.name=adversarial", "need generator"),
-        ("law.ratio=0.9", "leaves the range"),
-        ("law.probability=2", "probability is 2"),
+        ("amount.ratio=0.9", "leaves the range"),
+        ("amount.probability=2", "probability is 2"),
         ("data.local_size=18", "local crops of 18 do not divide into patches of 8"),
         ("hed.outputs=3", "unknown key 'hed'.*did you mean 'head'"),
     ],

@@ -16,7 +16,7 @@ from mimbench.checkpoints.files import read_weights
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights
-from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
+from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 
 def weights_of(spec: VitSpec) -> VitWeights:

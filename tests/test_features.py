@@ -28,7 +28,7 @@ from mimbench.system.runtime import process_group
 from mimbench.task import Machine
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
-from tests.processes import as_two_ranks, clean_processes
+from tests.support.processes import as_two_ranks, clean_processes
 
 PLAIN = BankSpec(preprocess=Preprocess(size=32, resize=None))
 

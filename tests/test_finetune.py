@@ -21,7 +21,7 @@ from mimbench.training.optim import Schedule, scaled_lr
 from mimbench.vit.network import build_vit
 from mimbench.vit.positions import resize_table
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
-from tests.processes import clean_processes
+from tests.support.processes import clean_processes
 from transfer.classification import finetune
 from transfer.classification.classifier import at_size, build_classifier
 from transfer.classification.finetune import micro_batch, train_classifier

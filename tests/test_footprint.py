@@ -16,7 +16,7 @@ from mimbench.suite.running.launch import make_slots
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import usable_cores
 from mimbench.vit.weights import VitSpec
-from tests.light_cells import cell
+from tests.support.light_cells import cell
 
 SMI = """#!/bin/sh
 [ "$*" = "--query-gpu=memory.free --format=csv,noheader,nounits -i 6" ] && echo 1234
@@ -27,7 +27,7 @@ BASE = VitSpec(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_size=1
 
 def of(out: Path, name: str, images: int = 0, **config: Any) -> Cell:
     one = cell(out, name, **config)
-    return replace(one, contestant=replace(one.contestant, spec=BASE), images=images)
+    return replace(one, candidate=replace(one.candidate, spec=BASE), images=images)
 
 
 def test_features_of_imagenet_take_what_their_shards_hold(tmp_path: Path) -> None:

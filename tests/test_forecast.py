@@ -11,7 +11,7 @@ from mimbench.suite.costs.pace import Pace, clock_seconds, read_pace
 from mimbench.suite.costs.planning import longest_first
 from mimbench.suite.running.runner import run_cells
 from mimbench.system.progress import clock
-from tests.light_cells import cell, child
+from tests.support.light_cells import cell, child
 
 
 @pytest.mark.parametrize("seconds", [0, 42, 187, 7500, 273_600])
@@ -62,7 +62,7 @@ def test_each_kind_of_cell_is_measured_once_and_told_honestly(tmp_path: Path) ->
     assert "broken on purpose" in by["bad"].how
     assert "no pace told yet" in by["silent"].how
     assert by["no"].how == "not possible: needs the moon"
-    assert not any((tmp_path / c.contestant.folder).exists() for c in cells), (
+    assert not any((tmp_path / c.candidate.folder).exists() for c in cells), (
         "measured in a scratch folder"
     )
 
@@ -116,10 +116,10 @@ def test_a_run_learns_from_its_first_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = cell(tmp_path, "knn", seconds=0.5)
-    weights = {**first.contestant.weights, "name": "twin", "digest": "e" * 64}
-    twin = replace(first.contestant, weights=weights)
+    weights = {**first.candidate.weights, "name": "twin", "digest": "e" * 64}
+    twin = replace(first.candidate, weights=weights)
     order = replace(first.order, weights_digest="e" * 64)
-    second = replace(first, contestant=twin, order=order, folder=tmp_path / twin.folder / "knn")
+    second = replace(first, candidate=twin, order=order, folder=tmp_path / twin.folder / "knn")
     path = tmp_path / "forecast.json"
     with caplog.at_level("INFO"):
         run_cells([first, second], command=child, watcher=Ledger(path, [first, second]))
@@ -143,13 +143,11 @@ def test_the_total_is_that_of_cells_side_by_side(tmp_path: Path) -> None:
 
 def test_each_checkpoint_begins_with_its_longest_cells(tmp_path: Path) -> None:
     first = [cell(tmp_path, name) for name in ("knn", "det", "seg")]
-    weights = {**first[0].contestant.weights, "name": "b", "digest": "e" * 64}
-    other = replace(first[0].contestant, weights=weights)
-    cells = [*first, *(replace(c, contestant=other) for c in first)]
+    weights = {**first[0].candidate.weights, "name": "b", "digest": "e" * 64}
+    other = replace(first[0].candidate, weights=weights)
+    cells = [*first, *(replace(c, candidate=other) for c in first)]
     groups = {"knn": "knn", "det": "detection", "seg": "segmentation"}
-    found = [
-        (c.contestant.weights["name"], c.order.benchmark) for c in longest_first(cells, groups)
-    ]
+    found = [(c.candidate.weights["name"], c.order.benchmark) for c in longest_first(cells, groups)]
     assert found == [(name, b) for name in "ab" for b in ("det", "seg", "knn")]
 
 

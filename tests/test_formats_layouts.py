@@ -12,7 +12,7 @@ from mimbench.checkpoints.reading.layout import Options, Raw
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, mismatches
-from tests.checkpoint_layouts import BASE, LARGE, LAYOUTS, TINY, canonical, mocov3
+from tests.support.checkpoint_layouts import BASE, LARGE, LAYOUTS, TINY, canonical, mocov3
 
 ROUNDED = {"dinov2-registers", "hf-dinov2-registers"}
 """Layouts that are read with one rounding: a position row moves into the class token."""

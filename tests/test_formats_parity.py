@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mimbench.checkpoints.files import read_weights
 from mimbench.vit.backbone import build_backbone
-from tests.checkpoint_layouts import LAYOUTS, TINY, canonical
+from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 FEATURES = 1e-5
 

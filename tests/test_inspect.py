@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mimbench.__main__ import dispatch
 from mimbench.checkpoints.files import read_weights
-from tests.checkpoint_layouts import LAYOUTS, TINY, canonical, hf_vit
+from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical, hf_vit
 
 
 def inspect(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

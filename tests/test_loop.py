@@ -22,12 +22,12 @@ from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks, process_group
 from mimbench.system.seeds import derive_seed
 from mimbench.task import Machine
-from mimbench.training import standing
+from mimbench.training import state
 from mimbench.training.batches import Batch, SeededSamples, StepSampler
-from mimbench.training.loop import Learner, LoopConfig, Moment, Place, Preempted, fit
+from mimbench.training.loop import Learner, LoopConfig, Preempted, RunContext, StepInfo, fit
 from mimbench.training.optim import plan_batch
 from mimbench.training.snapshots import read_state
-from tests.processes import as_two_ranks, free_port, in_processes
+from tests.support.processes import as_two_ranks, free_port, in_processes
 
 T = TypeVar("T")
 
@@ -71,20 +71,20 @@ class Toy(Learner):
         self.epochs: list[int] = []
         self.seen: list[list[int]] = []
 
-    def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         self.seen.append(batch.indices.tolist())
         loss = (model(batch.data / 50) - 1).square().mean()
         if self.poison is not None and at.step >= 5 and self.poison in batch.indices:
             loss = loss * float("nan")
         return {"loss": loss, "first": batch.data[0, 0]}
 
-    def rate(self, at: Moment) -> float:
+    def rate(self, at: StepInfo) -> float:
         return 0.01 * (1 - at.step / at.steps)
 
-    def begin_epoch(self, at: Moment) -> None:
+    def begin_epoch(self, at: StepInfo) -> None:
         self.epochs.append(at.epoch)
 
-    def after_update(self, at: Moment) -> None:
+    def after_update(self, at: StepInfo) -> None:
         for mean, p in zip(self.average, self.model.parameters(), strict=True):
             mean.lerp_(p.detach(), 0.1)
 
@@ -99,11 +99,11 @@ CONFIG = LoopConfig(epochs=3, batch=8, log_every=2, save_every=1, clip_grad=0.5,
 
 
 def run(
-    out: Path, learner: Toy, *, config: LoopConfig = CONFIG, workers: int = 0, **place: Any
+    out: Path, learner: Toy, *, config: LoopConfig = CONFIG, workers: int = 0, **context: Any
 ) -> Toy:
-    machine = Machine(max_batch=place.pop("max_batch", 4), workers=workers, device="cpu")
-    samples = place.pop("samples", Numbers())
-    fit(learner, samples, config, Place(out=out, digest="d", machine=machine, **place))
+    machine = Machine(max_batch=context.pop("max_batch", 4), workers=workers, device="cpu")
+    samples = context.pop("samples", Numbers())
+    fit(learner, samples, config, RunContext(out=out, digest="d", machine=machine, **context))
     return learner
 
 
@@ -275,7 +275,7 @@ def test_fp16_whose_gradients_overflow_at_every_scale_is_no_finished_run(tmp_pat
     """The loss stays finite, so each step was skipped and the run ended as it began."""
 
     class Endless(Toy):
-        def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+        def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
             found = super().loss(model, batch, at)
             found["loss"].register_hook(lambda gradient: gradient * float("inf"))
             return found
@@ -291,7 +291,7 @@ def test_nobody_leaves_before_the_state_is_written(
 ) -> None:
     """A launcher ends the other processes when one has left: also the one that is writing."""
     order: list[str] = []
-    write = standing.write_state
+    write = state.write_state
 
     def gathering(value: Any) -> list[Any]:
         order.append("gather")
@@ -301,8 +301,8 @@ def test_nobody_leaves_before_the_state_is_written(
         order.append("write")
         write(path, state)
 
-    monkeypatch.setattr(standing, "gather", gathering)
-    monkeypatch.setattr(standing, "write_state", writing)
+    monkeypatch.setattr(state, "gather", gathering)
+    monkeypatch.setattr(state, "write_state", writing)
     run(tmp_path, Toy(), config=replace(CONFIG, epochs=1, save_every=0))
     assert order[-3:] == ["gather", "write", "gather"]
 
@@ -312,12 +312,12 @@ def test_the_clipped_norm_is_the_unscaled_one_and_the_rate_moves_once_a_step(
     tmp_path: Path, precision: Any
 ) -> None:
     class Steep(Toy):
-        def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+        def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
             rates.append((at.step, self.optimizer.param_groups[0]["lr"]))
             found = super().loss(model, batch, at)
             return {**found, "loss": 100 * found["loss"]}
 
-        def before_update(self, at: Moment) -> None:
+        def before_update(self, at: StepInfo) -> None:
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             norms.append(torch.stack([g.norm() for g in grads]).norm().item())
 
@@ -350,10 +350,10 @@ def test_checkpoints_that_stay_and_the_best(tmp_path: Path) -> None:
     exported: list[tuple[str, int]] = []
 
     class Scored(Toy):
-        def end_epoch(self, at: Moment) -> dict[str, float]:
+        def end_epoch(self, at: StepInfo) -> dict[str, float]:
             return {"score": [1.0, 3.0, 2.0, 0.0][at.epoch - 1]}
 
-        def saved(self, checkpoint: Path, at: Moment) -> None:
+        def saved(self, checkpoint: Path, at: StepInfo) -> None:
             # a state says that its exports are complete: it comes after them
             assert checkpoint.name == "last.pt" or not checkpoint.exists()
             exported.append((checkpoint.name, at.epoch))
@@ -380,7 +380,7 @@ def test_killed_between_a_state_and_its_exports_nothing_is_missing(
     """The end of a run: export, best and kept state, last state; killed before each of them."""
 
     class Exporting(Toy):
-        def saved(self, checkpoint: Path, at: Moment) -> None:
+        def saved(self, checkpoint: Path, at: StepInfo) -> None:
             checkpoint.parent.mkdir(exist_ok=True)
             (checkpoint.parent / f"{checkpoint.stem}.export").write_text(str(at.step))
 
@@ -410,7 +410,7 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     run(tmp_path, Toy())
     machine = Machine(max_batch=4, workers=0)
     with pytest.raises(UserError, match="run of another configuration"):
-        fit(Toy(), Numbers(), CONFIG, Place(out=tmp_path, digest="other", machine=machine))
+        fit(Toy(), Numbers(), CONFIG, RunContext(out=tmp_path, digest="other", machine=machine))
 
 
 def test_machines_that_do_not_share_the_folder_are_told(
@@ -418,7 +418,7 @@ def test_machines_that_do_not_share_the_folder_are_told(
 ) -> None:
     run(tmp_path, Toy())
     # what a process on another machine says, which finds no state
-    monkeypatch.setattr("mimbench.training.standing.gather", lambda value: [value, 0])
+    monkeypatch.setattr("mimbench.training.state.gather", lambda value: [value, 0])
     with pytest.raises(UserError, match=r"different steps \(0, 15\): .* that all machines see"):
         run(tmp_path, Toy())
 
@@ -444,7 +444,7 @@ def test_a_signal_saves_and_leaves_with_its_own_code(
     tmp_path: Path, whole: tuple[list[Tensor], list[dict[str, Any]]]
 ) -> None:
     class Signalled(Toy):
-        def after_update(self, at: Moment) -> None:
+        def after_update(self, at: StepInfo) -> None:
             super().after_update(at)
             if at.step == 7:
                 os.kill(os.getpid(), signal.SIGUSR1)
@@ -462,7 +462,7 @@ def test_a_signal_saves_and_leaves_with_its_own_code(
 class Doomed(Toy):
     """Killed from outside, as a machine that loses power."""
 
-    def after_update(self, at: Moment) -> None:
+    def after_update(self, at: StepInfo) -> None:
         super().after_update(at)
         if at.step == 8:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -503,7 +503,7 @@ TWO = LoopConfig(epochs=3, batch=8, log_every=5, tensorboard=False)
 class SignalledOnce(Toy):
     """One process of several gets the signal."""
 
-    def after_update(self, at: Moment) -> None:
+    def after_update(self, at: StepInfo) -> None:
         super().after_update(at)
         if at.step == 6 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)

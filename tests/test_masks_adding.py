@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from mimbench.training.batches import Batch
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from pretrain import masks
 from pretrain.config import read_config
 from pretrain.masks import MaskInput
 from pretrain.objectives.learner import Pretraining
 from pretrain.viewing.laboratory import variants
-from tests.documents import template
+from tests.support.documents import template
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_changing_one_word_trains_with_it() -> None:
     config = read_config("demo", [*tiny, *small, "mask.name=rings", "machine.device=cpu"])
     run = Pretraining(config, torch.device("cpu"), Path("unused"))
     data = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    at = Moment(step=0, steps_per_epoch=10, epochs=22, batch=2)
+    at = StepInfo(step=0, steps_per_epoch=10, epochs=22, batch=2)
     figures = run.loss(run.student, Batch(torch.arange(2), data, ()), at)
     assert run.teacher is None
     assert torch.isfinite(figures["loss"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mimbench.system.errors import UserError
 from mimbench.training.batches import Batch
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from mimbench.vit.weights import VitSpec
 from pretrain import masks
 from pretrain.config import read_config
@@ -187,7 +187,7 @@ def test_training_draws_anew_at_every_step_of_every_epoch(tmp_path: Path) -> Non
         batch = Batch(torch.arange(2), torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ())
         learner.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
         for step in range(6):
-            at = Moment(step=step, steps_per_epoch=2, epochs=3, batch=2)
+            at = StepInfo(step=step, steps_per_epoch=2, epochs=3, batch=2)
             learner.loss(learner.student, batch, at)
         return seen
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.mask_cost import moment, pictures, take_step, within_ibot
+from bench.mask_cost import pictures, step_info, take_step, within_ibot
 from bench.pretrain_flops import block, encoder, executed
-from mimbench.training.learner import Learner, Moment
+from mimbench.training.learner import Learner, StepInfo
 from mimbench.vit.weights import VitSpec
 from pretrain.config import read_config
 from pretrain.objectives.learner import Pretraining
@@ -31,17 +31,17 @@ SMALL = (
 PLAIN = ("objective.predict_loss=none",)
 
 
-def flops(learner: Learner, data: object, at: Moment) -> int:
+def flops(learner: Learner, data: object, at: StepInfo) -> int:
     """Return what a step executes; a first one builds what is built once."""
     take_step(learner, data, at, "fp32", 5.0)
     return executed(lambda: take_step(learner, data, at, "fp32", 5.0))
 
 
-def of_reconstruction(*changes: str, at: Moment | None = None) -> tuple[int, Pretraining]:
+def of_reconstruction(*changes: str, at: StepInfo | None = None) -> tuple[int, Pretraining]:
     """Return a step's FLOPs for one image of 64 patches."""
     config = read_config("mae_vit_base_16", [*SMALL, *PLAIN, "mask.ratio=0.75", *changes])
     learner = build_learner(config, torch.device("cpu"), Path("unused"))
-    return flops(learner, pictures(1, 3, 128, 128), moment(1) if at is None else at), learner
+    return flops(learner, pictures(1, 3, 128, 128), step_info(1) if at is None else at), learner
 
 
 def one_look(spec: VitSpec) -> int:
@@ -77,7 +77,7 @@ def test_what_follows_no_attention_asks_no_teacher(mae: int) -> None:
 
 def test_hard_masks_ask_nobody_before_they_choose() -> None:
     both = ("objective.predict_loss=relative",)
-    early = Moment(step=0, steps_per_epoch=10, epochs=100, batch=1)
+    early = StepInfo(step=0, steps_per_epoch=10, epochs=100, batch=1)
     plain, _ = of_reconstruction("mask.name=random", *both)
     assert of_reconstruction("mask.name=hard", *both, at=early)[0] == plain
     late, learner = of_reconstruction("mask.name=hard", *both)

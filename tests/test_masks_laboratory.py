@@ -14,7 +14,7 @@ from torch import Tensor
 from mimbench.checkpoints.files import write_weights
 from mimbench.system.config import to_mapping
 from mimbench.task import Machine
-from mimbench.training.learner import Place
+from mimbench.training.learner import RunContext
 from mimbench.training.loop import fit
 from mimbench.vit.weights import VitWeights
 from pretrain.config import read_config
@@ -24,7 +24,7 @@ from pretrain.viewing.annotations import Annotations, find_annotations
 from pretrain.viewing.laboratory import Observer, fit_image
 from pretrain.viewing.mask_figures import veiled
 from pretrain.viewing.mask_statistics import describe, find_images, spearman
-from tests.tiny_pretrain import NETWORK
+from tests.support.tiny_pretrain import NETWORK
 
 SMALL = [
     *NETWORK,
@@ -56,8 +56,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     config = read_config("hpm_vit_base_16", [*SMALL, "mask.name=adversarial"])
     machine = Machine(workers=0, device="cpu")
-    place = Place(out=out, digest="d", config=to_mapping(config), machine=machine)
-    fit(AdversarialPretraining(config, torch.device("cpu"), out), Noise(), config.loop(), place)
+    context = RunContext(out=out, digest="d", config=to_mapping(config), machine=machine)
+    fit(AdversarialPretraining(config, torch.device("cpu"), out), Noise(), config.loop(), context)
     return out
 
 
@@ -134,13 +134,13 @@ def test_what_a_checkpoint_cannot_say_is_named(
 def test_true_loss_is_the_students(run: Path) -> None:
     observer = Observer(run)
     images = torch.rand(2, 3, 32, 32)
-    sight = observer.look(images)
-    assert sight.loss is not None
-    assert sight.loss.shape == (2, 16)
-    assert (sight.loss > 0).all()
-    assert sight.difficulty is not None
-    assert sight.log_probability is not None
-    torch.testing.assert_close(sight.log_probability.exp().sum(1), torch.ones(2))
+    observation = observer.look(images)
+    assert observation.loss is not None
+    assert observation.loss.shape == (2, 16)
+    assert (observation.loss > 0).all()
+    assert observation.difficulty is not None
+    assert observation.log_probability is not None
+    torch.testing.assert_close(observation.log_probability.exp().sum(1), torch.ones(2))
     larger = Observer(run, size=64).look(torch.rand(1, 3, 64, 64))
     assert larger.grid == (8, 8)
     assert larger.loss is None

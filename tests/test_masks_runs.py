@@ -13,8 +13,8 @@ from pretrain.__main__ import main
 from pretrain.objectives.adversarial import AdversarialPretraining
 from pretrain.objectives.distill.learner import Distillation
 from pretrain.objectives.distill.loss import DistillLoss
-from tests.processes import as_two_ranks
-from tests.tiny_pretrain import noisy_images
+from tests.support.processes import as_two_ranks
+from tests.support.tiny_pretrain import noisy_images
 
 SHARED = [
     "encoder.patch=8",

@@ -12,7 +12,7 @@ from mimbench.system.config import parse_overrides
 from pretrain import masks
 from pretrain.compare import ARMS, TWIN, Plan, compare, main, prepare, table
 from pretrain.objectives.learner import Pretraining
-from tests.tiny_pretrain import NETWORK
+from tests.support.tiny_pretrain import NETWORK
 
 TINY = (
     *NETWORK,

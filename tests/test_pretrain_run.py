@@ -21,7 +21,7 @@ from mimbench.checkpoints.files import read_weights
 from mimbench.system.config import load_yaml, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from mimbench.training.snapshots import read_state, write_state
 from pretrain import show
 from pretrain.__main__ import main
@@ -33,8 +33,8 @@ from pretrain.recipes import read_recipe
 from pretrain.sources.crops import Crops, DataConfig
 from pretrain.sources.images import open_source
 from pretrain.train import train
-from tests.processes import as_two_ranks, free_port, in_processes
-from tests.tiny_pretrain import NETWORK, noisy_images
+from tests.support.processes import as_two_ranks, free_port, in_processes
+from tests.support.tiny_pretrain import NETWORK, noisy_images
 
 SMALL = [
     *NETWORK,
@@ -160,7 +160,7 @@ def command(out: Path, *items: str) -> list[str]:
 def doomed(arguments: list[str]) -> None:
     original = Pretraining.after_update
 
-    def after_update(self: Pretraining, at: Moment) -> None:
+    def after_update(self: Pretraining, at: StepInfo) -> None:
         original(self, at)
         if at.step == 8:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mimbench.checkpoints.files import write_weights
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from mimbench.vit.weights import VitSpec, VitWeights
 from pretrain import show
 from pretrain.checkpoints.export import write_export, write_released
@@ -64,7 +64,7 @@ def run(tmp_path: Path) -> Callable[..., Path]:
             config.encoder.spec(config.data), config.decoder, outputs=outputs, predictor=predictor
         )
         teacher = Teacher(model) if predictor else None
-        at = Moment(step=2, steps_per_epoch=1, epochs=2, batch=1)
+        at = StepInfo(step=2, steps_per_epoch=1, epochs=2, batch=1)
         write_export(tmp_path / "run", config, model, teacher, at)
         return tmp_path / "run"
 

@@ -17,7 +17,7 @@ from pretrain.sources import archives
 from pretrain.sources.archives import expand
 from pretrain.sources.crops import Crops, DataConfig
 from pretrain.sources.images import Source, open_source
-from tests.tiny_pretrain import noisy_images
+from tests.support.tiny_pretrain import noisy_images
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from mimbench.report.curves import charts, read_curves
 from mimbench.report.gallery import detections
 from mimbench.report.page import make_report
 from mimbench.system.errors import UserError
-from tests.results_folder import write_manifest, write_run
+from tests.support.results_folder import write_manifest, write_run
 
 EVIL = 'x<script>alert("1")</script>'
 

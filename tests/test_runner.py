@@ -22,7 +22,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
 from mimbench.tables.formats import comma
 from mimbench.tables.table import make_table, read_results
-from tests.light_cells import cell, child
+from tests.support.light_cells import cell, child
 
 
 def cells_of(out: Path) -> list[Cell]:
@@ -102,7 +102,7 @@ def test_done_cells_are_skipped_failed_and_changed_ones_are_not(
     newer = Cell(**{**vars(changed), "protocol": "another"})
     assert not finished(newer)
     run_cells([newer], command=child)
-    assert (tmp_path / good.contestant.folder / "good.stale-1" / "result.json").is_file()
+    assert (tmp_path / good.candidate.folder / "good.stale-1" / "result.json").is_file()
     [redone] = run_cells([good], command=child, fresh=True)
     assert redone.status == "done"
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
-from tests.processes import free_port
+from tests.support.processes import free_port
 
 ROOT = Path(__file__).parents[1]
 LEAVE = """

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mimbench.sample import generate
-from tests.segmentation_runs import WEIGHTS, linear_config
+from tests.support.segmentation_runs import WEIGHTS, linear_config
 from transfer.segmentation import linear
 from transfer.segmentation.again import again
 from transfer.segmentation.score import PARTS, Confusion
@@ -49,7 +49,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
             [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", node,
                 "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port,
-                "-m", "tests.segmentation_runs", str(ade), str(out),
+                "-m", "tests.support.segmentation_runs", str(ade), str(out),
             ],
             cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
         )

@@ -22,7 +22,7 @@ from mimbench.system.errors import UserError
 from mimbench.task import load_task
 from mimbench.training.watch import Preempted
 from mimbench.vit.weights import random_weights
-from tests.segmentation_runs import CPU, SPEC, WEIGHTS, linear_config, upernet_config
+from tests.support.segmentation_runs import CPU, SPEC, WEIGHTS, linear_config, upernet_config
 from transfer.segmentation import console, hooks, linear, upernet
 from transfer.segmentation.__main__ import main
 from transfer.segmentation.again import again

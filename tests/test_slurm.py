@@ -15,10 +15,10 @@ from mimbench.benchmarks.cells import Cell
 from mimbench.results import read_result
 from mimbench.suite.running.cluster import Cluster, submit_cells
 from mimbench.suite.running.runner import Ended
-from tests.light_cells import LightJob, cell
+from tests.support.light_cells import LightJob, cell
 
 ROOT = Path(__file__).parents[1]
-NODE = ROOT / "tests" / "slurm_node.sh"
+NODE = ROOT / "tests" / "support" / "slurm_node.sh"
 LACKING = [n for n in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(n)]
 pytestmark = pytest.mark.skipif(
     bool(LACKING), reason=f"no Slurm here (Debian: slurm-wlm, munge): lacks {', '.join(LACKING)}"

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
+class Candidate:
     """One checkpoint that is evaluated: one row of the table."""
 
     path: Path
@@ -77,7 +77,7 @@ class Cell:
 
     order: Order
     folder: Path
-    contestant: Contestant
+    candidate: Candidate
     after: tuple[str, ...]
     version: int
     main_metric: str
@@ -92,7 +92,7 @@ class Cell:
     def label(self) -> str:
         """How messages name the cell."""
         seed = self.order.config.get("seed", 0)
-        return f"{self.order.benchmark} · {self.contestant.weights['name']}" + (
+        return f"{self.order.benchmark} · {self.candidate.weights['name']}" + (
             f" · seed {seed}" if seed else ""
         )
 
@@ -102,14 +102,14 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40] or "checkpoint"
 
 
-def read_contestant(
+def read_candidate(
     path: Path,
     *,
     which: str | None = None,
     num_heads: int | None = None,
     name: str = "",
     twin: bool = False,
-) -> Contestant:
+) -> Candidate:
     """Read a checkpoint to learn who it is; say what looks wrong in one that is no random twin."""
     weights = read_weights(path, which=which, num_heads=num_heads)
     spec = weights.spec
@@ -127,7 +127,7 @@ def read_contestant(
         logger.info("%s: %s", path, note)
     for doubt in () if twin else doubts(spec, weights.tensors, weights.format):
         logger.warning("%s: suspicious: %s", path, doubt)
-    return Contestant(
+    return Candidate(
         path=path.resolve(),
         weights=describe_weights(weights, name),
         which=which,
@@ -137,15 +137,13 @@ def read_contestant(
     )
 
 
-def make_cells(
-    manifest: Manifest, contestants: Sequence[Contestant], request: Request
-) -> list[Cell]:
+def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Request) -> list[Cell]:
     """Return the cells in running order: checkpoint by checkpoint, benchmarks in the file's order."""
     manifest.check_overrides(request.overrides)
     findings = _ask(manifest, request)
     cells = [
         _cell(manifest, who, name, findings[name], seed, request)
-        for who in contestants
+        for who in candidates
         for name in request.benchmarks
         for seed in range(request.first_seed, request.first_seed + request.seeds)
     ]
@@ -184,7 +182,7 @@ def _machine(
 
 
 def _cell(
-    manifest: Manifest, who: Contestant, name: str, finding: Finding, seed: int, request: Request
+    manifest: Manifest, who: Candidate, name: str, finding: Finding, seed: int, request: Request
 ) -> Cell:
     benchmark = manifest.benchmarks[name]
     dataset, _ = manifest.recipe(name, request.profile)
@@ -213,7 +211,7 @@ def _cell(
     return Cell(
         order=order,
         folder=request.out / who.folder / ".".join(parts),
-        contestant=who,
+        candidate=who,
         after=benchmark.after,
         version=finding.version,
         main_metric=finding.main_metric,

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from mimbench.benchmarks.cells import (
+    Candidate,
     Cell,
-    Contestant,
     Request,
     finished,
     make_cells,
-    read_contestant,
+    read_candidate,
     safe_name,
 )
 from mimbench.benchmarks.manifest import Manifest, Profile
@@ -115,8 +115,8 @@ def run_suite(
     signal.signal(signal.SIGTERM, _interrupt)
     options.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(options.out, f"another run is using {options.out}"):
-        contestants = read_contestants(checkpoints, options, twin=running.twin)
-        cells = make_cells(manifest, contestants, options.request(manifest))
+        candidates = read_candidates(checkpoints, options, twin=running.twin)
+        cells = make_cells(manifest, candidates, options.request(manifest))
         slots = [Slot()]
         if running.cluster is None:
             slots = _slots(running, options.side_by_side, options.device)
@@ -138,28 +138,28 @@ def run_suite(
     return _verdict(cells, ended)
 
 
-def read_contestants(
+def read_candidates(
     checkpoints: Sequence[tuple[str, Path]], options: Options, *, twin: bool = False
-) -> list[Contestant]:
+) -> list[Candidate]:
     """Read the checkpoints, and make a random-weight twin for each where asked."""
-    contestants = []
+    candidates = []
     for name, path in checkpoints:
-        contestants.append(
-            read_contestant(path, which=options.which, num_heads=options.num_heads, name=name)
+        candidates.append(
+            read_candidate(path, which=options.which, num_heads=options.num_heads, name=name)
         )
     if twin:
-        twins = [_twin(who, options.out / "twins") for who in contestants]
-        contestants += list({who.weights["digest"]: who for who in twins}.values())
-    return contestants
+        twins = [_twin(who, options.out / "twins") for who in candidates]
+        candidates += list({who.weights["digest"]: who for who in twins}.values())
+    return candidates
 
 
-def _twin(who: Contestant, folder: Path) -> Contestant:
+def _twin(who: Candidate, folder: Path) -> Candidate:
     weights = read_weights(who.path, which=who.which, num_heads=who.num_heads)
     # models of one shape may differ in what their tensors mean: each kind has a file of its own
     name = f"{TWIN}{safe_name(who.weights['model'])}"
     path = folder / f"{name}-{value_digest(weights.spec.to_json())[:6]}.safetensors"
     write_weights(path, random_weights(weights.spec, seed=0))
-    return read_contestant(path, name=name, twin=True)
+    return read_candidate(path, name=name, twin=True)
 
 
 def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Table:
@@ -202,8 +202,8 @@ def show_plan(
     """Return the plan of a run, from short measurements."""
     options.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(options.out, f"another run is using {options.out}"):
-        contestants = read_contestants(checkpoints, options)
-        cells = make_cells(manifest, contestants, options.request(manifest))
+        candidates = read_candidates(checkpoints, options)
+        cells = make_cells(manifest, candidates, options.request(manifest))
         slots = _slots(Running(), options.side_by_side, options.device)
         return plan_text(cells, options.out, patience=patience, slots=slots, device=options.device)
 

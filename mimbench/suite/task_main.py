@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mimbench.benchmarks.cells import Request, finished, make_cells, read_contestant, set_aside
+from mimbench.benchmarks.cells import Request, finished, make_cells, read_candidate, set_aside
 from mimbench.benchmarks.evaluation import evaluate
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, Profile, load_manifest
 from mimbench.benchmarks.orders import ORDER_FILE, write_order
@@ -122,7 +122,7 @@ def _run(task: str, args: argparse.Namespace) -> Result:
         ),
         max_batch=args.max_batch,
     )
-    who = read_contestant(args.checkpoint, which=args.which, num_heads=args.num_heads)
+    who = read_candidate(args.checkpoint, which=args.which, num_heads=args.num_heads)
     [cell] = make_cells(manifest, [who], request)
     if cell.problem:
         raise UserError(cell.problem)

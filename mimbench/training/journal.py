@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mimbench.system.files import write_text
 from mimbench.system.progress import Progress
-from mimbench.training.learner import Moment, Place
+from mimbench.training.learner import RunContext, StepInfo
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ class Journal:
 class Record:
     """What the main process tells while a run goes on: the live line, and the journal."""
 
-    def __init__(self, place: Place, at: Moment, *, total: int, tensorboard: bool) -> None:
-        self.bar = Progress(place.label, total, start=at.step)
-        self.journal = Journal(place.out, resumed_at=at.step, tensorboard=tensorboard)
+    def __init__(self, context: RunContext, at: StepInfo, *, total: int, tensorboard: bool) -> None:
+        self.bar = Progress(context.label, total, start=at.step)
+        self.journal = Journal(context.out, resumed_at=at.step, tensorboard=tensorboard)
         self.since, self.step = time.monotonic(), at.step
 
     def count(self) -> None:
@@ -105,7 +105,7 @@ class Record:
         self.bar.step()
 
     def show(
-        self, at: Moment, figures: Mapping[str, float], lr: float, device: torch.device
+        self, at: StepInfo, figures: Mapping[str, float], lr: float, device: torch.device
     ) -> None:
         """Record the means since the last time, with speed and memory."""
         now = time.monotonic()

@@ -49,7 +49,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class StepInfo:
     """Where a run stands."""
 
     step: int
@@ -88,7 +88,7 @@ class Learner:
     model: nn.Module
     optimizer: Optimizer
 
-    def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         """Return scalars by name: `loss` is differentiated, all are recorded.
 
         Args:
@@ -98,20 +98,20 @@ class Learner:
         """
         raise NotImplementedError
 
-    def rate(self, at: Moment) -> float:
+    def rate(self, at: StepInfo) -> float:
         """Return the learning rate of the optimizer step that follows `at`."""
         raise NotImplementedError
 
-    def begin_epoch(self, at: Moment) -> None:
+    def begin_epoch(self, at: StepInfo) -> None:
         """Prepare an epoch; also called when a run resumes within it."""
 
-    def before_update(self, at: Moment) -> None:
+    def before_update(self, at: StepInfo) -> None:
         """Act on gradients that are complete, unscaled and clipped."""
 
-    def after_update(self, at: Moment) -> None:
+    def after_update(self, at: StepInfo) -> None:
         """Act after each optimizer step, once: moving averages, further optimizers."""
 
-    def unscored(self, at: Moment) -> bool:
+    def unscored(self, at: StepInfo) -> bool:
         """Tell whether the epoch that ended at `at` is still to be scored by `end_epoch`.
 
         If so, the state is saved before that as well, and a run that was killed meanwhile only
@@ -120,12 +120,12 @@ class Learner:
         del at
         return False
 
-    def end_epoch(self, at: Moment) -> dict[str, float]:
+    def end_epoch(self, at: StepInfo) -> dict[str, float]:
         """Return further figures of the epoch that ended, such as a validation accuracy."""
         del at
         return {}
 
-    def saved(self, checkpoint: Path, at: Moment) -> None:
+    def saved(self, checkpoint: Path, at: StepInfo) -> None:
         """Act on rank 0 before the final state, or one that stays, is written: exports.
 
         Args:
@@ -142,7 +142,7 @@ class Learner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RunContext:
     """Where a run lives: its machine, its process, its folder, the configuration it belongs to."""
 
     out: Path

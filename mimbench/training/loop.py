@@ -17,13 +17,13 @@ from mimbench.system.errors import UserError
 from mimbench.system.runtime import autocast
 from mimbench.training.batches import Batch, Faults, Samples, StepSampler, loader, to_device
 from mimbench.training.journal import Record
-from mimbench.training.learner import BEST, FAILED, LAST, Learner, LoopConfig, Moment, Place
+from mimbench.training.learner import BEST, FAILED, LAST, Learner, LoopConfig, RunContext, StepInfo
 from mimbench.training.optim import plan_batch, set_lr
 from mimbench.training.snapshots import duplicate
-from mimbench.training.standing import Standing
+from mimbench.training.state import TrainingState
 from mimbench.training.watch import LossWatch, Preempted, StopSignals
 
-__all__ = ["Learner", "LoopConfig", "Moment", "Place", "Preempted", "fit"]
+__all__ = ["Learner", "LoopConfig", "Preempted", "RunContext", "StepInfo", "fit"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ SMALLEST_SCALE = 2.0**-14
 """Of fp16's loss; each overflow halves it, and below this every gradient has long been zero."""
 
 
-def fit(learner: Learner, samples: Samples, config: LoopConfig, place: Place) -> Moment:
+def fit(learner: Learner, samples: Samples, config: LoopConfig, context: RunContext) -> StepInfo:
     """Train to the end of the schedule, from wherever the folder's last state stands.
 
     Raises:
@@ -44,24 +44,24 @@ def fit(learner: Learner, samples: Samples, config: LoopConfig, place: Place) ->
             f"{len(samples)} samples do not fill one batch of {config.batch}; "
             "use more data or a smaller batch"
         )
-    return _Run(learner, samples, config, place).go()
+    return _Run(learner, samples, config, context).go()
 
 
 class _Run:
     """One call of `fit`."""
 
     def __init__(
-        self, learner: Learner, samples: Samples, config: LoopConfig, place: Place
+        self, learner: Learner, samples: Samples, config: LoopConfig, context: RunContext
     ) -> None:
-        self.learner, self.samples, self.config, self.place = learner, samples, config, place
-        self.ranks = place.ranks
+        self.learner, self.samples, self.config, self.context = learner, samples, config, context
+        self.ranks = context.ranks
         self.plan = plan_batch(
-            config.batch, world=self.ranks.world, at_most=place.machine.max_batch
+            config.batch, world=self.ranks.world, at_most=context.machine.max_batch
         )
         self.per_epoch = len(samples) // config.batch
         whole = config.epochs * self.per_epoch
         self.total = min(whole, config.steps or whole)
-        self.now = Standing(learner, config, place, steps_per_epoch=self.per_epoch)
+        self.now = TrainingState(learner, config, context, steps_per_epoch=self.per_epoch)
         self.device, self.scaler = self.now.device, self.now.scaler
         self.faults = Faults(config.max_broken, len(samples))
         self.watch = LossWatch(learner.optimizer, self.device, self.ranks)
@@ -69,10 +69,10 @@ class _Run:
         self.record: Record | None = None
         self.model = self._wrap()
 
-    def at(self, micro: int = 0) -> Moment:
+    def at(self, micro: int = 0) -> StepInfo:
         """Return where the run stands."""
         share = self.plan.per_process * self.plan.micro_steps
-        return Moment(
+        return StepInfo(
             step=self.now.step,
             steps_per_epoch=self.per_epoch,
             epochs=self.config.epochs,
@@ -80,13 +80,13 @@ class _Run:
             first=self.ranks.rank * share + micro * self.plan.per_process,
         )
 
-    def go(self) -> Moment:
+    def go(self) -> StepInfo:
         """Run to the end."""
         if self.now.step >= self.total and not self._unscored():
             return self.at()
         if self.ranks.main:
             self.record = Record(
-                self.place, self.at(), total=self.total, tensorboard=self.config.tensorboard
+                self.context, self.at(), total=self.total, tensorboard=self.config.tensorboard
             )
         try:
             with StopSignals(self.ranks) as signals:
@@ -179,7 +179,7 @@ class _Run:
         lost = self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE
         if fault is None and not lost:
             return
-        path = self.place.checkpoints / FAILED
+        path = self.context.checkpoints / FAILED
         self.now.write(path)
         if fault is None:
             raise UserError(
@@ -215,7 +215,7 @@ class _Run:
         A run that is killed in between takes its last steps again and so writes all of them.
         """
         self._check()
-        folder = self.place.checkpoints
+        folder = self.context.checkpoints
         if self.ranks.main:
             for name in [*further, *([LAST] if last else [])]:
                 if name != BEST:
@@ -242,7 +242,7 @@ class _Run:
 
     def _wrap(self) -> nn.Module:
         model = self.learner.model
-        if self.place.machine.compile:
+        if self.context.machine.compile:
             model.compile()
         if self.ranks.world == 1:
             return model
@@ -266,7 +266,7 @@ class _Run:
             start=self.now.step,
             stop=self.total,
         )
-        workers, pin = self.place.machine.workers, self.device.type == "cuda"
+        workers, pin = self.context.machine.workers, self.device.type == "cuda"
         for batch in loader(self.samples, sampler, workers=workers, pin=pin):
             self.faults.add(batch.faults)
             yield batch._replace(data=to_device(batch.data, self.device))

@@ -21,7 +21,7 @@ from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import atomic_path, value_digest, write_json
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_option
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from mimbench.vit.weights import VitSpec, VitWeights
 from pretrain.checkpoints.layouts import to_official
 from pretrain.checkpoints.stored import CARD, MODEL, StoredModel, read_model
@@ -32,7 +32,7 @@ ENCODER, TEACHER_ENCODER = "encoder.safetensors", "encoder-teacher.safetensors"
 
 
 def write_export(
-    out: Path, config: Config, model: MaskedAutoencoder, teacher: nn.Module | None, at: Moment
+    out: Path, config: Config, model: MaskedAutoencoder, teacher: nn.Module | None, at: StepInfo
 ) -> None:
     """Write the encoders alone, as the suite reads them, and the whole model with its card."""
     source = value_digest({"config": config.digest(), "step": at.step})

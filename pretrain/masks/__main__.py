@@ -21,7 +21,7 @@ from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_option
 from mimbench.system.progress import track
 from pretrain.viewing.annotations import Cover, find_annotations
-from pretrain.viewing.laboratory import Observer, Sight, Variant, draw, variants
+from pretrain.viewing.laboratory import Observation, Observer, Variant, draw, variants
 from pretrain.viewing.mask_figures import show_masks, show_statistics
 from pretrain.viewing.mask_statistics import Row, describe, find_images
 
@@ -82,11 +82,11 @@ def called(checkpoint: Path) -> str:
 def show(args: argparse.Namespace) -> None:
     """Draw the figure of masks."""
     observer = Observer(args.checkpoint, num_heads=args.num_heads, size=args.image_size)
-    sight = observer.look(observer.load(args.images))
-    masks = {v.label: draw(v, sight, args.seed) for v in usable(observer, args.ratio)}
+    observation = observer.look(observer.load(args.images))
+    masks = {v.label: draw(v, observation, args.seed) for v in usable(observer, args.ratio)}
     title = f"What each strategy hides, as seen by {called(args.checkpoint)}"
     names = [path.stem if len(path.stem) <= 18 else f"…{path.stem[-16:]}" for path in args.images]
-    show_masks(args.out, sight, masks, title=title, names=names)
+    show_masks(args.out, observation, masks, title=title, names=names)
     logger.info("%s: %d images, %d strategies", args.out, len(args.images), len(masks))
 
 
@@ -110,15 +110,15 @@ def measure(
     """Return the statistics of every strategy over a set of images."""
     chosen = usable(observer, ratio)
     drawn: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}
-    sights: list[Sight] = []
+    observations: list[Observation] = []
     batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
     for number, part in enumerate(track(batches, "looking")):
-        sight = observer.look(observer.load(part))
-        sights.append(sight)
+        observation = observer.look(observer.load(part))
+        observations.append(observation)
         for variant in chosen:
             seeds = [seed + DRAWS * number + k for k in range(DRAWS)]
-            drawn[variant.label].append(torch.stack([draw(variant, sight, s) for s in seeds]))
-    losses = [s.loss for s in sights if s.loss is not None]
+            drawn[variant.label].append(torch.stack([draw(variant, observation, s) for s in seeds]))
+    losses = [s.loss for s in observations if s.loss is not None]
     loss = torch.cat(losses) if losses else None
     weights = None if cover is None else cover.weights
     return [

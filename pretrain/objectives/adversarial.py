@@ -13,7 +13,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.runtime import all_reduce_mean
 from mimbench.system.seeds import derive_seed
 from mimbench.training.batches import Batch
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from mimbench.training.optim import set_lr
 from mimbench.vit.backbone import Backbone, build_backbone
 from pretrain.checkpoints.stored import read_model
@@ -71,7 +71,7 @@ class AdversarialPretraining(Pretraining):
         """Tell whether the moving average takes the scorer's place."""
         return self.strategy.scorer is None
 
-    def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         """Return the step's losses after the critic has had its turn."""
         normalised, patches = self.prepare(batch)
         attention = self.salience(batch.data, patches)
@@ -108,7 +108,7 @@ class AdversarialPretraining(Pretraining):
             return (self.rival(shown(sample, self.strategy.maps)) - 1).square().mean()
 
     def train_rival(
-        self, attention: Tensor, mask_input: MaskInput, at: Moment
+        self, attention: Tensor, mask_input: MaskInput, at: StepInfo
     ) -> dict[str, Tensor]:
         """Let the critic learn from this micro-batch; after the last one it takes its step."""
         world = dist.get_world_size() if dist.is_initialized() else 1
@@ -132,7 +132,7 @@ class AdversarialPretraining(Pretraining):
             self.step_rival(at)
         return {"critic_rectangles": real_loss.detach(), "critic_samples": fake_loss.detach()}
 
-    def step_rival(self, at: Moment) -> None:
+    def step_rival(self, at: StepInfo) -> None:
         """Take the critic's step on the gradients of all processes."""
         for parameter in self.rival.parameters():
             assert parameter.grad is not None

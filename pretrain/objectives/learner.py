@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mimbench.system.seeds import derive_seed
 from mimbench.training.batches import Batch
-from mimbench.training.learner import LAST, Learner, Moment
+from mimbench.training.learner import LAST, Learner, StepInfo
 from mimbench.training.optim import Schedule, scaled_lr
 from pretrain import masks
 from pretrain.checkpoints.export import write_export
@@ -93,11 +93,11 @@ class Pretraining(Learner):
         """Tell whether the masks follow what the teacher sees."""
         return bool(self.strategy.needs & {"difficulty", "attention"})
 
-    def rate(self, at: Moment) -> float:
+    def rate(self, at: StepInfo) -> float:
         """Return the learning rate."""
         return self.schedule(at.fraction)
 
-    def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         """Return the step's losses, and how well predicted losses order the true ones."""
         normalised, patches = self.prepare(batch)
         mask_input, views = self.look(patches, normalised, at)
@@ -115,7 +115,7 @@ class Pretraining(Learner):
         return normalised, to_patches(normalised, self.spec.patch_size)
 
     def look(
-        self, patches: Tensor, normalised: Tensor, at: Moment
+        self, patches: Tensor, normalised: Tensor, at: StepInfo
     ) -> tuple[masks.MaskInput, Views | None]:
         """Ask the teacher for what mask and target need at this moment, and for nothing else."""
         config, needs = self.config.teacher, self.strategy.needs
@@ -182,14 +182,14 @@ class Pretraining(Learner):
             "rank_correlation": rank_correlation(outputs.difficulty, signs),
         }
 
-    def after_update(self, at: Moment) -> None:
+    def after_update(self, at: StepInfo) -> None:
         """Let the teacher follow, once for each optimizer step."""
         if self.teacher is not None:
             # `at` already counts the step just taken: its epoch is that of the step before
             epoch = (at.step - 1) // at.steps_per_epoch
             self.teacher.follow(self.config.teacher.decay(epoch))
 
-    def saved(self, checkpoint: Path, at: Moment) -> None:
+    def saved(self, checkpoint: Path, at: StepInfo) -> None:
         """Write what other programs read: the encoders, and the whole model."""
         out = self.out if checkpoint.name == LAST else self.out / checkpoint.stem
         write_export(out, self.config, self.student, self.teacher, at)

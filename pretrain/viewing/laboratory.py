@@ -41,7 +41,7 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
+class Observation:
     """What a checkpoint says about a batch of images."""
 
     images: Tensor
@@ -105,7 +105,7 @@ class Observer:
         return torch.stack([fit_image(read(path), self.size) for path in paths]).float() / 255
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> Sight:
+    def look(self, images: Tensor) -> Observation:
         """Return what the checkpoint says about images in [0, 1]."""
         if self.backbone is not None:
             heads = backbone_attention(self.backbone, images)
@@ -121,11 +121,11 @@ class Observer:
 
     def _sight(
         self, images: Tensor, heads: Tensor, difficulty: Tensor | None, loss: Tensor | None
-    ) -> Sight:
+    ) -> Observation:
         chances = None
         if self.generator is not None:
             chances = self.generator(heads, self.grid)
-        return Sight(
+        return Observation(
             images=images,
             grid=self.grid,
             attention=heads.mean(dim=1),
@@ -221,6 +221,6 @@ def variants(ratio: float | None, grid: tuple[int, int]) -> list[Variant]:
     return found
 
 
-def draw(variant: Variant, sight: Sight, seed: int) -> Tensor:
+def draw(variant: Variant, observation: Observation, seed: int) -> Tensor:
     """Return the variant's masks (b, n) for what was seen."""
-    return variant.strategy(sight.input(), torch.Generator().manual_seed(seed))
+    return variant.strategy(observation.input(), torch.Generator().manual_seed(seed))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mimbench.system.files import atomic_path
-from pretrain.viewing.laboratory import Sight
+from pretrain.viewing.laboratory import Observation
 from pretrain.viewing.mask_statistics import Row
 
 INK, FAINT, PAPER, VEIL = "#1b1f24", "#6b7280", "#ffffff", "#e7e5df"
@@ -27,16 +27,21 @@ LEGEND = (
 
 
 def show_masks(
-    path: Path, sight: Sight, masks: Mapping[str, Tensor], *, title: str, names: Sequence[str]
+    path: Path,
+    observation: Observation,
+    masks: Mapping[str, Tensor],
+    *,
+    title: str,
+    names: Sequence[str],
 ) -> None:
     """Draw each image in a row: itself, what the checkpoint says of it, and every strategy's mask."""
     # only its order counts, and one patch often outshines all others
-    guides = {"attention\n(rank)": sight.attention.argsort(dim=1).argsort(dim=1).float()}
-    if sight.difficulty is not None:
-        guides["predicted loss"] = sight.difficulty
-    if sight.log_probability is not None:
-        guides["generator"] = sight.log_probability.exp()
-    rows, columns = len(sight.images), 1 + len(guides) + len(masks)
+    guides = {"attention\n(rank)": observation.attention.argsort(dim=1).argsort(dim=1).float()}
+    if observation.difficulty is not None:
+        guides["predicted loss"] = observation.difficulty
+    if observation.log_probability is not None:
+        guides["generator"] = observation.log_probability.exp()
+    rows, columns = len(observation.images), 1 + len(guides) + len(masks)
     width, height = columns * CELL + 0.9, rows * CELL + 1.15
     with mpl.rc_context(FONT):
         figure = _figure(width, height)
@@ -51,15 +56,15 @@ def show_masks(
                 (x, top - (row * CELL + side) / height, side / width, side / height)
             )
 
-        for row, image in enumerate(sight.images):
+        for row, image in enumerate(observation.images):
             picture = image.permute(1, 2, 0).numpy()
             first = axes(row, 0)
             _picture(first, picture)
             first.set_ylabel(names[row], fontsize=6.5, color=FAINT, labelpad=4)
             for column, values in enumerate(guides.values(), start=1):
-                _heat(axes(row, column), values[row].unflatten(0, sight.grid).numpy())
+                _heat(axes(row, column), values[row].unflatten(0, observation.grid).numpy())
             for column, mask in enumerate(masks.values(), start=1 + len(guides)):
-                _picture(axes(row, column), veiled(picture, mask[row], sight.grid))
+                _picture(axes(row, column), veiled(picture, mask[row], observation.grid))
         labels = ["image", *guides, *masks]
         for column, axis in enumerate(figure.axes[:columns]):
             shares = [] if column <= len(guides) else [masks[labels[column]].float().mean().item()]

@@ -25,7 +25,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.memory import Halving, is_out_of_memory
 from mimbench.system.runtime import Ranks, process_group
-from mimbench.training.loop import LoopConfig, Place, fit
+from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
 from mimbench.vit.weights import VitWeights
 from transfer.classification.recipes import Recipe
@@ -71,7 +71,7 @@ def train_classifier(
         # made anew, so that a failed attempt leaves nothing behind; fit restores what was saved
         learner = learner or FineTune(weights, config, val, ranks)
         most = micro_batch(recipe.batch, ranks.world, size, even=mixes)
-        place = Place(
+        context = RunContext(
             out=out,
             digest=digest,
             ranks=ranks,
@@ -79,7 +79,7 @@ def train_classifier(
             label="fine-tune",
         )
         samples = TrainImages(train, train_transform(config, learner.spec))
-        fit(learner, samples, loop_config(config, recipe), place)
+        fit(learner, samples, loop_config(config, recipe), context)
         return learner
 
     if ranks.world == 1:

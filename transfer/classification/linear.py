@@ -29,7 +29,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.runtime import Ranks, process_group
 from mimbench.task import Machine
-from mimbench.training.loop import LoopConfig, Place, fit
+from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
 from mimbench.vit.weights import VitWeights
 from transfer.classification.heads import Config, head_name
@@ -73,7 +73,7 @@ def train_probe(
         kept, held = hold_out(train.labels, config.holdout, seed=config.seed)
         chooser, train = scored(train.subset(held)), train.subset(kept)
     probe = Probe(weights, config, on_val, chooser, ranks)
-    place = Place(
+    context = RunContext(
         out=out,
         digest=digest,
         ranks=ranks,
@@ -93,7 +93,7 @@ def train_probe(
         log_every=20,
         tensorboard=False,
     )
-    fit(probe, TrainImages(train, config.crop.transform(config.image_size)), loop, place)
+    fit(probe, TrainImages(train, config.crop.transform(config.image_size)), loop, context)
     return _report(probe, config, out, ranks)
 
 

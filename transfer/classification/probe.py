@@ -13,7 +13,7 @@ from mimbench.features.storage import describe
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.memory import Halving
 from mimbench.system.runtime import Ranks, pick_device
-from mimbench.training.loop import Learner, Moment
+from mimbench.training.loop import Learner, StepInfo
 from mimbench.training.optim import Schedule
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitWeights
@@ -56,7 +56,7 @@ class Probe(Learner):
         self.room = Halving(size=config.machine.max_batch)
         self.history: dict[str, list[float]] = {}
 
-    def loss(self, model: nn.Module, batch: Any, at: Moment) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Any, at: StepInfo) -> dict[str, Tensor]:
         """Return the sum of all heads' losses: their gradients do not meet."""
         del at
         pixels, labels = batch.data
@@ -69,21 +69,21 @@ class Probe(Learner):
         losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(heads), reduction="none")
         return {"loss": losses.view(heads, -1).mean(dim=1).sum()}
 
-    def rate(self, at: Moment) -> float:
+    def rate(self, at: StepInfo) -> float:
         """Return the common factor of all heads' learning rates."""
         return self.schedule(at.fraction)
 
-    def after_update(self, at: Moment) -> None:
+    def after_update(self, at: StepInfo) -> None:
         """Move the running statistics."""
         del at
         self.heads.end_step()
 
-    def unscored(self, at: Moment) -> bool:
+    def unscored(self, at: StepInfo) -> bool:
         """Tell whether val is due for the epoch that ended, and not scored yet."""
         due = at.epoch % self.config.eval_every == 0 or at.step >= at.steps
         return due and str(at.epoch) not in self.history
 
-    def end_epoch(self, at: Moment) -> dict[str, float]:
+    def end_epoch(self, at: StepInfo) -> dict[str, float]:
         """Score every head on val."""
         if not self.unscored(at):
             return {"top1": self.best_so_far()}

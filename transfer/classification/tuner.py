@@ -14,7 +14,7 @@ from mimbench.features.protocol import ImageConfig
 from mimbench.scores.metrics import top_percent
 from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
 from mimbench.training.batches import Batch
-from mimbench.training.loop import Learner, Moment
+from mimbench.training.loop import Learner, StepInfo
 from mimbench.training.optim import Schedule, layer_decay_groups, scaled_lr
 from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.classification.classifier import Pool, at_size, build_classifier
@@ -129,7 +129,7 @@ class FineTune(Learner):
         self.history: dict[str, list[float]] = {}
         self.ranked = torch.empty(0)
 
-    def loss(self, model: nn.Module, batch: Any, at: Moment) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Any, at: StepInfo) -> dict[str, Tensor]:
         """Return the soft-target cross-entropy of one mixed micro-batch."""
         del at
         images, labels = batch.data
@@ -139,16 +139,16 @@ class FineTune(Learner):
             images, labels = self.mix(images, labels)
         return {"loss": self.criterion(model(images).float(), labels)}
 
-    def rate(self, at: Moment) -> float:
+    def rate(self, at: StepInfo) -> float:
         """Return the learning rate of the last layer."""
         return self.schedule(at.fraction)
 
-    def unscored(self, at: Moment) -> bool:
+    def unscored(self, at: StepInfo) -> bool:
         """Tell whether val is due for the epoch that ended, and not scored yet."""
         due = at.epoch % self.config.eval_every == 0 or at.step >= at.steps
         return due and str(at.epoch) not in self.history
 
-    def end_epoch(self, at: Moment) -> dict[str, float]:
+    def end_epoch(self, at: StepInfo) -> dict[str, float]:
         """Score val when it is due."""
         if self.unscored(at):
             ranked = self.predict()
@@ -167,7 +167,7 @@ class FineTune(Learner):
             images = torch.zeros(size, 3, side, side, device=self.device)
             labels = torch.zeros(size, dtype=torch.int64, device=self.device)
             batch = Batch(torch.arange(size), [images, labels], ())
-            start = Moment(step=0, steps_per_epoch=1, epochs=1, batch=size)
+            start = StepInfo(step=0, steps_per_epoch=1, epochs=1, batch=size)
             with autocast(self.device, self.config.precision):
                 loss = self.loss(self.model, batch, start)["loss"]
             loss.backward()

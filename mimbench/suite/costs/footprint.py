@@ -50,7 +50,7 @@ class Footprint:
 
 def footprint(cell: Cell) -> Footprint:
     """Return what a cell takes at least."""
-    spec, config = cell.contestant.spec, cell.order.config
+    spec, config = cell.candidate.spec, cell.order.config
     if spec is None:
         return Footprint()
     parameters = sum(math.prod(shape) for shape in shapes(spec).values())
@@ -116,7 +116,7 @@ def features_mb(needs: Iterable[tuple[Cell, Footprint]]) -> float:
     """Return what the features of all cells take in the cache: those of a checkpoint share theirs."""
     banks: dict[str, float] = {}
     for cell, need in needs:
-        banks[cell.contestant.folder] = max(banks.get(cell.contestant.folder, 0.0), need.cache)
+        banks[cell.candidate.folder] = max(banks.get(cell.candidate.folder, 0.0), need.cache)
     return sum(banks.values())
 
 

@@ -96,7 +96,7 @@ def forecast(
 
 def kind_of(cell: Cell) -> Kind:
     """Return what cells of like cost share: benchmark, protocol, shape of the model."""
-    return cell.order.benchmark, cell.protocol, cell.contestant.weights.get("model", "")
+    return cell.order.benchmark, cell.protocol, cell.candidate.weights.get("model", "")
 
 
 def lessons(cells: Sequence[Cell], took: Mapping[str, float]) -> dict[Kind, Forecast]:
@@ -137,7 +137,7 @@ def measure(
     """
     logger.info("%s: measuring for at most %.0f s", cell.label, patience)
     seen = observe(cell, cell.order, patience, command, slot)
-    who = cell.contestant.folder
+    who = cell.candidate.folder
     if seen.pace and seen.code is None:
         stages[who, cell.order.benchmark] = seen.pace.label
     told = Forecast(

@@ -26,13 +26,11 @@ def longest_first(cells: Sequence[Cell], groups: Mapping[str, str]) -> list[Cell
     Side by side, short cells fill the gaps that long ones leave; and what the first checkpoint took
     is known by the time the second one starts.
     """
-    place = {
-        folder: i for i, folder in enumerate(dict.fromkeys(c.contestant.folder for c in cells))
-    }
+    place = {folder: i for i, folder in enumerate(dict.fromkeys(c.candidate.folder for c in cells))}
     return sorted(
         cells,
         key=lambda c: (
-            place[c.contestant.folder],
+            place[c.candidate.folder],
             WEIGHT.get(groups.get(c.order.benchmark, ""), len(WEIGHT)),
         ),
     )

@@ -43,10 +43,8 @@ def levels(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Return cells in waves: each wave waits for the one before it."""
     rest, waves = list(cells), []
     while rest:
-        names = {(c.contestant.folder, c.order.benchmark) for c in rest}
-        free = [
-            c for c in rest if not any((c.contestant.folder, name) in names for name in c.after)
-        ]
+        names = {(c.candidate.folder, c.order.benchmark) for c in rest}
+        free = [c for c in rest if not any((c.candidate.folder, name) in names for name in c.after)]
         waves.append(free or rest)
         rest = [c for c in rest if c not in waves[-1]]
     return waves

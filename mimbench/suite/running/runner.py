@@ -166,7 +166,7 @@ def _announce(cell: Cell, watcher: Watcher | None) -> None:
 def _blocked(cell: Cell, busy: Sequence[Cell]) -> bool:
     """A cell waits for the benchmarks it names in `after`, on the same checkpoint."""
     return any(
-        other.order.benchmark in cell.after and other.contestant == cell.contestant
+        other.order.benchmark in cell.after and other.candidate == cell.candidate
         for other in busy
         if other is not cell
     )
@@ -206,7 +206,7 @@ def record_failure(cell: Cell, error: str) -> None:
         protocol=cell.protocol,
         metrics={},
         config={"dataset": cell.order.dataset},
-        weights=cell.contestant.weights,
+        weights=cell.candidate.weights,
         status="failed",
         error=error,
         provenance=provenance(device="", seed=0, seconds=0.0, peak_memory_mb=0.0),

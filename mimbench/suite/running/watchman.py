@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mimbench.benchmarks.cells import Cell, Contestant, finished
+from mimbench.benchmarks.cells import Candidate, Cell, finished
 from mimbench.benchmarks.locations import SAMPLES
 from mimbench.benchmarks.survey import child_environment
 from mimbench.system.errors import UserError
@@ -20,8 +20,8 @@ VERDICT = "canary.json"
 def watch(cells: Sequence[Cell], device: str) -> None:
     """Refuse to go on if a checkpoint with work to do has a fault; verdicts are kept beside results."""
     faulty = []
-    for who in {cell.contestant.folder: cell.contestant for cell in cells}.values():
-        mine = [c for c in cells if c.contestant.folder == who.folder]
+    for who in {cell.candidate.folder: cell.candidate for cell in cells}.values():
+        mine = [c for c in cells if c.candidate.folder == who.folder]
         left = [c for c in mine if not c.problem and not finished(c)]
         labelled = [
             c for c in mine if c.order.dataset.removeprefix("own-") in LABELLED and not c.problem
@@ -42,7 +42,7 @@ def watch(cells: Sequence[Cell], device: str) -> None:
         )
 
 
-def _sound(who: Contestant, verdict: Path, cell: Cell, device: str) -> bool:
+def _sound(who: Candidate, verdict: Path, cell: Cell, device: str) -> bool:
     if verdict.is_file():
         told = json.loads(verdict.read_text())
         if told["digest"] == who.weights["digest"] and not told["faults"]:

@@ -72,7 +72,7 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LawConfig:
+class AmountConfig:
     """How much of a global crop is hidden, drawn anew."""
 
     ratio: float = 0.3
@@ -122,7 +122,7 @@ class DistillConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     mask: Mapping[str, Any] = field(default_factory=lambda: {"name": "attention"})
-    law: LawConfig = field(default_factory=LawConfig)
+    amount: AmountConfig = field(default_factory=AmountConfig)
     teacher_momentum: float = 0.996
     """At the first step; it rises to 1 on half a cosine."""
     data: ViewsConfig = field(default_factory=ViewsConfig)

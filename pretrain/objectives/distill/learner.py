@@ -12,14 +12,14 @@ from mimbench.checkpoints.files import write_weights
 from mimbench.system.files import value_digest
 from mimbench.system.seeds import derive_seed
 from mimbench.training.batches import Batch
-from mimbench.training.learner import LAST, Learner, Moment
+from mimbench.training.learner import LAST, Learner, StepInfo
 from mimbench.training.optim import Schedule, scaled_lr
 from mimbench.vit.weights import VitWeights
 from pretrain import masks
 from pretrain.checkpoints.export import ENCODER, TEACHER_ENCODER
 from pretrain.masks import Amount, MaskInput
-from pretrain.objectives.distill.config import DistillConfig, LawConfig
-from pretrain.objectives.distill.loss import GLOBALS, DistillLoss, Said
+from pretrain.objectives.distill.config import AmountConfig, DistillConfig
+from pretrain.objectives.distill.loss import GLOBALS, DistillLoss, Logits
 from pretrain.objectives.distill.model import Network, Student, Teacher
 from pretrain.objectives.learner import parameter_groups
 
@@ -63,17 +63,17 @@ class Distillation(Learner):
         self.mean = torch.tensor(self.spec.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(self.spec.std, device=device).view(3, 1, 1)
 
-    def rate(self, at: Moment) -> float:
+    def rate(self, at: StepInfo) -> float:
         """Return the learning rate."""
         return self.schedule(at.fraction)
 
-    def loss(self, model: nn.Module, batch: Batch, at: Moment) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         """Return the loss of a batch of multi-crop images, and its terms."""
         images = self.crops(batch.data["global"])
         local = self.crops(batch.data["local"]) if "local" in batch.data else None
         said, attention = self.teacher(images, attention="attention" in self.strategy.needs)
         mask = self.hide(attention, len(images) // GLOBALS, at)
-        student: Said = model(images, mask, local)
+        student: Logits = model(images, mask, local)
         temperature = self.config.objective.temperature(at.epoch)
         figures = self.criterion(student, said, mask, temperature)
         return {**figures, "hidden": mask.float().mean()}
@@ -83,7 +83,7 @@ class Distillation(Learner):
         flat = images.transpose(0, 1).flatten(0, 1)
         return (flat.float() / 255 - self.mean) / self.std
 
-    def hide(self, attention: Tensor | None, images: int, at: Moment) -> Tensor:
+    def hide(self, attention: Tensor | None, images: int, at: StepInfo) -> Tensor:
         """Return the masks (2 b, n) of both global crops, in the crops' order."""
         rows = [None] * GLOBALS if attention is None else list(attention.chunk(GLOBALS))
         found = []
@@ -98,14 +98,14 @@ class Distillation(Learner):
                 first=at.first,
                 whole=at.batch,
             )
-            amount = draw(self.config.law, inp, self._shares(at), self._seeded(at, 3, crop))
-            if at.epoch < self.config.law.start_epoch:
+            amount = draw(self.config.amount, inp, self._shares(at), self._seeded(at, 3, crop))
+            if at.epoch < self.config.amount.start_epoch:
                 amount = Amount(share=torch.zeros_like(amount.share), again=0.0)
             inp = replace(inp, amount=amount)
             found.append(self.strategy(inp, self._seeded(at, 1, crop)))
         return torch.cat(found)
 
-    def _shares(self, at: Moment) -> tuple[float, float]:
+    def _shares(self, at: StepInfo) -> tuple[float, float]:
         """Return the step's two draws from [0, 1): on the host, which needs to know them."""
         generator = torch.Generator().manual_seed(
             derive_seed(self.config.training.seed, at.step, 2)
@@ -113,11 +113,11 @@ class Distillation(Learner):
         one, other = torch.rand(2, generator=generator).tolist()
         return one, other
 
-    def _seeded(self, at: Moment, *parts: int) -> torch.Generator:
+    def _seeded(self, at: StepInfo, *parts: int) -> torch.Generator:
         seed = derive_seed(self.config.training.seed, at.step, *parts)
         return torch.Generator(self.device).manual_seed(seed)
 
-    def before_update(self, at: Moment) -> None:
+    def before_update(self, at: StepInfo) -> None:
         """Clip each tensor's gradient, keep the last layer still at first, move the weight decay."""
         o = self.config.optimizer
         if at.epoch < o.freeze_last_epochs:
@@ -129,13 +129,13 @@ class Distillation(Learner):
         decay = cosine(o.weight_decay, o.weight_decay_end, at.step / at.steps)
         self.optimizer.param_groups[0]["weight_decay"] = decay
 
-    def after_update(self, at: Moment) -> None:
+    def after_update(self, at: StepInfo) -> None:
         """Let teacher and centres follow."""
         # `at` already counts the step just taken
         self.teacher.follow(cosine(self.config.teacher_momentum, 1.0, (at.step - 1) / at.steps))
         self.criterion.follow()
 
-    def saved(self, checkpoint: Path, at: Moment) -> None:
+    def saved(self, checkpoint: Path, at: StepInfo) -> None:
         """Write both encoders; published evaluations take the teacher's."""
         out = self.out if checkpoint.name == LAST else self.out / checkpoint.stem
         source = value_digest({"config": self.config.digest(), "step": at.step})
@@ -164,19 +164,19 @@ class Distillation(Learner):
 
 
 def draw(
-    law: LawConfig, inp: MaskInput, step: tuple[float, float], crop: torch.Generator
+    amount: AmountConfig, inp: MaskInput, step: tuple[float, float], crop: torch.Generator
 ) -> Amount:
     """Return how much of each of one crop's images is hidden.
 
     Args:
-        law: The distribution.
+        amount: The distribution.
         inp: Which images of the effective batch these are.
         step: Two numbers from [0, 1) that both crops of a step share.
         crop: A generator that differs between them.
     """
-    low, width = law.ratio - law.spread, 2 * law.spread
+    low, width = amount.ratio - amount.spread, 2 * amount.spread
     share, again = (low + width * number for number in step)
-    masked = inp.uniform(crop, 1).flatten() < law.probability
+    masked = inp.uniform(crop, 1).flatten() < amount.probability
     each = inp.uniform(crop, 1).flatten()
-    shares = low + width * each if law.per == "crop" else torch.full_like(each, share)
+    shares = low + width * each if amount.per == "crop" else torch.full_like(each, share)
     return Amount(share=torch.where(masked, shares, 0.0), again=again)

@@ -15,7 +15,7 @@ from pretrain.objectives.distill.config import ObjectiveConfig
 GLOBALS = 2
 
 
-class Said(NamedTuple):
+class Logits(NamedTuple):
     """Logits of one network."""
 
     cls: Tensor
@@ -40,7 +40,7 @@ class DistillLoss(nn.Module):
         self.seen: list[tuple[Tensor, Tensor | None]] = []
 
     def forward(
-        self, student: Said, teacher: Said, mask: Tensor, temperature: float
+        self, student: Logits, teacher: Logits, mask: Tensor, temperature: float
     ) -> dict[str, Tensor]:
         """Return the weighted sum and its terms; note what the centres will follow.
 
@@ -60,7 +60,7 @@ class DistillLoss(nn.Module):
         self.note(teacher)
         return {"loss": total, **figures}
 
-    def class_loss(self, student: Said, teacher: Said, temperature: float) -> Tensor:
+    def class_loss(self, student: Logits, teacher: Logits, temperature: float) -> Tensor:
         """Return the mean over all pairs of a teacher's crop and another crop of the student's."""
         said = student.cls if student.local is None else torch.cat([student.cls, student.local])
         log_q = (said.float() / self.config.student_temperature).log_softmax(dim=-1)
@@ -84,7 +84,7 @@ class DistillLoss(nn.Module):
         return (each.sum(1) / mask.sum(1).clamp(min=1)).mean()
 
     @torch.no_grad()
-    def note(self, teacher: Said) -> None:
+    def note(self, teacher: Logits) -> None:
         """Remember this micro-batch's mean logits until the step is complete."""
         patches = None if teacher.patches is None else teacher.patches.float().mean((0, 1))
         self.seen.append((teacher.cls.float().mean(0), patches))

@@ -12,7 +12,7 @@ from mimbench.vit.weights import VitSpec
 from pretrain.models.attention import vit_attention
 from pretrain.objectives.distill.config import HeadConfig
 from pretrain.objectives.distill.head import Head
-from pretrain.objectives.distill.loss import Said
+from pretrain.objectives.distill.loss import Logits
 
 
 class MaskableVit(Vit):
@@ -56,7 +56,7 @@ class Student(Network):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, spec.embed_dim))
         self.patches = patches
 
-    def forward(self, images: Tensor, mask: Tensor, local: Tensor | None) -> Said:
+    def forward(self, images: Tensor, mask: Tensor, local: Tensor | None) -> Logits:
         """Return logits.
 
         Args:
@@ -72,7 +72,7 @@ class Student(Network):
             grid = (local.shape[2] // p, local.shape[3] // p)
             said = self.head(vit.finish(vit.embed(local), grid)[:, 0])
         patches = self.head.patches(tokens[:, 1:]) if self.patches else None
-        return Said(self.head(tokens[:, 0]), patches, said)
+        return Logits(self.head(tokens[:, 0]), patches, said)
 
 
 class Teacher(Network):
@@ -88,7 +88,7 @@ class Teacher(Network):
         self.patches = student.patches
 
     @torch.no_grad()
-    def forward(self, images: Tensor, *, attention: bool) -> tuple[Said, Tensor | None]:
+    def forward(self, images: Tensor, *, attention: bool) -> tuple[Logits, Tensor | None]:
         """Return logits, and if asked for the class token's attention (2 b, n), mean over heads."""
         vit, grid = self.backbone, self.spec.grid
         x, first, row = vit.embed(images), 0, None
@@ -99,7 +99,7 @@ class Teacher(Network):
             row = vit_attention(vit, x, grid).mean(dim=1)
         tokens = vit.finish(x, grid, first)
         patches = self.head.patches(tokens[:, 1:]) if self.patches else None
-        return Said(self.head(tokens[:, 0]), patches), row
+        return Logits(self.head(tokens[:, 0]), patches), row
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:

@@ -19,19 +19,19 @@ from mimbench.system.config import from_mapping
 from mimbench.system.runtime import Ranks
 from mimbench.task import Machine, load_task
 from mimbench.training.batches import Batch, StepSampler
-from mimbench.training.learner import Moment, Place
+from mimbench.training.learner import RunContext, StepInfo
 from mimbench.training.loop import _Run
 from mimbench.training.optim import plan_batch
 from mimbench.training.watch import LossWatch
 from mimbench.vit.weights import VitSpec, random_weights
 from pretrain import masks
 from pretrain.objectives.learner import Pretraining
-from tests.tiny_pretrain import images, learner, rng, tiny
+from tests.support.tiny_pretrain import images, learner, rng, tiny
 
 # 17 -----------------------------------------------------------------------------------------------
 
 
-def test_17_prediction_learns_and_its_masks_are_harder() -> None:
+def test_prediction_learns_and_its_masks_are_harder() -> None:
     """On images of which some patches are flat and some are noise."""
     run = learner("objective.target=pixels", "optimizer.base_lr=1")
     generator = rng(3)
@@ -47,17 +47,17 @@ def test_17_prediction_learns_and_its_masks_are_harder() -> None:
         return Batch(torch.arange(16), data, ())
 
     for step in range(60):
-        at = Moment(step=step, steps_per_epoch=60, epochs=1, batch=16)
+        at = StepInfo(step=step, steps_per_epoch=60, epochs=1, batch=16)
         figures = run.loss(run.student, batch(), at)
         run.optimizer.zero_grad()
         figures["loss"].backward()
         run.optimizer.step()
-        run.after_update(Moment(step=step + 1, steps_per_epoch=60, epochs=1, batch=16))
+        run.after_update(StepInfo(step=step + 1, steps_per_epoch=60, epochs=1, batch=16))
     assert figures["loss_prediction"] < math.log(2)
     assert figures["rank_correlation"] > 0.2
     assert run.teacher is not None
     run.teacher.follow(0.0)
-    last = Moment(step=1999, steps_per_epoch=10, epochs=200, batch=16)
+    last = StepInfo(step=1999, steps_per_epoch=10, epochs=200, batch=16)
     fixed = batch()
     guided = run.loss(run.student, fixed, last)["reconstruction"]
     run.strategy = masks.build({"name": "random"})
@@ -94,8 +94,8 @@ def test_a_step_reads_nothing_back_from_the_device(
     config = tiny(*change, "training.batch=4", "training.log_every=4", "training.save_every=0")
     own = Pretraining(config, meta, out=tmp_path)
     samples = Pictures(40)
-    place = Place(out=tmp_path, digest="d", machine=Machine(workers=0, max_batch=2))
-    run = _Run(own, samples, config.loop(), place)
+    context = RunContext(out=tmp_path, digest="d", machine=Machine(workers=0, max_batch=2))
+    run = _Run(own, samples, config.loop(), context)
     # the device's own flag stops a fused optimizer, so that the host need not look
     monkeypatch.setattr(LossWatch, "always", property(lambda self: False))
     batches = iter(batch._replace(data=batch.data.to(meta)) for batch in map(images, [2] * 8))
@@ -128,13 +128,13 @@ class Pictures:
 # 18 -----------------------------------------------------------------------------------------------
 
 
-def test_18_every_image_of_a_full_epoch_is_seen_once() -> None:
+def test_every_image_of_a_full_epoch_is_seen_once() -> None:
     sampler = StepSampler(40, 8, plan_batch(8, world=1, at_most=4), Ranks(), 0, 0, 5)
     assert sorted(i for batch in sampler for _, i in batch) == list(range(40))
 
 
 @pytest.mark.parametrize("task", ["knn.classify", "transfer.classification.linear"])
-def test_18_every_validation_image_is_scored_with_its_own_label(
+def test_every_validation_image_is_scored_with_its_own_label(
     task: str,
     painted_images: Callable[..., Path],
     small_spec: VitSpec,

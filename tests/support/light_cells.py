@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mimbench.benchmarks.cells import Cell, Contestant
+from mimbench.benchmarks.cells import Candidate, Cell
 from mimbench.benchmarks.orders import Order
 from mimbench.suite.running.cell_job import CellJob
 from mimbench.suite.running.launch import Slot
@@ -55,7 +55,7 @@ class LightJob(CellJob):
 def cell(
     out: Path, name: str, after: tuple[str, ...] = (), problem: str = "", **config: Any
 ) -> Cell:
-    who = Contestant(
+    who = Candidate(
         path=out / "a.pth",
         weights={"name": "a", "digest": "d" * 64, "format": "hpm", "which": "", "model": "B/16"},
     )
@@ -71,7 +71,7 @@ def cell(
     return Cell(
         order=order,
         folder=out / who.folder / name,
-        contestant=who,
+        candidate=who,
         after=after,
         version=1,
         main_metric="top1",

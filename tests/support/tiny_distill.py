@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from mimbench.training.batches import Batch
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from pretrain.objectives.distill.config import DistillConfig
 from pretrain.objectives.distill.learner import Distillation
 from pretrain.recipes import read_recipe
@@ -53,5 +53,5 @@ def batch(count: int = 4) -> Batch:
     return Batch(torch.arange(count), data, ())
 
 
-def at(step: int = 20) -> Moment:
-    return Moment(step=step, steps_per_epoch=5, epochs=10, batch=4)
+def at(step: int = 20) -> StepInfo:
+    return StepInfo(step=step, steps_per_epoch=5, epochs=10, batch=4)

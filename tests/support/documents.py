@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-ADDING = Path(__file__).parents[1] / "docs" / "adding.md"
+ADDING = Path(__file__).parents[2] / "docs" / "adding.md"
 
 
 def template(heading: str, language: str = "python") -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from mimbench.training.optim import Schedule
 from pretrain.config import read_config
 from pretrain.models.autoencoder import split, take, to_patches
@@ -21,13 +21,13 @@ from pretrain.objectives.reconstruction import (
     rank_correlation,
     relative_loss,
 )
-from tests.tiny_pretrain import images, learner, moment, rng, scored, tiny
+from tests.support.tiny_pretrain import images, learner, rng, scored, step_info, tiny
 
 # 7 ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6])
-def test_7_relative_loss_invariances(epsilon: float) -> None:
+def test_relative_loss_invariances(epsilon: float) -> None:
     def value(s: Tensor, losses: Tensor) -> Tensor:
         return relative_loss(s, pair_signs(losses), epsilon=epsilon)
 
@@ -43,7 +43,7 @@ def test_7_relative_loss_invariances(epsilon: float) -> None:
     assert value(-losses * 1000, losses) > 10
 
 
-def test_7_relative_loss_pairs_ties_and_gradient() -> None:
+def test_relative_loss_pairs_ties_and_gradient() -> None:
     s, losses = scored()
     losses[:, 3] = losses[:, 4]
     s.requires_grad_()
@@ -64,7 +64,7 @@ def test_7_relative_loss_pairs_ties_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("m", [1, 6])
-def test_7_without_any_pair_the_loss_is_zero(m: int) -> None:
+def test_without_any_pair_the_loss_is_zero(m: int) -> None:
     s = torch.randn(2, m, requires_grad=True)
     loss = relative_loss(s, pair_signs(torch.ones(2, m)))
     loss.backward()
@@ -73,7 +73,7 @@ def test_7_without_any_pair_the_loss_is_zero(m: int) -> None:
     assert not s.grad.any()
 
 
-def test_7_badly_wrong_half_precision_pairs_keep_their_gradient() -> None:
+def test_badly_wrong_half_precision_pairs_keep_their_gradient() -> None:
     s = torch.tensor([[-40.0, 40.0]], dtype=torch.float16, requires_grad=True)
     loss = relative_loss(s, pair_signs(torch.tensor([[1.0, 0.0]])))
     loss.backward()
@@ -82,7 +82,7 @@ def test_7_badly_wrong_half_precision_pairs_keep_their_gradient() -> None:
     assert s.grad.abs().sum() == 2
 
 
-def test_7_rank_correlation_is_kendalls_tau() -> None:
+def test_rank_correlation_is_kendalls_tau() -> None:
     _, losses = scored()
     signs = pair_signs(losses)
     assert rank_correlation(losses * 3, signs) == 1
@@ -122,7 +122,7 @@ def groups_with_gradient(run: Pretraining, loss: Tensor) -> set[str]:
     return found
 
 
-def test_8_gradient_routing() -> None:
+def test_gradient_routing() -> None:
     run = learner()
     encoder = {f"encoder.{part}" for part in ("blocks", "norm", "cls_token", "patch_embed")}
     shared = encoder | {"neck.embed", "neck.mask_token"}
@@ -141,20 +141,20 @@ def test_8_gradient_routing() -> None:
     assert groups_with_gradient(run, losses.mean()) == shared | {"reconstructor"}
 
 
-def test_8_total_is_the_plain_sum_and_predictor_off_is_mae() -> None:
-    figures = learner().loss(learner().student, images(), moment())
+def test_total_is_the_plain_sum_and_predictor_off_is_mae() -> None:
+    figures = learner().loss(learner().student, images(), step_info())
     assert figures["loss"] == figures["reconstruction"] + figures["loss_prediction"]
     mae = learner("objective.predict_loss=none", "mask.name=random")
     assert mae.teacher is None
     assert mae.student.predictor is None
-    figures = mae.loss(mae.student, images(), moment())
+    figures = mae.loss(mae.student, images(), step_info())
     assert figures.keys() == {"loss", "reconstruction"}
 
 
 # 9 ------------------------------------------------------------------------------------------------
 
 
-def test_9_teacher_follows_and_never_learns() -> None:
+def test_teacher_follows_and_never_learns() -> None:
     run = learner()
     assert run.teacher is not None
     twin = run.student.state_dict()
@@ -165,11 +165,11 @@ def test_9_teacher_follows_and_never_learns() -> None:
     groups = run.optimizer.param_groups
     assert ours.isdisjoint(id(p) for g in groups for p in g["params"])
     before = {k: v.clone() for k, v in run.teacher.state_dict().items()}
-    run.loss(run.student, images(), moment())["loss"].backward()
+    run.loss(run.student, images(), step_info())["loss"].backward()
     for group in groups:
         group["lr"] = 0.01
     run.optimizer.step()
-    run.after_update(Moment(step=1501, steps_per_epoch=10, epochs=200, batch=4))
+    run.after_update(StepInfo(step=1501, steps_per_epoch=10, epochs=200, batch=4))
     for name, tensor in run.teacher.state_dict().items():
         new = run.student.state_dict()[name]
         torch.testing.assert_close(
@@ -178,36 +178,36 @@ def test_9_teacher_follows_and_never_learns() -> None:
     assert all(p.grad is None and not p.requires_grad for p in run.teacher.parameters())
 
 
-def test_9_teacher_sees_everything_whatever_is_hidden() -> None:
+def test_teacher_sees_everything_whatever_is_hidden() -> None:
     run = learner()
     seen: list[tuple[int, ...]] = []
     assert run.teacher is not None
     run.teacher.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
     for seed in (1, 2):
         run.config = tiny(f"training.seed={seed}")
-        run.loss(run.student, images(), moment())
+        run.loss(run.student, images(), step_info())
     assert seen == [(4, 16, 192)] * 2
 
 
-def test_9_teacher_rests_while_nothing_is_hard_and_every_k_steps() -> None:
+def test_teacher_rests_while_nothing_is_hard_and_every_k_steps() -> None:
     calls: list[int] = []
     run = learner("teacher.every=3")
     assert run.teacher is not None
     run.teacher.register_forward_pre_hook(lambda module, args: calls.append(1))
-    run.loss(run.student, images(), moment(epoch=0))
+    run.loss(run.student, images(), step_info(epoch=0))
     assert not calls
     for step in range(1500, 1506):
-        at = Moment(step=step, steps_per_epoch=10, epochs=200, batch=4)
+        at = StepInfo(step=step, steps_per_epoch=10, epochs=200, batch=4)
         run.loss(run.student, images(), at)
     assert len(calls) == 2
 
 
-def test_9_a_glance_at_a_smaller_image() -> None:
+def test_a_glance_at_a_smaller_image() -> None:
     run = learner("teacher.tokens=0.3")
     assert run.teacher is not None
     shapes: list[tuple[int, ...]] = []
     run.teacher.encoder.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
-    run.loss(run.student, images(), moment())
+    run.loss(run.student, images(), step_info())
     assert shapes == [(4, 4, 192)]
     patches = to_patches(images().data.float() / 255, 8)
     assert run.teacher.glance(patches, 0.3).shape == (4, 16)
@@ -218,13 +218,13 @@ def test_9_a_glance_at_a_smaller_image() -> None:
 # 10, 11 -------------------------------------------------------------------------------------------
 
 
-def test_10_decay() -> None:
+def test_decay() -> None:
     decay = TeacherConfig().decay
     wanted = {0: 0.999, 50: 0.99945, 99: 0.999891, 100: 0.9999, 700: 0.9999}
     assert {e: round(decay(e), 12) for e in wanted} == wanted
 
 
-def test_11_learning_rate_and_decay_groups() -> None:
+def test_learning_rate_and_decay_groups() -> None:
     config = read_config("hpm_vit_base_16", ["encoder.size=tiny", "decoder.depth=1"])
     o = config.optimizer
     schedule = Schedule(peak=o.base_lr * 2048 / 256, epochs=200, warmup=o.warmup_epochs)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A real Slurm of one node, from Debian's packages (slurm-wlm, munge), for tests: no root needed,
 # nothing outside FOLDER is written, no port is fixed. Two partitions: `low` is preempted by `high`.
-#   tests/slurm_node.sh start FOLDER   prints the file to source (SLURM_CONF and the like)
-#   tests/slurm_node.sh stop FOLDER
+#   tests/support/slurm_node.sh start FOLDER   prints the file to source (SLURM_CONF and the like)
+#   tests/support/slurm_node.sh stop FOLDER
 set -euo pipefail
 
 say() { printf 'slurm: %s\n' "$*" >&2; }

@@ -1,4 +1,4 @@
-"""Small runs that tests share; python -m tests.segmentation_runs is a process of the two-node test."""
+"""Small runs that tests share; python -m tests.support.segmentation_runs is a process of the two-node test."""
 
 import hashlib
 import json

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from mimbench.training.batches import Batch
-from mimbench.training.learner import Moment
+from mimbench.training.learner import StepInfo
 from pretrain.config import Config, read_config
 from pretrain.masks import MaskInput
 from pretrain.objectives.learner import Pretraining
@@ -54,8 +54,8 @@ def learner(*overrides: str) -> Pretraining:
     return Pretraining(tiny(*overrides), torch.device("cpu"), out=None)  # pyright: ignore[reportArgumentType]
 
 
-def moment(epoch: int = 150, *, first: int = 0, batch: int = 4) -> Moment:
-    return Moment(step=10 * epoch, steps_per_epoch=10, epochs=200, batch=batch, first=first)
+def step_info(epoch: int = 150, *, first: int = 0, batch: int = 4) -> StepInfo:
+    return StepInfo(step=10 * epoch, steps_per_epoch=10, epochs=200, batch=batch, first=first)
 
 
 def images(count: int = 4, seed: int = 0) -> Batch:

@@ -26,12 +26,12 @@ from pretrain.models.autoencoder import (
 from pretrain.objectives.reconstruction import (
     normalise_patches,
 )
-from tests.tiny_pretrain import learner, look, moment, rng
+from tests.support.tiny_pretrain import learner, look, rng, step_info
 
 # 1 ------------------------------------------------------------------------------------------------
 
 
-def test_1_position_table() -> None:
+def test_position_table() -> None:
     table = sincos_table(32, (4, 4), class_row=True)[0]
     assert not table[0].any()
     grid = table[1:].reshape(4, 4, 32)
@@ -40,7 +40,7 @@ def test_1_position_table() -> None:
     assert not torch.equal(grid[0, 0, :16], grid[0, 1, :16])
 
 
-def test_1_the_largest_model_has_the_released_entries() -> None:
+def test_the_largest_model_has_the_released_entries() -> None:
     config = read_config("hpm_vit_base_16", ["encoder.size=huge", "encoder.patch=14"])
     with torch.device("meta"):
         spec = config.encoder.spec(config.data)
@@ -59,7 +59,7 @@ def test_1_the_largest_model_has_the_released_entries() -> None:
         ("large", 355_155_968, 354_853_376, 498, 303_301_632),
     ],
 )
-def test_1_parameter_counts_of_the_released_models(
+def test_parameter_counts_of_the_released_models(
     size: str, total: int, trained: int, entries: int, encoder: int
 ) -> None:
     config = read_config("hpm_vit_base_16", [f"encoder.size={size}"])
@@ -82,11 +82,11 @@ def test_1_parameter_counts_of_the_released_models(
         ["data.image_size=64", "encoder.patch=4"],
     ],
 )
-def test_1_any_size_of_encoder_image_and_patch(change: list[str]) -> None:
+def test_any_size_of_encoder_image_and_patch(change: list[str]) -> None:
     run = learner(*change)
     side = run.config.data.image_size
     batch = Batch(torch.arange(4), torch.randint(0, 256, (4, 3, side, side)).byte(), ())
-    figures = run.loss(run.student, batch, moment())
+    figures = run.loss(run.student, batch, step_info())
     figures["loss"].backward()
     assert torch.isfinite(figures["loss"])
     assert run.student.encoder.patch_embed.proj.weight.grad is not None
@@ -96,7 +96,7 @@ def test_1_any_size_of_encoder_image_and_patch(change: list[str]) -> None:
 # 4 ------------------------------------------------------------------------------------------------
 
 
-def test_4_patches_have_their_channel_fastest_and_go_back() -> None:
+def test_patches_have_their_channel_fastest_and_go_back() -> None:
     image = torch.arange(2 * 3 * 16 * 24.0).reshape(2, 3, 16, 24)
     patches = to_patches(image, 8)
     assert patches.shape == (2, 6, 192)
@@ -105,14 +105,14 @@ def test_4_patches_have_their_channel_fastest_and_go_back() -> None:
     assert torch.equal(from_patches(patches, 8, (2, 3)), image)
 
 
-def test_4_normalised_targets() -> None:
+def test_normalised_targets() -> None:
     target = normalise_patches(torch.randn(3, 5, 768, generator=rng()) * 7 + 2)
     assert target.mean(-1).abs().max() < 1e-5
     assert (target.var(-1) - 1).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("target", ["pixels", "normalised"])
-def test_4_visible_patches_never_touch_the_loss(target: str) -> None:
+def test_visible_patches_never_touch_the_loss(target: str) -> None:
     run = learner(f"objective.target={target}")
     patches = torch.randn(2, 16, 192, generator=rng())
     mask = masks.build({"name": "random"})(
@@ -129,7 +129,7 @@ def test_4_visible_patches_never_touch_the_loss(target: str) -> None:
     assert not torch.equal(run.patch_losses(prediction, changed, images, hidden, None), before)
 
 
-def test_4_hidden_pixels_never_reach_the_encoder() -> None:
+def test_hidden_pixels_never_reach_the_encoder() -> None:
     model = learner().student
     patches = torch.randn(2, 16, 192, generator=rng())
     visible, hidden = split(torch.arange(16).repeat(2, 1) % 4 > 0, 12)
@@ -151,7 +151,7 @@ def test_decoders_of_the_spec(tiny_spec: VitSpec) -> None:
 
 
 @pytest.mark.parametrize(("epochs", "first"), [(200, 2), (400, 5), (800, 10), (1600, 21)])
-def test_5_counts_of_hard_patches(epochs: int, first: int) -> None:
+def test_counts_of_hard_patches(epochs: int, first: int) -> None:
     def hard(epoch: int, strategy: Hard = Hard()) -> int:  # noqa: B008
         return strategy.hard_count(look(1, epoch_progress=(epoch + 1) / epochs))
 
@@ -172,14 +172,14 @@ def test_5_counts_of_hard_patches(epochs: int, first: int) -> None:
         (0.9, 19, 88),
     ],
 )
-def test_5_row_sums(ratio: float, visible: int, final: int) -> None:
+def test_row_sums(ratio: float, visible: int, final: int) -> None:
     strategy = Hard(ratio=ratio)
     inp = look(5, torch.randn(5, 196, generator=rng()))
     assert strategy.hard_count(inp) == final
     assert strategy(inp, rng()).sum(1).tolist() == [196 - visible] * 5
 
 
-def test_5_rounding_and_impossible_ratios() -> None:
+def test_rounding_and_impossible_ratios() -> None:
     assert masks.hidden_count(100, 0.9) == 90
     assert masks.hidden_count(256, 0.75) == 192
     for ratio, patches in ((0.0, 196), (1.0, 196), (0.01, 16), (0.99, 16)):
@@ -190,7 +190,7 @@ def test_5_rounding_and_impossible_ratios() -> None:
                 masks.hidden_count(patches, ratio)
 
 
-def test_5_the_first_epoch_is_random() -> None:
+def test_the_first_epoch_is_random() -> None:
     one, other = (
         look(6, torch.randn(6, 196, generator=rng(s)), epoch_progress=1 / 200) for s in (1, 2)
     )
@@ -202,7 +202,7 @@ def test_5_the_first_epoch_is_random() -> None:
 # 6 ------------------------------------------------------------------------------------------------
 
 
-def test_6_hardest_always_hidden_the_others_evenly() -> None:
+def test_hardest_always_hidden_the_others_evenly() -> None:
     q = torch.randn(196, generator=rng())
     inp = look(20_000, q.expand(20_000, -1))
     rate = Hard()(inp, rng()).float().mean(0)
@@ -217,19 +217,19 @@ def test_6_hardest_always_hidden_the_others_evenly() -> None:
 @pytest.mark.parametrize(
     "change", [lambda q: q + 5, torch.exp, lambda q: q.double().pow(3).float()]
 )
-def test_6_only_the_order_of_difficulty_matters(change: Any) -> None:
+def test_only_the_order_of_difficulty_matters(change: Any) -> None:
     q = torch.randn(7, 196, generator=rng())
     assert torch.equal(Hard()(look(7, change(q)), rng()), Hard()(look(7, q), rng()))
 
 
-def test_6_ties_half_precision_and_a_batch_of_one() -> None:
+def test_ties_half_precision_and_a_batch_of_one() -> None:
     for q in (torch.zeros(1, 196), torch.randn(1, 196, generator=rng()).half()):
         mask = Hard()(look(1, q), rng())
         assert mask.sum() == 147
         assert torch.equal(Hard()(look(1, q.clone()), rng()), mask)
 
 
-def test_6_images_steps_and_processes_differ_but_division_does_not_matter() -> None:
+def test_images_steps_and_processes_differ_but_division_does_not_matter() -> None:
     for name in masks.available():
         strategy = masks.build({"name": name})
         if strategy.needs:
@@ -241,7 +241,7 @@ def test_6_images_steps_and_processes_differ_but_division_does_not_matter() -> N
         assert torch.equal(torch.cat(parts), whole)
 
 
-def test_6_ablations() -> None:
+def test_ablations() -> None:
     q = torch.randn(5, 196, generator=rng())
     top = q.argsort(dim=1, descending=True)
     hard_only = Hard(alpha_start=1, alpha_end=1)

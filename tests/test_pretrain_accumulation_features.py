@@ -17,16 +17,16 @@ from pretrain.objectives.reconstruction import (
     feature_loss,
     normalise_patches,
 )
-from tests.tiny_pretrain import images, learner, moment, rng, scored
+from tests.support.tiny_pretrain import images, learner, rng, scored, step_info
 
 # 12 -----------------------------------------------------------------------------------------------
 
 
-def test_12_accumulation_is_the_mean_of_the_totals() -> None:
+def test_accumulation_is_the_mean_of_the_totals() -> None:
     def gradient(run: Pretraining, parts: list[Batch]) -> list[Tensor]:
         run.student.zero_grad()
         for i, part in enumerate(parts):
-            at = moment(first=i * len(part.indices))
+            at = step_info(first=i * len(part.indices))
             (run.loss(run.student, part, at)["loss"] / len(parts)).backward()
         return [p.grad.clone() for p in run.student.parameters() if p.grad is not None]
 
@@ -42,7 +42,7 @@ def test_12_accumulation_is_the_mean_of_the_totals() -> None:
 # 13, 14 -------------------------------------------------------------------------------------------
 
 
-def test_13_absolute_loss() -> None:
+def test_absolute_loss() -> None:
     s, losses = scored()
     targets = normalise_patches(losses)
     assert targets.mean(1).abs().max() < 1e-6
@@ -50,11 +50,11 @@ def test_13_absolute_loss() -> None:
     torch.testing.assert_close(absolute_loss(s, losses), (s - targets).square().mean())
     assert (absolute_loss(s + 1, losses) - absolute_loss(s, losses)).abs() > 0.1
     assert "loss_prediction" in learner("objective.predict_loss=absolute").loss(
-        learner("objective.predict_loss=absolute").student, images(), moment()
+        learner("objective.predict_loss=absolute").student, images(), step_info()
     )
 
 
-def test_14_feature_loss() -> None:
+def test_feature_loss() -> None:
     a, b = torch.randn(3, 5, 8, generator=rng(1)), torch.randn(3, 5, 8, generator=rng(2))
     cosine = nn.functional.cosine_similarity(a, b, dim=-1)
     torch.testing.assert_close(feature_loss(a, b), 2 - 2 * cosine)
@@ -62,14 +62,14 @@ def test_14_feature_loss() -> None:
     assert feature_loss(a, -a).max() <= 4.0001
 
 
-def test_14_ema_features_come_from_the_whole_image_without_class_token() -> None:
+def test_ema_features_come_from_the_whole_image_without_class_token() -> None:
     run = learner("objective.target=ema", "mask.name=random", "objective.predict_loss=none")
     assert run.teacher is not None
     assert run.student.reconstructor.pred.out_features == 24
     batch = images()
     normalised = (batch.data.float() / 255 - run.mean) / run.std
     patches = to_patches(normalised, 8)
-    _, views = run.look(patches, normalised, moment())
+    _, views = run.look(patches, normalised, step_info())
     assert views is not None
     assert views.difficulty is None
     torch.testing.assert_close(views.features, run.teacher.encoder(patches)[:, 1:])
@@ -80,7 +80,7 @@ def test_14_ema_features_come_from_the_whole_image_without_class_token() -> None
 
 
 @pytest.mark.parametrize("target", ["dino", "clip"])
-def test_14_features_of_another_network(
+def test_features_of_another_network(
     target: str, tmp_path: Path, clip_file: Path, tiny_weights: VitWeights
 ) -> None:
     path = clip_file
@@ -99,7 +99,7 @@ def test_14_features_of_another_network(
     # patches of 16 for ours of 8: the images are enlarged to as many patches
     features = run.features(images().data / 255)
     assert features.shape == (4, 16, run.features.width)
-    figures = run.loss(run.student, images(), moment())
+    figures = run.loss(run.student, images(), step_info())
     assert 0 < figures["reconstruction"] < 4
     assert figures["loss_prediction"] > 0
     figures["loss"].backward()
@@ -141,7 +141,7 @@ def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_14_clip_features_are_normalised_then_projected(clip_file: Path) -> None:
+def test_clip_features_are_normalised_then_projected(clip_file: Path) -> None:
     network = FeatureNetwork(clip_file, (4, 4))
     pixels = torch.rand(2, 3, 64, 64, generator=rng())
     tokens = network.backbone(pixels).patches.flatten(1, 2)

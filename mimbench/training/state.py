@@ -10,7 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 from mimbench.system.errors import UserError
 from mimbench.system.seeds import derive_seed, seed_everything
 from mimbench.training.journal import Meter
-from mimbench.training.learner import LAST, Learner, LoopConfig, Place
+from mimbench.training.learner import LAST, Learner, LoopConfig, RunContext
 from mimbench.training.snapshots import (
     gather,
     random_state,
@@ -22,35 +22,35 @@ from mimbench.training.snapshots import (
 logger = logging.getLogger(__name__)
 
 
-class Standing:
+class TrainingState:
     """A run's position, running means and best figure, beside what the learner itself holds."""
 
     def __init__(
-        self, learner: Learner, config: LoopConfig, place: Place, *, steps_per_epoch: int
+        self, learner: Learner, config: LoopConfig, context: RunContext, *, steps_per_epoch: int
     ) -> None:
         """Begin where the folder's last state stands, else at the start.
 
         Args:
             learner: Model, optimizer and whatever else it keeps.
             config: Precision and seed matter here.
-            place: The run's folder and process.
+            context: The run's folder and process.
             steps_per_epoch: Optimizer steps of one epoch.
         """
-        self.learner, self.place, self.steps_per_epoch = learner, place, steps_per_epoch
+        self.learner, self.context, self.steps_per_epoch = learner, context, steps_per_epoch
         self.device: torch.device = next(learner.model.parameters()).device
         self.scaler = GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.step = place.start_epoch * steps_per_epoch
+        self.step = context.start_epoch * steps_per_epoch
         self.best: float | None = None
         self.window, self.whole_epoch = Meter(), Meter()
-        if (place.checkpoints / LAST).exists():
+        if (context.checkpoints / LAST).exists():
             self._restore()
         else:
-            seed_everything(derive_seed(config.seed, place.ranks.rank))
+            seed_everything(derive_seed(config.seed, context.ranks.rank))
         steps = gather(self.step)
         if len(set(steps)) > 1:
             raise UserError(
                 f"the processes stand at different steps ({', '.join(map(str, sorted(set(steps))))}): "
-                f"{place.out} must be one folder that all machines see"
+                f"{context.out} must be one folder that all machines see"
             )
 
     def improves(self, figures: Mapping[str, float], config: LoopConfig) -> bool:
@@ -72,10 +72,10 @@ class Standing:
             "whole_epoch": self.whole_epoch.state(),
         }
         processes = gather(own)
-        if self.place.ranks.main:
+        if self.context.ranks.main:
             state = {
-                "digest": self.place.digest,
-                "config": self.place.config,
+                "digest": self.context.digest,
+                "config": self.context.config,
                 "step": self.step,
                 "epoch": self.step // self.steps_per_epoch,
                 "best": self.best,
@@ -90,11 +90,11 @@ class Standing:
         gather(None)
 
     def _restore(self) -> None:
-        ranks = self.place.ranks
-        state = read_state(self.place.checkpoints / LAST)
-        if state["digest"] != self.place.digest:
+        ranks = self.context.ranks
+        state = read_state(self.context.checkpoints / LAST)
+        if state["digest"] != self.context.digest:
             raise UserError(
-                f"{self.place.out} holds a run of another configuration; "
+                f"{self.context.out} holds a run of another configuration; "
                 "choose another folder, or start afresh with --fresh"
             )
         self.learner.model.load_state_dict(state["model"])

@@ -2,10 +2,10 @@
 # The README's two commands, on nothing but a clone: an empty home, no environment of the caller's
 # but PATH and what package installers need, no cache, no .venv. Takes the install and a demo (15
 # to 25 minutes) and 8 GB; the folder is kept when something fails.
-#   tests/clean_clone.sh [FOLDER]     FOLDER must be empty or absent; default: a new one in $TMPDIR
+#   tests/support/clean_clone.sh [FOLDER]     FOLDER must be empty or absent; default: a new one in $TMPDIR
 set -euo pipefail
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)"
 place="${1:-$(mktemp -d)}"
 mkdir -p "$place"
 place="$(cd "$place" && pwd -P)"
