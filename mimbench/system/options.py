@@ -10,24 +10,24 @@ from mimbench.system.errors import did_you_mean
 from mimbench.system.exit_codes import ExitCode, report_error
 
 SHARED: Mapping[str, Mapping[str, Any]] = {
+    "--batch": {"type": int, "metavar": "N", "help": "images in one step"},
     "--benchmarks": {"type": Path, "metavar": "FILE", "help": "the manifest (benchmarks.yaml)"},
     "--data": {"type": Path, "metavar": "DIR", "help": "where the data is"},
     "--device": {"default": "auto", "metavar": "D", "help": "auto, cpu, cuda or cuda:N"},
+    "--eval-only": {"type": Path, "metavar": "RUN", "help": "score a trained model once more"},
     "--fresh": {"action": "store_true", "help": "start over; nothing done before is reused"},
     "--gpus": {"type": int, "metavar": "N", "help": "how many GPUs on each machine"},
     "--image-size": {"type": int, "metavar": "N", "help": "side of the images in pixels"},
+    "--images": {"type": int, "metavar": "N", "help": "how many images"},
     "--json": {"action": "store_true", "help": "print JSON"},
     "--max-batch": {"type": int, "metavar": "N", "help": "images that fit one process at once"},
     "--nodes": {"type": int, "metavar": "N", "help": "how many machines"},
-    "--num-heads": {
-        "type": int,
-        "metavar": "N",
-        "help": "attention heads, if the file leaves it open",
-    },
+    "--num-heads": {"type": int, "metavar": "N", "help": "attention heads, if the file is silent"},
     "--only": {"metavar": "A,B", "help": "benchmark ids or groups, separated by commas"},
     "--out": {"type": Path, "metavar": "PATH", "help": "where to write"},
-    "--precision": {"metavar": "P", "help": "fp32, or reduced precision"},
-    "--profile": {"help": "which variant of the recipes"},
+    "--parts": {"nargs": "+", "help": "what to measure"},
+    "--precision": {"metavar": "P", "help": "floating-point format of the computation"},
+    "--profile": {"metavar": "P", "help": "which variant of the recipes"},
     "--recompute": {"action": "store_true", "help": "detection: less memory, more time"},
     "--reference": {
         "action": "append",
@@ -35,6 +35,7 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
         "metavar": "NAME=METHOD [EPOCHS]",
         "help": "published row that a checkpoint should reproduce, such as 'ckpt=HPM 800'",
     },
+    "--repeat": {"type": int, "metavar": "N", "help": "how many measurements count"},
     "--seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of all random numbers"},
     "--seeds": {"type": int, "metavar": "N", "help": "how many seeds, from 0 on"},
     "--set": {
@@ -43,6 +44,10 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
         "metavar": "KEY=VALUE",
         "help": "change one value; may be repeated",
     },
+    "--show": {"type": int, "metavar": "N", "help": "with --eval-only: draw N images"},
+    "--steps": {"type": int, "metavar": "N", "help": "how many steps count"},
+    "--threads": {"type": int, "metavar": "N", "help": "threads on a CPU"},
+    "--vit": {"metavar": "SIZE", "help": "size of the network: tiny, small, base, large"},
     "--which": {"metavar": "W", "help": "network of a file with several: student, teacher, ema"},
     "--workers": {"type": int, "metavar": "N", "help": "loader processes for each process"},
 }
@@ -52,7 +57,7 @@ SHORT = {"--out": "-o"}
 
 
 def add_option(
-    parser: argparse._ActionsContainer,  # pyright: ignore[reportPrivateUsage] - parsers and their groups
+    parser: argparse._ActionsContainer,
     name: str,
     detail: str = "",
     **changes: Any,
@@ -78,7 +83,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, **changes: Any) -> None:
     parser.add_argument("checkpoint", **{"type": Path, "metavar": "CKPT", "help": what, **changes})
 
 
-def add_reading(parser: argparse._ActionsContainer) -> None:  # pyright: ignore[reportPrivateUsage]
+def add_reading(parser: argparse._ActionsContainer) -> None:
     """Add what reading a checkpoint may need to know."""
     add_option(parser, "--which")
     add_option(parser, "--num-heads")

@@ -30,15 +30,8 @@ TASK, PROGRAM = "transfer.detection.vitdet", "python -m transfer.detection"
 
 def add_options(parser: Parser) -> None:
     """Add what only detection understands."""
-    parser.add_argument(
-        "--eval-only", type=Path, metavar="RUN", help="score the trained detector in RUN again"
-    )
-    parser.add_argument(
-        "--show",
-        type=int,
-        metavar="N",
-        help="with --eval-only: write N pictures of detections beside ground truth into RUN/pictures",
-    )
+    add_option(parser, "--eval-only", "RUN is its folder")
+    add_option(parser, "--show", "detections beside ground truth, in RUN/pictures")
     parser.add_argument(
         "--threshold", type=float, default=0.5, metavar="T", help="lowest score that --show draws"
     )

@@ -13,7 +13,7 @@ from mimbench.checkpoints.files import read_weights
 from mimbench.suite.task_main import pick_benchmark, task_main, task_parser
 from mimbench.system.config import from_mapping, merge, parse_overrides
 from mimbench.system.errors import UserError
-from mimbench.system.options import Parser
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import Ranks
 from transfer.segmentation.again import again
 from transfer.segmentation.data import ade20k, open_source
@@ -34,15 +34,8 @@ def add_options(parser: Parser) -> None:
         default="upernet",
         help="UperNet, or a linear head on frozen features",
     )
-    parser.add_argument(
-        "--eval-only", type=Path, metavar="RUN", help="score the trained model in folder RUN again"
-    )
-    parser.add_argument(
-        "--show",
-        type=int,
-        metavar="N",
-        help="with --eval-only: write N pictures (image, prediction, ground truth) to RUN/pictures",
-    )
+    add_option(parser, "--eval-only", "RUN is its folder")
+    add_option(parser, "--show", "image, prediction and ground truth, in RUN/pictures")
     parser.add_argument(
         "--print-config",
         action="store_true",
