@@ -58,8 +58,8 @@ def test_library_applications_and_manifest_are_found(installed: Path, tmp_path: 
 
 def test_only_the_library_is_installed_as_files(installed: Path) -> None:
     """`pretrain`, `transfer` and `knn` would collide with other people's folders."""
-    names = (installed / "clone" / "mimbench.egg-info" / "top_level.txt").read_text().split()
-    assert names == ["mimbench"]
+    [names] = installed.glob("env/lib/python*/site-packages/mimbench-*.dist-info/top_level.txt")
+    assert names.read_text().split() == ["mimbench"]
 
 
 def test_no_file_of_the_current_folder_hides_ours(installed: Path, tmp_path: Path) -> None:
