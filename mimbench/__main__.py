@@ -14,7 +14,7 @@ from mimbench.system.source import source_state
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; return its exit code."""
     configure_logging()
-    return run_command(lambda: dispatch(sys.argv[1:] if arguments is None else arguments))
+    return run_command(dispatch, sys.argv[1:] if arguments is None else arguments)
 
 
 def dispatch(arguments: Sequence[str]) -> int:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(arguments)
     configure_logging(rank=int(os.environ.get("RANK", "0")))
-    return run_command(lambda: _pretrain(args))
+    return run_command(_pretrain, args)
 
 
 def _pretrain(args: argparse.Namespace) -> int:

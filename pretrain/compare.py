@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(arguments)
     configure_logging()
-    return run_command(lambda: _compare(args))
+    return run_command(_compare, args)
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     args = parser().parse_args(arguments)
     configure_logging()
-    return run_command(lambda: _show(args))
+    return run_command(_show, args)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m mimbench.doctor.sort_validation")
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that holds val/")
     args = parser.parse_args(arguments)
-    return run_command(lambda: _sort(args.folder.absolute()))
+    return run_command(_sort, args.folder.absolute())
 
 
 def _sort(folder: Path) -> int:

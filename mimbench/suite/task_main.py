@@ -41,7 +41,7 @@ def task_main(
     """
     args = task_parser(task, program, extend).parse_args(argv)
     configure_logging(rank=int(os.environ.get("RANK", "0")))
-    return run_command(lambda: _evaluate(task, args, before))
+    return run_command(_evaluate, task, args, before)
 
 
 def _evaluate(

@@ -4,8 +4,11 @@ import os
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+from typing import ParamSpec
 
 from mimbench.system.errors import UserError
+
+P = ParamSpec("P")
 
 
 class ExitCode(IntEnum):
@@ -31,14 +34,16 @@ MEANINGS = {
 """What docs/reference says about each code."""
 
 
-def run_command(body: Callable[[], int]) -> int:
+def run_command(body: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int:
     """Run a command; return its exit code.
 
     Args:
         body: The command. A `UserError` becomes a message; any other exception keeps its traceback.
+        *args: What it is called with.
+        **kwargs: The same.
     """
     try:
-        return body()
+        return body(*args, **kwargs)
     except UserError as error:
         report_error(str(error))
         return ExitCode.USAGE

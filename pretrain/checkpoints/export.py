@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(arguments)
     configure_logging()
-    return run_command(lambda: _export(args))
+    return run_command(_export, args)
 
 
 def _export(args: argparse.Namespace) -> int:

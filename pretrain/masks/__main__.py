@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(arguments)
     configure_logging()
-    return run_command(lambda: _run(args))
+    return run_command(_run, args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(given)
     if args.gpus * args.nodes == 1:
         return _command(given)
-    return run_command(lambda: _launch(args, given))
+    return run_command(_launch, args, given)
 
 
 def _command(argv: Sequence[str]) -> int:
