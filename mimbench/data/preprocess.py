@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
+from mimbench.data.images import naming
 from mimbench.data.lists import ImageList
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
@@ -103,4 +104,6 @@ class Decoded(Dataset[tuple[int, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        return index, self.preprocess(self.images.open(index), index)
+        image = self.images.open(index)
+        with naming(f"{self.images.where}/{self.images.names[index]}"):
+            return index, self.preprocess(image, index)
