@@ -19,7 +19,7 @@ from mimbench.system.progress import Progress
 from mimbench.system.seeds import sequence_words
 from mimbench.training.curve import Curve
 from mimbench.training.identity import check_state
-from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
+from mimbench.training.watch import Preempted, StopSignals
 from transfer.segmentation.loop import trained_parts
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class StateHook(Hook):
             self.save(runner, step)
         if leave:
             logger.warning("told to leave: state saved at step %d; run again to go on", step)
-            raise Preempted(PREEMPTED)
+            raise Preempted
 
     def save(self, runner: Runner, step: int) -> None:
         """Write the state atomically."""
