@@ -52,8 +52,9 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 
 def full_precision() -> None:
-    """Let fp32 mean fp32 on a GPU: convolutions would round to TF32 by torch's default, products by its
-    environment, and the number would follow the card.
+    """Let fp32 mean fp32 on a GPU, where convolutions would round to TF32 by torch's default.
+
+    Else the number would follow the card, and torch's environment variables.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -16,8 +16,9 @@ from detectron2.modeling.roi_heads.roi_heads import StandardROIHeads
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from mimbench.system.seeds import sequence_seed
 from mimbench.vit.depth import StochasticDepth
-from transfer.detection.order import POSITION, mixed
+from transfer.detection.order import POSITION
 
 CALLS = 2
 """Times that a block of detectron2's ViT uses its one drop path."""
@@ -33,7 +34,7 @@ class Draws:
         """Seed what follows for the picture at a place of the micro-batch."""
         if self.seeds:
             # detectron2 draws from torch's global generator only
-            torch.manual_seed(mixed(self.seeds[place], kind))
+            torch.manual_seed(sequence_seed(self.seeds[place], kind))
 
 
 class PictureProposals(RPN):
@@ -115,5 +116,5 @@ class PictureSeeds:
 
     def __call__(self, batch: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         """Prepare the forward pass of a micro-batch."""
-        self.draws.seeds = [mixed(self.seed, picture[POSITION]) for picture in batch]
-        self.depth.draw([mixed(seed, 3) for seed in self.draws.seeds], device)
+        self.draws.seeds = [sequence_seed(self.seed, picture[POSITION]) for picture in batch]
+        self.depth.draw([sequence_seed(seed, 3) for seed in self.draws.seeds], device)
