@@ -76,7 +76,8 @@ class Pretraining(Learner):
             warmup=o.warmup_epochs,
             floor=o.min_lr,
         )
-        self.generator = torch.Generator(device)
+        # on the host: a seed gives the same masks on every device
+        self.generator = torch.Generator()
         self.mean = torch.tensor(self.spec.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(self.spec.std, device=device).view(3, 1, 1)
 
