@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from mimbench.system.runtime import autocast
 from mimbench.training.batches import Batch
@@ -163,7 +164,7 @@ def test_half_precision_learns(precision: Any, device: torch.device) -> None:
     if precision == "fp16":
         real_gpu(device)
     learner = pretraining(device, "objective.predict_loss=none", "mask.name=random")
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    scaler = GradScaler(device.type, enabled=precision == "fp16")
     batch, at = on(tiny_pretrain.images(16), device), tiny_pretrain.step_info(batch=16)
     set_lr(learner.optimizer, 3e-3)
     losses = []
