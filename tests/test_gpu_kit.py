@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,15 +43,17 @@ def test_the_whole_run_rehearses_on_a_cpu(tmp_path: Path) -> None:
     assert (out / "summary.md").read_text().count("## ") == len(PARTS)
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **codes: str) -> None:
+def fake(monkeypatch: pytest.MonkeyPatch, **codes: str) -> None:
     """Replace each part by a few lines of Python."""
 
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        command: list[str], *, check: bool, **options: Any
+    ) -> subprocess.CompletedProcess[bytes]:
         code = codes[command[2].rpartition(".")[2]]
-        return subprocess_run([sys.executable, "-c", code, *command[3:]], **options)
+        return subprocess.run([sys.executable, "-c", code, *command[3:]], **options, check=check)
 
-    subprocess_run = subprocess.run
-    monkeypatch.setattr(kit.subprocess, "run", run)
+    names = {"STDOUT": subprocess.STDOUT, "TimeoutExpired": subprocess.TimeoutExpired}
+    monkeypatch.setattr(kit, "subprocess", SimpleNamespace(run=run, **names))
     monkeypatch.setattr(kit, "PARTS", tuple(Part(name, 2) for name in codes))
 
 
@@ -60,7 +63,6 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_next(
     figures = "import sys, pathlib; pathlib.Path(sys.argv[2], 'good.json').write_text('{\"x\": 1}')"
     fake(
         monkeypatch,
-        tmp_path,
         bad="raise SystemExit(3)",
         slow="import time; print('half way', flush=True); time.sleep(60)",
         good=figures,

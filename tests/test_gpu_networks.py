@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from knn.index import search, usable_gpus
+
 from mimbench.system.memory import Halving
-from mimbench.system.runtime import Precision, autocast
+from mimbench.system.runtime import Precision, autocast, pick_device
 from mimbench.vit.backbone import Backbone, build_backbone
 from mimbench.vit.weights import VitSpec, random_weights
 from tests.support.gpu import TOLERANCE, apart, chosen_device, real_gpu
@@ -33,7 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def device() -> torch.device:
-    return chosen_device()
+    """The device, picked as every task picks it: that decides about TF32."""
+    return pick_device(str(chosen_device()))
 
 
 def backbone_of(kind: str) -> Backbone:

@@ -113,3 +113,12 @@ def test_a_process_that_fails_alone_does_not_wait_for_the_others(
         with pytest.raises(type(error)):
             work()
     assert bool(left) == leaves
+
+
+def test_picking_a_device_turns_tf32_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's default is TF32 for convolutions: fp32 features of a GPU would not be the CPU's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    pick_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -16,6 +16,7 @@ import torch
 from bench.stopwatch import Stopwatch
 from mimbench.results import source_state
 from mimbench.system.files import write_json
+from mimbench.system.runtime import fp32_means_fp32
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ def part_setting(argv: Sequence[str] | None, description: str | None) -> Setting
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu" if args.rehearse else "cuda")
-    if device.type == "cuda":
-        # fp32 is fp32; the parts that measure bf16 ask for it
-        torch.backends.cudnn.allow_tf32 = False
+    fp32_means_fp32()
     return Setting(device=device, rehearse=args.rehearse, out=args.out)
 
 
