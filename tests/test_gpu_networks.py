@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from knn.index import search, usable_gpus
 
+from mimbench.features.search import search, usable_gpus
 from mimbench.system.memory import Halving
 from mimbench.system.runtime import Precision, autocast, pick_device
 from mimbench.vit.backbone import Backbone, build_backbone

@@ -22,8 +22,8 @@ from pretrain.checkpoints.stored import StoredModel, read_model
 from pretrain.config import Config
 from pretrain.masks.hard import Strategy as Hard
 from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
+from pretrain.models.reconstruction import normalise_patches
 from pretrain.models.teacher import Teacher
-from pretrain.objectives.reconstruction import normalise_patches
 from pretrain.viewing import drawing, view
 
 TINY = {
@@ -234,7 +234,7 @@ def test_encoder_only_is_refused(
 ) -> None:
     path = tmp_path / "encoder.safetensors"
     write_weights(path, tiny_weights)
-    assert show.main([str(path), str(pictures[0]), "-o", str(tmp_path / "out.png")]) == 1
+    assert show.main([str(path), str(pictures[0]), "-o", str(tmp_path / "out.png")]) == 2
     said = capsys.readouterr().err
     assert "holds an encoder only" in said
     assert "reconstruction decoder and the loss predictor are missing" in said

@@ -26,7 +26,7 @@ def plain(setting: Setting, bank: torch.Tensor, queries: torch.Tensor, dtype: to
 
 def by_faiss(setting: Setting, bank: torch.Tensor, queries: torch.Tensor) -> dict[str, Any]:
     """Return the task's own search, host to host, and how often it agrees with torch's."""
-    from knn.index import search  # noqa: PLC0415 - FAISS may be absent
+    from mimbench.features.search import search  # noqa: PLC0415 - FAISS may be absent
 
     rows, asked = bank.cpu().numpy(), queries.cpu().numpy()
     device = "cuda:0" if setting.device.type == "cuda" else "cpu"

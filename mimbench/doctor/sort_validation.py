@@ -7,18 +7,21 @@ LOC_val_solution.csv, whichever lies in IMAGENET_DIR or up to three folders abov
 unless every image has a class; a stopped run can be started again.
 """
 
-import argparse
 import csv
 import io
 import re
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from scipy.io import loadmat
 
-from mimbench.doctor.folders import image_names, shorten
+from mimbench.doctor.folders import image_names
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
+from mimbench.system.listing import first_few
+from mimbench.system.options import Parser
 
 DEVKIT, SOLUTION = "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv"
 _META = "ILSVRC2012_devkit_t12/data/meta.mat"
@@ -28,17 +31,17 @@ _WNID = re.compile(r"n\d{8}")
 _LEVELS_ABOVE = 3
 
 
-def main() -> int:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m mimbench.doctor.sort_validation")
-    parser.add_argument("folder", type=Path, help="the folder that holds val/")
-    try:
-        moved = sort_validation(parser.parse_args().folder.absolute())
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stderr.write(f"moved {moved:,} images into their class folders\n")
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    parser = Parser(prog="python -m mimbench.doctor.sort_validation")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that holds val/")
+    args = parser.parse_args(arguments)
+    return run_command(_sort, args.folder.absolute())
+
+
+def _sort(folder: Path) -> int:
+    sys.stderr.write(f"moved {sort_validation(folder):,} images into their class folders\n")
+    return ExitCode.OK
 
 
 def sort_validation(folder: Path) -> int:
@@ -52,7 +55,7 @@ def sort_validation(folder: Path) -> int:
     if unknown:
         raise UserError(
             f"{len(unknown):,} of {len(names):,} images in {val} have no known class "
-            f"({shorten(unknown)}); expected ILSVRC2012_val_00000001.JPEG to 00050000; nothing moved"
+            f"({first_few(unknown, 3)}); expected ILSVRC2012_val_00000001.JPEG to 00050000; nothing moved"
         )
     for name in names:
         target = val / classes[_number(name)]
@@ -115,7 +118,9 @@ def _checked(classes: dict[int, str], path: Path) -> dict[int, str]:
     """Refuse class names that are none: they become folders."""
     strange = sorted({wnid for wnid in classes.values() if not _WNID.fullmatch(wnid)})
     if strange:
-        raise UserError(f"{path} names classes {shorten(strange)}; expected names like n01440764")
+        raise UserError(
+            f"{path} names classes {first_few(strange, 3)}; expected names like n01440764"
+        )
     return classes
 
 
