@@ -24,7 +24,7 @@ SPEC = VitSpec(embed_dim=48, depth=4, num_heads=3, mlp_dim=192, patch_size=8, gr
 CASES: dict[str, tuple[str, str, list[str], float]] = {
     # benchmark -> module, package it needs, changes of the demo recipe, largest difference in points
     "in-knn": ("knn", "faiss", [], 1.0),
-    "in-lin-mae": ("transfer.classification.linear", "", ["epochs=1", "warmup=0"], 3.0),
+    "in-lin-mae": ("transfer.classification.linear", "", ["epochs=1", "warmup=0", "batch=64"], 3.0),
     "in-logreg": ("transfer.classification.logreg", "", [], 3.0),
     "in-shot-5": ("transfer.classification.lowshot", "", [], 3.0),
     "in-ft-hpm": (
@@ -59,7 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gpu")
     generate(
         root / "cache" / "sample",
-        train_per_class=20,
+        train_per_class=30,
         val_per_class=10,
         train_scenes=16,
         val_scenes=6,
