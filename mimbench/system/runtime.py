@@ -35,8 +35,19 @@ class Ranks:
         return self.rank == 0
 
 
+def fp32_means_fp32() -> None:
+    """Turn TF32 off for products and convolutions, so that `precision: fp32` is what it says.
+
+    By torch's default convolutions round their inputs to TF32's 11 bits: a frozen patch embedding
+    would give other features on a GPU than on a CPU.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """Return the device that the name asks for: auto, cpu, cuda or cuda:N."""
+    """Return the device that the name asks for (auto, cpu, cuda or cuda:N), with TF32 off."""
+    fp32_means_fp32()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
@@ -44,20 +55,10 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
             raise UserError(
                 f"device '{name}' was asked for, but torch finds no CUDA GPU; try --device cpu"
             )
-        full_precision()
         device = torch.device(name if ":" in name else f"cuda:{local_rank}")
         torch.cuda.set_device(device)
         return device
     return torch.device(name)
-
-
-def full_precision() -> None:
-    """Let fp32 mean fp32 on a GPU, where convolutions would round to TF32 by torch's default.
-
-    Else the number would follow the card, and torch's environment variables.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
 
 
 @contextmanager
