@@ -68,6 +68,16 @@ def stored_features(spec: VitSpec, config: Any, images: int) -> Footprint:
     return Footprint(cache=bank * size / MB, memory=found.memory)
 
 
+def stored_patches(spec: VitSpec, config: Any, images: int) -> Footprint:
+    """Return what `frozen` does, and patch tokens of the images that are scored or trained on."""
+    found, plain = frozen(spec, config, images), to_mapping(config)
+    # of ImageNet 4 in 100 images are val; without a crop every image's tokens are kept
+    share = 1.0 if plain.get("crop") is None else min(1.0, float(plain.get("holdout", 0)) + 0.04)
+    size = STORED_BYTES.get(str(plain.get("storage")), 4)
+    bank = share * images * tokens(spec, plain) * spec.embed_dim
+    return Footprint(cache=bank * size / MB, memory=found.memory)
+
+
 def tokens(spec: VitSpec, config: Mapping[str, Any]) -> int:
     """Return how many patches the recipe's images have."""
     size = config.get("crop") if isinstance(config.get("crop"), Sequence) else None

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -62,6 +62,8 @@ class BankSpec:
     storage: Literal["fp32", "fp16", "bf16"] = "fp32"
     precision: Precision = "fp32"
     """Of the forward pass."""
+    raw: bool = False
+    """Also keep every vector before the final norm, as raw.cls.n and raw.avg.n."""
 
     def key(self, weights: VitWeights, images: ImageList) -> dict[str, Any]:
         """Return everything that may move a stored number: banks differ if any of it does."""
@@ -70,11 +72,28 @@ class BankSpec:
             "weights": weights.digest,
             "which": weights.which,
             "spec": weights.spec.to_json(),
-            "bank": to_mapping(self),
+            # a bank without raw vectors keeps the key that it had before there were any
+            "bank": {k: v for k, v in to_mapping(self).items() if k != "raw" or v},
             "images": images.digest,
             "count": len(images),
             "shard": SHARD,
         }
+
+
+def raw_vectors(backbone: Backbone, images: Tensor, blocks: int) -> dict[str, Tensor]:
+    """Return what `block_vectors` does, and the same vectors before the final norm as raw.*."""
+    depth, norm = backbone.spec.depth, cast(torch.nn.Module, backbone.vit.norm)
+    wanted = list(range(depth - min(blocks, depth), depth))
+    out: dict[str, Tensor] = {}
+    for block, found in zip(wanted, backbone.blocks(images, wanted, norm=False), strict=True):
+        normed = Features(norm(found.cls), norm(found.patches), found.registers)
+        if not backbone.spec.class_token:
+            normed = normed._replace(cls=normed.patches.mean(dim=(1, 2)))
+        out[f"cls.{depth - block}"] = normed.cls
+        out[f"avg.{depth - block}"] = average(backbone, normed)
+        out[f"raw.cls.{depth - block}"] = found.cls
+        out[f"raw.avg.{depth - block}"] = found.patches.mean(dim=(1, 2))
+    return out
 
 
 def block_vectors(backbone: Backbone, images: Tensor, blocks: int) -> dict[str, Tensor]:
@@ -132,8 +151,10 @@ class FeatureBank:
         return check_step(len(self.images))
 
     def compute(self, backbone: Backbone, images: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Return cls.n and avg.n of the last blocks."""
+        """Return cls.n and avg.n of the last blocks, and where asked for the raw ones."""
         del rows
+        if self.spec.raw:
+            return raw_vectors(backbone, images, self.spec.blocks)
         return block_vectors(backbone, images, self.spec.blocks)
 
     def load(self, choice: str) -> Tensor:

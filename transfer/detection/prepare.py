@@ -14,7 +14,7 @@ from mimbench.training.optim import BatchPlan, plan_batch
 from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.detection import data, recipe
 from transfer.detection.convert import convert, target_patch
-from transfer.detection.protocol import Config, Plan, plan
+from transfer.detection.protocol import Config, Plan, plan, settled
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Job:
 
 def prepare(weights: VitWeights, config: Config, ranks: Ranks) -> Job:
     """Check the data, convert the weights and build the detector."""
+    config = settled(config, weights.spec)
     device = pick_device(config.machine.device, ranks.local)
     if config.precision == "fp16" and device.type != "cuda":
         raise UserError(

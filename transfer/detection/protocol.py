@@ -1,6 +1,6 @@
 """The recipe in plain values: its configuration, what depends on the model's size, and the arithmetic."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -70,6 +70,8 @@ class Config:
     global_blocks: int = 4
     """Blocks with global attention, evenly spread and the last one among them."""
     relative_positions: bool = True
+    trunk: Literal["trained", "frozen"] = "trained"
+    """frozen: only pyramid and heads learn, over global attention without relative positions (ours)."""
 
     batch: int = BATCH
     """Effective, whatever the number of processes."""
@@ -128,6 +130,17 @@ class Config:
             raise ValueError(f"images is {self.images}, less than one batch of {self.batch}")
 
 
+def settled(config: Config, spec: VitSpec) -> Config:
+    """Return the configuration with what a frozen trunk cannot have taken out.
+
+    Tables of relative positions start at zero, and windows cut what the backbone learnt to see: a
+    trunk that does not learn could make up for neither.
+    """
+    if config.trunk == "trained":
+        return config
+    return replace(config, relative_positions=False, global_blocks=spec.depth, drop_path=0.0)
+
+
 def column_of(spec: VitSpec) -> Size:
     """Return the size whose column a model takes: the nearest width that is not narrower."""
     sizes = [size for size in SIZES.values() if size.letter in TABLE]
@@ -165,6 +178,8 @@ def plan(config: Config, spec: VitSpec) -> Plan:
             notes.append("ViT-S has no official config: it takes B's values")
     share = column.share if config.images is None else Fraction(1)
     first, second = (int(round(drop * STEPS) * share) for drop in config.drops)
+    if config.trunk == "frozen":
+        notes.append("the trunk is frozen: our own protocol, no published number stands beside it")
     return Plan(
         steps=length,
         schedule=(first, second, int(STEPS * share)),

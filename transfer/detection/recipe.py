@@ -183,6 +183,8 @@ def build_model(model_config: DictConfig, config: Config, *, seed: int) -> nn.Mo
         # detectron2's initialisers draw from the global generator only
         torch.manual_seed(seed)
         model = instantiate(model_config)
+    if config.trunk == "frozen":
+        vit_of(model).requires_grad_(requires_grad=False)
     if config.attention == "fused":
         attention.fuse(vit_of(model))
     if config.machine.recompute:

@@ -34,6 +34,9 @@ class Blueprint:
     tap_norm: bool
     more_embeddings: bool = False
     """Parameters before the blocks that mmseg's layer decay does not know: registers, a norm."""
+    backbone_factor: float = 1.0
+    """Of the backbone's learning rate, where there is no layer decay."""
+    segmentor: str = "EncoderDecoder"
     notes: tuple[str, ...] = ()
 
 
@@ -150,7 +153,7 @@ def model_config(
     if blueprint.auxiliary_head:
         heads["auxiliary_head"] = {**blueprint.auxiliary_head, "num_classes": classes}
     return {
-        "type": "EncoderDecoder",
+        "type": blueprint.segmentor,
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
             "mean": mean,
@@ -191,6 +194,9 @@ def optim_config(
         out |= {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
     elif config.precision == "bf16":
         out["type"] = "BFloat16OptimWrapper"
+    if blueprint.backbone_factor != 1:
+        keys = {"backbone": {"lr_mult": blueprint.backbone_factor}}
+        out["paramwise_cfg"] = {"custom_keys": keys}
     if blueprint.layer_decay is not None:
         plain = blueprint.published_decay and not blueprint.more_embeddings
         out["constructor"] = (
