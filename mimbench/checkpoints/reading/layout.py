@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimbench.system.errors import UserError
+from mimbench.system.errors import UserError, printable
 from mimbench.vit.weights import VitSpec
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -60,6 +60,8 @@ class Raw:
     """`config.json` of a folder."""
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     """`preprocessor_config.json` of a folder."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of the file itself."""
 
     @cached_property
     def networks(self) -> dict[str, dict[str, Any]]:
@@ -89,7 +91,7 @@ class Raw:
 
 
 def _belongs(key: str, value: Any) -> bool:
-    return isinstance(value, Tensor) or ("." in key and not isinstance(value, Mapping))
+    return isinstance(value, Tensor) or "." in key
 
 
 def _is_state(value: Any) -> bool:
@@ -146,7 +148,7 @@ def choose(
 
 def listed(names: Iterable[Any], limit: int = 5) -> str:
     """Return the first few names in readable form."""
-    shown = [str(name)[:80] for name in names]
+    shown = [printable(str(name), 80) for name in names]
     rest = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return (", ".join(shown[:limit]) or "none") + rest
 
@@ -187,17 +189,21 @@ def container_extras(raw: Raw, used: Iterable[str]) -> dict[str, int]:
     skip = set(used)
     out: dict[str, int] = {}
     for key, value in raw.top.items():
-        if key not in skip and isinstance(value, Mapping) and (count := _count(value, depth=3)):
+        if key not in skip and isinstance(value, Mapping) and (count := _count(value)):
             out[str(key)] = count
     return out
 
 
-def _count(value: Any, *, depth: int) -> int:
-    if isinstance(value, Tensor):
-        return 1
-    if depth and isinstance(value, Mapping):
-        return sum(_count(item, depth=depth - 1) for item in value.values())
-    return 0
+def _count(value: Any) -> int:
+    """Return the number of tensors in nested mappings, each mapping once."""
+    count, waiting, seen = 0, [value], set()
+    while waiting:
+        item = waiting.pop()
+        count += isinstance(item, Tensor)
+        if isinstance(item, Mapping) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values()
+    return count
 
 
 def per_block(tensors: Tensors, parts: Sequence[str], fuse: Callable[..., Tensors]) -> Tensors:
