@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+WORKER = "Caught UserError in DataLoader worker"
+
 
 class UserError(Exception):
     """A mistake the user can mend: the message says what failed, what was expected, what to do.
@@ -21,6 +23,11 @@ def printable(text: str, limit: int | None = None) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+    def __init__(self, message: str = "") -> None:
+        # torch hands on what a loader process raised as text, the traceback in front of it
+        worker = message.startswith(WORKER)
+        super().__init__(message.rpartition("UserError: ")[2].rstrip() if worker else message)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
