@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import importlib
 import os
 import sys
@@ -86,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return _MISUSED
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            sys.stderr.write("interrupted\n")
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away (`| head`); Python's own flush at exit must not fail.

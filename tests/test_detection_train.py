@@ -19,8 +19,8 @@ from detectron2.engine import HookBase
 
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
+from mimbench.system.signals import PREEMPTED
 from mimbench.task import Machine, load_task
-from mimbench.training.watch import PREEMPTED
 from mimbench.vit.weights import VitWeights, random_weights
 from tests.support.detection_run import SPEC, final, same, small
 from transfer.detection import vitdet

@@ -67,7 +67,8 @@ def read_checkpoint(
         return _read(path, Options(which=which, num_heads=num_heads))
     except UserError as error:
         # a file's own name must not break the message into lines that look like ours
-        raise UserError(str(error).replace(str(path), printable(str(path)))) from error
+        shown = str(UserError(str(path)))
+        raise UserError(str(error).replace(shown, printable(shown))) from error
 
 
 def _read(path: Path, options: Options) -> Reading:
@@ -114,7 +115,8 @@ def convert_raw(raw: Raw, options: Options) -> tuple[str, Converted]:
         return name, module.convert(raw, options)
     except UserError as error:
         text = str(error)
-        raise UserError(text if path in text else f"{path} ({name}): {text}") from error
+        told = str(UserError(path)) in text
+        raise UserError(text if told else f"{path} ({name}): {text}") from error
     except UNFIT as error:
         # formats are written for the shapes that networks have; a file may hold any other
         first = printable(str(error).partition("\n")[0], 120)

@@ -5,8 +5,9 @@ import logging
 from pathlib import Path
 
 from mimbench.benchmarks.evaluation import evaluate
-from mimbench.benchmarks.orders import read_order
+from mimbench.benchmarks.orders import LEFT_FILE, read_order
 from mimbench.suite.running.launch import follow_parent
+from mimbench.system.signals import PREEMPTED
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the order."""
     follow_parent()
-    result = evaluate(read_order(args.order), args.order.parent)
+    try:
+        result = evaluate(read_order(args.order), args.order.parent)
+    except SystemExit as left:
+        if left.code == PREEMPTED:
+            logger.warning("interrupted, the state is saved: the same command goes on")
+            (args.order.parent / LEFT_FILE).touch()
+        raise
     for name, value in result.metrics.items():
         logger.info("%s %.4f", name, value)
     return 0

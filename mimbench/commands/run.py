@@ -1,6 +1,7 @@
 """Evaluate checkpoints on every benchmark of a profile; one table."""
 
 import argparse
+import os
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, load_manifest
@@ -10,6 +11,7 @@ from mimbench.suite.running.cluster import Cluster
 from mimbench.suite.suite import Options, Running, run_suite
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
+from mimbench.system.lock import NO_LOCK
 from mimbench.system.runtime import usable_cores
 
 MOST_AT_ONCE = 4
@@ -41,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--per-task", type=int, metavar="N", help="GPUs for one task (default: all of --gpus)"
+    )
+    run.add_argument(
+        "--no-lock", action="store_true", help="where the file system has no locks: no second run"
     )
     run.add_argument(
         "--no-room-check", action="store_true", help="start on a disk that is too small, too"
@@ -168,6 +173,8 @@ def parse_checkpoint(text: str) -> tuple[str, Path]:
 
 def main(args: argparse.Namespace) -> int:
     """Run the suite."""
+    if args.no_lock:
+        os.environ[NO_LOCK] = "1"
     options = options_of(args)
     manifest = load_manifest(args.benchmarks)
     checkpoints = [parse_checkpoint(text) for text in args.checkpoints]

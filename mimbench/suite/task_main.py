@@ -14,6 +14,7 @@ from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.results import Result
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
+from mimbench.system.lock import NO_LOCK
 from mimbench.system.logs import configure_logging
 from mimbench.task import Machine
 
@@ -36,6 +37,8 @@ def task_main(
         before: May handle them: an exit code ends the command, None goes on.
     """
     args = _parser(task, extend).parse_args(argv)
+    if args.no_lock:
+        os.environ[NO_LOCK] = "1"
     rank = int(os.environ.get("RANK", "0"))
     configure_logging(rank=rank)
     try:
@@ -79,6 +82,9 @@ def _parser(
     parser.add_argument("--which", metavar="W", help="network in the file: student, teacher, ema")
     parser.add_argument("--num-heads", type=int, metavar="N", help="where the format does not say")
     parser.add_argument("--fresh", action="store_true", help="run again even if done")
+    parser.add_argument(
+        "--no-lock", action="store_true", help="where the file system has no locks: no second run"
+    )
     if extend:
         extend(parser)
     return parser

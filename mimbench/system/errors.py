@@ -13,6 +13,9 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
+        # torch hands on what a loader process raised as text, the traceback in front of it
+        worker = message.startswith(WORKER)
+        message = message.rpartition("UserError: ")[2].rstrip() if worker else message
         super().__init__("\n".join(printable(line) for line in message.split("\n")))
 
 
@@ -23,11 +26,6 @@ def printable(text: str, limit: int | None = None) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-    def __init__(self, message: str = "") -> None:
-        # torch hands on what a loader process raised as text, the traceback in front of it
-        worker = message.startswith(WORKER)
-        super().__init__(message.rpartition("UserError: ")[2].rstrip() if worker else message)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,13 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import autocast
+from mimbench.system.signals import PREEMPTED
 from mimbench.training.batches import Batch, Faults, Samples, StepSampler, loader, to_device
 from mimbench.training.journal import Record
 from mimbench.training.learner import BEST, FAILED, LAST, Learner, LoopConfig, RunContext, StepInfo
 from mimbench.training.optim import plan_batch, set_lr
 from mimbench.training.snapshots import duplicate
 from mimbench.training.state import TrainingState
-from mimbench.training.watch import PREEMPTED, LossWatch, Preempted, StopSignals
+from mimbench.training.watch import LossWatch, Preempted, StopSignals
 
 __all__ = ["Learner", "LoopConfig", "Preempted", "RunContext", "StepInfo", "fit"]
 

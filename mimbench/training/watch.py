@@ -13,13 +13,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mimbench.system.runtime import Ranks
+from mimbench.system.signals import LEAVE, ignored
 from mimbench.training.snapshots import gather
 
 logger = logging.getLogger(__name__)
-
-PREEMPTED = 75
-"""Exit code (sysexits' "temporary failure"): start the same command again to go on."""
-
 
 PATIENCE, BRIEF = timedelta(minutes=30), timedelta(seconds=10)
 """How long to wait for the other processes' last word: at a run's end, and where it failed."""
@@ -96,7 +93,7 @@ class LossWatch:
 
 
 class StopSignals:
-    """SIGTERM and SIGUSR1 ask for the end of the run; all processes leave after the same step."""
+    """SIGTERM, SIGUSR1 and SIGHUP ask for the end of the run; all processes leave after one step."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.requested = False
@@ -107,7 +104,9 @@ class StopSignals:
         self.flag, self.pending = torch.zeros(1), None
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in LEAVE:
+            if ignored(number):
+                continue
             try:
                 self.previous[number] = signal.signal(number, self._note)
             except ValueError:

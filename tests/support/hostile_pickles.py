@@ -60,10 +60,19 @@ def tensor(
     *, kind: str = "torch.FloatStorage", count: bytes = b"K\x04", offset: bytes = b"K\x00",
     size: bytes = b"K\x04\x85", stride: bytes = b"K\x01\x85",
     rest: bytes = b"\x89" + name("collections.OrderedDict") + b")R",
-    rebuild: str = "torch._utils._rebuild_tensor_v2",
+    rebuild: str = "torch._utils._rebuild_tensor_v2", key: str = "0",
 ) -> bytes:  # fmt: skip
     """Return the opcodes of one tensor of four values."""
-    return name(rebuild) + b"(" + storage(name(kind), count) + offset + size + stride + rest + b"tR"
+    return (
+        name(rebuild)
+        + b"("
+        + storage(name(kind), count, key)
+        + offset
+        + size
+        + stride
+        + rest
+        + b"tR"
+    )
 
 
 def state(*items: bytes) -> bytes:
@@ -71,7 +80,7 @@ def state(*items: bytes) -> bytes:
     return b"\x80\x02}" + text("model") + b"}(" + b"".join(items) + b"us."
 
 
-FOUR = {"0": struct.pack("<4f", 1, 2, 3, 4)}
+FOUR = {"0": struct.pack("<4f", 1, 2, 3, 4), "none": b""}
 
 
 def call(function: str, *arguments: bytes) -> bytes:
@@ -79,11 +88,11 @@ def call(function: str, *arguments: bytes) -> bytes:
 
 
 def doubled(seed: bytes, step: Callable[[bytes], bytes], times: int = 60) -> bytes:
-    """Return opcodes that join a value with itself again and again."""
-    out = seed + b"q\x01"
+    """Return opcodes that join a value with itself again and again, and a tuple of all of them."""
+    out = b"(" + seed + b"q\x01"
     for _ in range(times):
         out += step(b"h\x01h\x01") + b"q\x01"
-    return out
+    return out + b"t"
 
 
 def bombs() -> dict[str, bytes]:
@@ -97,14 +106,14 @@ def bombs() -> dict[str, bytes]:
         "nested-tuple-key": state(doubled(b"K\x01", lambda two: two + b"\x86") + b"K\x01"),
         "nested-tuple-value": state(text("t") + doubled(b"K\x01", lambda two: two + b"\x86")),
         "nested-kind": state(text("d") + dtype + b"(" + doubled(text("f4"), lambda two: two + b"\x86") + b"tR"),
-        "nested-list": state(text("l") + b"]" * 500_000 + b"a" * 499_999),
+        "nested-list": state(text("l") + b"]" * 200_000 + b"a" * 199_999),
         "nested-dict": state(text("l") + (b"}" + text("a")) * 200_000 + b"}" + b"s" * 200_000),
         "set-of-tuples": state(text("s") + b"\x8f(" + doubled(b"K\x01", lambda two: two + b"\x86") + b"\x90"),
         "colliding-keys": b"\x80\x02}(" + b"".join(integer(i * (2**61 - 1), 16) + b"K\x01" for i in range(60_000)) + b"u.",
         "colliding-tuples": b"\x80\x02}(" + b"".join(integer(i * (2**61 - 1), 16) + b"\x85K\x01" for i in range(60_000)) + b"u.",
         "wide-dict": b"\x80\x02}(" + b"".join(text(f"k{i}") + b"}" for i in range(300_000)) + b"u.",
         "same-dict-often": b"\x80\x02}(" + text("k") + b"}q\x05(" + b"".join(text(f"n{i}") + tensor() for i in range(3000)) + b"u" + b"".join(text(f"k{i}") + b"h\x05" for i in range(30_000)) + b"u.",
-        "empties": state(*(text(f"n{i}") + tensor(count=b"K\x00", size=b"K\x00\x85") for i in range(120_000))),
+        "empties": state(*(text(f"n{i}") + tensor(count=b"K\x00", size=b"K\x00\x85", key="none") for i in range(60_000))),
         "views": state(*(text(f"blocks.{i}.norm1.weight") + tensor(offset=b"K" + bytes([i % 4]), size=b"K\x01\x85") for i in range(60_000))),
         "megabyte-name": state(text("blocks.0." + "a" * (1 << 20)) + tensor(), weight + tensor()),
         "megabyte-prefixes": state(text("module." * 150_000 + "x") + tensor()),

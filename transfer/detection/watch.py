@@ -14,7 +14,8 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_text
 from mimbench.system.progress import Progress
-from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
+from mimbench.system.signals import PREEMPTED
+from mimbench.training.watch import Preempted, StopSignals
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import InfiniteSampler
-from mmengine.registry import DATA_SAMPLERS
+from mmengine.registry import DATA_SAMPLERS, FUNCTIONS
 
 from mimbench.data.images import naming
 from mimbench.system.errors import UserError
+from mimbench.system.signals import leave_signals_to_parent
 from transfer.segmentation.data import IGNORED
 from transfer.segmentation.framework import DATASETS, TRANSFORMS
+
+FUNCTIONS.register_module(module=leave_signals_to_parent)
 
 
 class Draw(NamedTuple):

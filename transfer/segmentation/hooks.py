@@ -18,7 +18,8 @@ from typing_extensions import override
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_text
 from mimbench.system.progress import Progress
-from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
+from mimbench.system.signals import PREEMPTED
+from mimbench.training.watch import Preempted, StopSignals
 from transfer.segmentation.loop import trained_parts
 
 logger = logging.getLogger(__name__)

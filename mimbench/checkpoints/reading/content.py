@@ -39,29 +39,34 @@ def read_raw(path: Path) -> Raw:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UserError as error:
-        told = str(path) in str(error)
+        told = str(UserError(str(path))) in str(error)
         raise UserError(str(error) if told else f"{path}: {error}") from error
     return raw
 
 
 def check_names(top: Mapping[Any, Any]) -> None:
     """Refuse more or stranger names than any network has: every name is matched many times."""
-    count = 0
+    entries = names = 0
     states = (value for value in top.values() if isinstance(value, Mapping))
     for mapping in itertools.chain((top,), states):
-        # the length comes first: a file may refer to one large mapping many times
-        count += len(mapping)
-        if count > limits.ENTRIES:
-            break
+        # lengths come first: a file may refer to one large mapping many times
+        entries += len(mapping)
+        if entries > limits.ENTRIES:
+            raise UserError(f"holds {limits.ENTRIES:,} entries or more: no checkpoint of a network")
         if mapping is top or any(isinstance(value, Tensor) for value in mapping.values()):
-            for name in filter(lambda n: isinstance(n, str), mapping):
-                if len(name) > limits.NAME_LENGTH or not name.isprintable():
-                    raise UserError(
-                        f"holds an entry named '{printable(name, 60)}' ({len(name):,} characters): "
-                        "no network has such a name; the file is damaged or made to mislead"
-                    )
-    if count > limits.ENTRIES or len(top) > limits.NAMES:
-        raise UserError(f"holds {count:,} entries or more: no checkpoint of a network")
+            names += len(mapping)
+            _check_each(name for name in mapping if isinstance(name, str))
+    if names > limits.NAMES:
+        raise UserError(f"holds {names:,} names of tensors: no checkpoint of a network")
+
+
+def _check_each(names: Iterable[str]) -> None:
+    for name in names:
+        if len(name) > limits.NAME_LENGTH or not name.isprintable():
+            raise UserError(
+                f"holds an entry named '{printable(name, 60)}' ({len(name):,} characters): "
+                "no network has such a name; the file is damaged or made to mislead"
+            )
 
 
 def source_digest(path: Path) -> str:
