@@ -20,9 +20,10 @@ from mimbench.suite.running.runner import run_cells
 from mimbench.suite.running.screen import last_lines
 from mimbench.suite.suite import _verdict
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import atomic_path, sweep_parts, write_text
 from mimbench.system.lock import NO_LOCK, folder_lock
-from mimbench.system.signals import PREEMPTED, Interrupts
+from mimbench.system.signals import Interrupts
 from mimbench.training.snapshots import read_state
 from tests.support.light_cells import cell, child
 
@@ -48,7 +49,7 @@ def test_a_signal_to_the_whole_group_saves_and_ends_without_an_error(
     """As Slurm does: the loader's processes get the signal too, and first."""
     run = started(tmp_path / "run", 100_000, tmp_path / "log")
     os.killpg(run.pid, sign)
-    assert run.wait(timeout=60) == PREEMPTED
+    assert run.wait(timeout=60) == ExitCode.PREEMPTED
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert read_state(tmp_path / "run" / "checkpoints" / "last.pt")["step"] > 0
 
@@ -101,7 +102,7 @@ def test_nohup_is_respected() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("code", [PREEMPTED, -signal.SIGTERM])
+@pytest.mark.parametrize("code", [ExitCode.PREEMPTED, -signal.SIGTERM])
 def test_a_cell_told_to_leave_is_interrupted_and_not_failed(
     code: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,7 +129,7 @@ def test_a_cell_told_to_leave_is_interrupted_and_not_failed(
     assert "interrupted after" in caplog.text
     assert "the same command goes on" in caplog.text
     assert not (leaving.folder / "result.json").exists()
-    assert _verdict([leaving], ended) == PREEMPTED
+    assert _verdict([leaving], ended) == ExitCode.PREEMPTED
     [again] = run_cells([cell(tmp_path, leaving.order.benchmark)], command=child)
     assert again.status == "done"
 

@@ -15,6 +15,8 @@ NOT_PROTOCOL = frozenset({"data", "seed", "machine"})
 ORDER_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"
 LEFT_FILE = ".interrupted"
 """Left by a process that was told to leave: torchrun's own exit code does not say so."""
+STALE = ".stale-"
+"""Marks the folder of an earlier run that another recipe or `--fresh` replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,26 +4,28 @@ import argparse
 import logging
 from pathlib import Path
 
-from mimbench.benchmarks.evaluation import evaluate
-from mimbench.benchmarks.orders import LEFT_FILE, read_order
-from mimbench.suite.running.launch import follow_parent
-from mimbench.system.signals import PREEMPTED
+from mimbench.system.exit_codes import ExitCode
+from mimbench.system.options import Parser
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
     parser.add_argument("order", type=Path, metavar="config.yaml", help="the file that a run wrote")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the order."""
+    from mimbench.benchmarks.evaluation import evaluate
+    from mimbench.benchmarks.orders import LEFT_FILE, read_order
+    from mimbench.suite.running.launch import follow_parent
+
     follow_parent()
     try:
         result = evaluate(read_order(args.order), args.order.parent)
     except SystemExit as left:
-        if left.code == PREEMPTED:
+        if left.code == ExitCode.PREEMPTED:
             logger.warning("interrupted, the state is saved: the same command goes on")
             (args.order.parent / LEFT_FILE).touch()
         raise

@@ -30,10 +30,11 @@ from mimbench.suite.running.launch import Slot, gpu_slot, hidden_gpus, make_slot
 from mimbench.suite.running.runner import Ended, run_cells
 from mimbench.suite.running.watchman import watch
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import value_digest, write_text
 from mimbench.system.lock import folder_lock
 from mimbench.system.runtime import usable_cores
-from mimbench.system.signals import PREEMPTED, Interrupts
+from mimbench.system.signals import Interrupts
 from mimbench.tables.formats import FORMATS, SUFFIXES
 from mimbench.tables.table import TWIN, Table, make_table, read_results
 from mimbench.task import Machine
@@ -253,4 +254,4 @@ def _verdict(cells: Sequence[Cell], ended: Sequence[Ended]) -> int:
             ", ".join(c.label for c in failed),
         )
         return 1
-    return PREEMPTED if left else 0
+    return ExitCode.PREEMPTED if left else ExitCode.OK

@@ -22,6 +22,12 @@ LOCK_FILE = ".lock"
 NO_LOCK = "MIMBENCH_NO_LOCK"
 """Set by --no-lock, for the processes that a run starts too."""
 
+
+def work_without_locks() -> None:
+    """Take no lock in this process and those that it starts."""
+    os.environ[NO_LOCK] = "1"
+
+
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 

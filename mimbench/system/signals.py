@@ -5,19 +5,17 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from mimbench.system.exit_codes import ExitCode
+
 LEAVE = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
 )
 """A scheduler's wish, its warning ahead of time, and the end of the terminal."""
 
 
-PREEMPTED = 75
-"""Exit code (sysexits' "temporary failure"): start the same command again to go on."""
-
-
 def left_early(code: int) -> bool:
     """Return whether an exit code says that a process was told to leave, saved or not."""
-    return code == PREEMPTED or -code in (*LEAVE, signal.SIGINT)
+    return code == ExitCode.PREEMPTED or -code in (*LEAVE, signal.SIGINT)
 
 
 def ignored(number: int) -> bool:

@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import autocast
-from mimbench.system.signals import PREEMPTED
 from mimbench.training.batches import Batch, Faults, Samples, StepSampler, loader, to_device
 from mimbench.training.journal import Record
 from mimbench.training.learner import BEST, FAILED, LAST, Learner, LoopConfig, RunContext, StepInfo
@@ -115,7 +114,7 @@ class _Run:
                 logger.warning(
                     "told to leave: saved after step %d; run again to go on", self.now.step
                 )
-                raise Preempted(PREEMPTED)
+                raise Preempted
 
     def _update(self, batches: Iterator[Batch]) -> None:
         """Take one optimizer step."""

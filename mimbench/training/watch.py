@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mimbench.system.exit_codes import ExitCode
 from mimbench.system.runtime import Ranks
 from mimbench.system.signals import LEAVE, ignored
 from mimbench.training.snapshots import gather
@@ -23,7 +24,11 @@ PATIENCE, BRIEF = timedelta(minutes=30), timedelta(seconds=10)
 
 
 class Preempted(SystemExit):
-    """The run was told to leave and has saved its state."""
+    """The scheduler asked the run to leave, and its state is saved."""
+
+    def __init__(self) -> None:
+        """End the process with the exit code that says so."""
+        super().__init__(ExitCode.PREEMPTED)
 
 
 class LossWatch:

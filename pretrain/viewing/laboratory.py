@@ -96,7 +96,7 @@ class Observer:
             self.spec: VitSpec = self.backbone.spec
         patch = self.spec.patch_size
         if size is not None and (size < patch or size % patch):
-            raise UserError(f"--size {size} does not divide into patches of {patch}")
+            raise UserError(f"--image-size {size} does not divide into patches of {patch}")
         self.size = self.spec.image_size if size is None else (size, size)
         self.grid = (self.size[0] // patch, self.size[1] // patch)
 
