@@ -1,5 +1,6 @@
 """An order: everything one evaluation needs, as the file config.yaml that can be run again."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,11 @@ class Order:
     num_heads: int | None = None
     weights_digest: str = ""
     """What the checkpoint held when the order was written; empty: whatever it holds now."""
+
+
+def safe_name(text: str) -> str:
+    """Return text that is safe as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40] or "checkpoint"
 
 
 def write_order(path: Path, order: Order) -> None:

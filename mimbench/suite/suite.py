@@ -17,9 +17,9 @@ from mimbench.benchmarks.cells import (
     finished,
     make_cells,
     read_candidate,
-    safe_name,
 )
 from mimbench.benchmarks.manifest import Manifest, Profile
+from mimbench.benchmarks.orders import safe_name
 from mimbench.benchmarks.survey import child_environment
 from mimbench.checkpoints.files import read_weights, write_weights
 from mimbench.suite.costs.footprint import check_room
