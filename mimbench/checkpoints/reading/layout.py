@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimbench.system.errors import UserError, printable
+from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
 from mimbench.vit.weights import VitSpec
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -132,7 +133,7 @@ def choose(
         if container in raw.networks
     }
     if not present:
-        raise UserError(f"{raw.path}: holds no network; its entries are {listed(raw.top)}")
+        raise UserError(f"{raw.path}: holds no network; its entries are {first_few(raw.top)}")
     chosen = which or next(iter(present))
     if chosen not in present:
         raise UserError(
@@ -144,13 +145,6 @@ def choose(
         raw.networks[present[chosen]],
         tuple(present) if several else (),
     )
-
-
-def listed(names: Iterable[Any], limit: int = 5) -> str:
-    """Return the first few names in readable form."""
-    shown = [printable(str(name), 80) for name in names]
-    rest = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return (", ".join(shown[:limit]) or "none") + rest
 
 
 Table = Sequence[tuple[str, str]]
