@@ -107,7 +107,9 @@ def test_a_cell_told_to_leave_is_interrupted_and_not_failed(
     code: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     leaving = (
-        cell(tmp_path, "leaving", leave=code) if code > 0 else cell(tmp_path, "slow", seconds=60)
+        cell(tmp_path, "leaving", leave=int(code))
+        if code > 0
+        else cell(tmp_path, "slow", seconds=60)
     )
 
     class Sender:
