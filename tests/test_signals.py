@@ -42,7 +42,9 @@ def started(out: Path, epochs: int, log: Path) -> subprocess.Popen[bytes]:
     return run
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_whole_group_saves_and_ends_without_an_error(
     sign: signal.Signals, tmp_path: Path
 ) -> None:

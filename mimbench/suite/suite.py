@@ -198,7 +198,6 @@ def show_plan(
     patience: float = PATIENCE,
 ) -> str:
     """Return the plan of a run, from short measurements."""
-    options.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(options.out, f"another run is using {options.out}"):
         candidates = read_candidates(checkpoints, options)
         cells = make_cells(manifest, candidates, options.request(manifest))
