@@ -114,7 +114,7 @@ def bombs() -> dict[str, bytes]:
         "wide-dict": b"\x80\x02}(" + b"".join(text(f"k{i}") + b"}" for i in range(300_000)) + b"u.",
         "same-dict-often": b"\x80\x02}(" + text("k") + b"}q\x05(" + b"".join(text(f"n{i}") + tensor() for i in range(3000)) + b"u" + b"".join(text(f"k{i}") + b"h\x05" for i in range(30_000)) + b"u.",
         "empties": state(*(text(f"n{i}") + tensor(count=b"K\x00", size=b"K\x00\x85", key="none") for i in range(60_000))),
-        "views": state(*(text(f"blocks.{i}.norm1.weight") + tensor(offset=b"K" + bytes([i % 4]), size=b"K\x01\x85") for i in range(60_000))),
+        "views": state(*(text(f"blocks.{i}.norm1.weight") + tensor(offset=b"K" + bytes([i % 4]), size=b"K\x01\x85") for i in range(25_000))),
         "megabyte-name": state(text("blocks.0." + "a" * (1 << 20)) + tensor(), weight + tensor()),
         "megabyte-prefixes": state(text("module." * 150_000 + "x") + tensor()),
         "depth": state(text("blocks.1000000000.norm1.weight") + tensor(), weight + tensor()),
