@@ -14,6 +14,8 @@ def first_few(items: Iterable[object], most: int = 5, *, separator: str = ", ") 
         separator: What stands between two of them; "; " where items are sentences.
     """
     texts = [str(item) for item in items]
-    shown = separator.join(printable(text, 197 if len(text) > 200 else None) for text in texts[:most])
+    shown = separator.join(
+        printable(text, 197 if len(text) > 200 else None) for text in texts[:most]
+    )
     rest = len(texts) - most
     return (shown or "none") + (f" and {rest:,} more" if rest > 0 else "")
