@@ -167,7 +167,8 @@ def test_without_locks_only_old_parts_are_swept(
     for name, age in (("new", 60), ("old", 2 * 24 * 3600)):
         part = tmp_path / f".{name}.part"
         part.write_bytes(b"x")
-        os.utime(part, (time.time() - age,) * 2)
+        at = time.time() - age
+        os.utime(part, (at, at))
     assert [p.name for p in sweep_parts(tmp_path)] == [".old.part"]
     write_text(tmp_path / "text", "written all the same")
     assert (tmp_path / "text").read_text() == "written all the same"

@@ -60,6 +60,7 @@ def sweep_parts(folder: Path) -> list[Path]:
 
 
 def _abandoned(part: Path) -> bool:
+    found = None
     try:
         found = part.stat()
         if not found.st_size and time.time() - found.st_mtime < MINUTE:
@@ -69,7 +70,7 @@ def _abandoned(part: Path) -> bool:
     except (FileNotFoundError, BlockingIOError):
         return False
     except OSError:
-        return time.time() - found.st_mtime > DAY
+        return found is not None and time.time() - found.st_mtime > DAY
     return True
 
 

@@ -178,7 +178,7 @@ def odd_tensors(weight: torch.Tensor) -> dict[str, Any]:
         "quantised": quantised,
         "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
         "conjugated": weight.to(torch.complex64).conj(),
-        "negated": torch._neg_view(weight),
+        "negated": torch._neg_view(weight),  # pyright: ignore[reportPrivateImportUsage]
         "expanded": torch.ones(1).expand(weight.shape),
         "every-second": flat.as_strided(weight.shape, steps),
         "turned": weight.mT.contiguous().mT if weight.dim() > 1 else weight,

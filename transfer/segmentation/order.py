@@ -15,7 +15,11 @@ from mimbench.system.signals import leave_signals_to_parent
 from transfer.segmentation.data import IGNORED
 from transfer.segmentation.framework import DATASETS, TRANSFORMS
 
-FUNCTIONS.register_module(module=leave_signals_to_parent)
+
+@FUNCTIONS.register_module()
+def leave_to_parent(worker: int) -> None:
+    """Make a loader's worker leave signals to its parent."""
+    leave_signals_to_parent(worker)
 
 
 class Draw(NamedTuple):

@@ -97,7 +97,7 @@ def full_config(
     loader = {
         "num_workers": workers,
         "persistent_workers": workers > 0,
-        "worker_init_fn": {"type": "leave_signals_to_parent"},
+        "worker_init_fn": {"type": "leave_to_parent"},
     }
     test_loader = {
         **loader,

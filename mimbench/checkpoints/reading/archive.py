@@ -41,7 +41,7 @@ def read_torch(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     data = memoryview(mapped)
     try:
-        if data[:2] == b"PK":
+        if bytes(data[:2]) == b"PK":
             value, notes = _read_zip(data)
         else:
             value, notes = _read_legacy(data), (NO_SUMS,)

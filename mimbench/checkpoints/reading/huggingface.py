@@ -62,7 +62,7 @@ def _normalisation(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
 
 def _grid(config: Mapping[str, Any]) -> tuple[int, int] | None:
     size, patch = config.get("image_size"), _whole(config, "patch_size")
-    sides = size if isinstance(size, list) else [size, size]
+    sides: list[Any] = size if isinstance(size, list) else [size, size]
     if size is None or patch is None:
         return None
     if len(sides) != 2 or not all(type(side) is int and 0 < side < LARGEST for side in sides):

@@ -130,7 +130,7 @@ def _find(data: memoryview) -> tuple[int, int, int]:
         raise UserError("truncated or damaged zip archive: bytes after its directory")
     stop = end_at
     locator = end_at - _LOCATOR64.size
-    if locator >= 0 and data[locator : locator + 4] == LOCATOR64:
+    if locator >= 0 and bytes(data[locator : locator + 4]) == LOCATOR64:
         _, _, stop, _ = _LOCATOR64.unpack_from(data, locator)
         signature, *_, here64, count64, size64, at64 = _END64.unpack_from(data, stop)
         small = ((count, count64, FULL16), (size, size64, FULL32), (at, at64, FULL32))
@@ -167,11 +167,11 @@ def _content(data: memoryview, offset: int, name: bytes, total: int, size: int) 
     start = name_at + name_len + extra_len
     if flags & 8:  # the sum follows the content
         at = start + size
-        at += 4 * (data[at : at + 4] == DESCRIPTOR)
+        at += 4 * (bytes(data[at : at + 4]) == DESCRIPTOR)
         own_total = int.from_bytes(data[at : at + 4], "little")
     elif own_packed not in (size, FULL32):
         own_total = None
-    own_name = data[name_at : name_at + name_len]
+    own_name = bytes(data[name_at : name_at + name_len])
     if signature != LOCAL or own_name != name or own_total != total:
         shown = printable(name[-60:].decode("utf-8", "replace"))
         raise UserError(f"damaged: entry '{shown}' is described in two ways that differ")
