@@ -22,7 +22,6 @@ from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
 from mimbench.features.patches import PatchBank, PatchSpec, extract_patches, patch_grid
 from mimbench.features.protocol import ImageConfig
-from mimbench.footprint import stored_patches
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import top_percent
 from mimbench.system.runtime import Ranks, process_group
@@ -30,6 +29,7 @@ from mimbench.task import Machine, TaskResult, Traits
 from mimbench.training.identity import run_digest
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import scaled_lr
+from mimbench.vit.footprint import stored_patches
 from mimbench.vit.weights import VitWeights
 from transfer.classification.attentive_probe import AttentiveProbe, Part, Scored
 from transfer.classification.pooling import Head

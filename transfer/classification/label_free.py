@@ -20,10 +20,10 @@ import torch
 from mimbench.data.lists import ImageList
 from mimbench.features.bank import Choice
 from mimbench.features.protocol import FrozenConfig, from_main
-from mimbench.footprint import stored_features
 from mimbench.scores.spectra import alpha_req, lidar, mean_cosine, rankme, two_nn
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
+from mimbench.vit.footprint import stored_features
 from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)

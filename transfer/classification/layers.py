@@ -27,15 +27,15 @@ from mimbench.features.bank import FeatureBank
 from mimbench.features.extract import extract
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.search import search
-from mimbench.figures import Figure
-from mimbench.footprint import frozen
 from mimbench.logistic.grid import Grid, held_out_score, solve
+from mimbench.scores.figures import Figure
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.scores.neighbours import Neighbours, weighted_votes
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
+from mimbench.vit.footprint import frozen
 from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)

@@ -33,12 +33,12 @@ from mimbench.features.search import (
     search_approximate,
     search_pieces,
 )
-from mimbench.figures import Figure
-from mimbench.footprint import frozen
+from mimbench.scores.figures import Figure
 from mimbench.system.errors import UserError
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import Ranks, pick_device, process_group
 from mimbench.task import TaskResult, Traits
+from mimbench.vit.footprint import frozen
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, VitWeights
 from transfer.dense.banks import (
     DenseConfig,

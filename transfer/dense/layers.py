@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mimbench.figures import Figure
-from mimbench.footprint import frozen
+from mimbench.scores.figures import Figure
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
+from mimbench.vit.footprint import frozen
 from mimbench.vit.weights import VitWeights
 from transfer.dense.banks import DenseConfig, every, held_out
 from transfer.dense.confusion import EveryClass as EveryClass

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from mimbench.data.preprocess import Squash
 from mimbench.features.patches import FinalNorm, PatchBank, PatchSpec, extract_patches, patch_grid
 from mimbench.features.search import Approximate
-from mimbench.figures import Figure
-from mimbench.footprint import frozen
+from mimbench.scores.figures import Figure
 from mimbench.system.runtime import Ranks, pick_device, process_group
 from mimbench.task import TaskResult, Traits
+from mimbench.vit.footprint import frozen
 from mimbench.vit.weights import VitWeights
 from transfer.dense.banks import (
     DenseConfig,

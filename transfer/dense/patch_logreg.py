@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from mimbench.data.label_maps import class_indices
-from mimbench.footprint import frozen
 from mimbench.logistic.grid import Grid, Pace, solve
 from mimbench.logistic.solver import Solutions
 from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
+from mimbench.vit.footprint import frozen
 from mimbench.vit.weights import VitWeights
 from transfer.dense.banks import DenseConfig, Patches, choose_largest, every, held_out
 from transfer.dense.confusion import EveryClass as EveryClass
