@@ -8,6 +8,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def verified(packed: Path, path: Path | None = None, **options: str) -> Verdict:
+def verified(packed: Path, path: Path | None = None, **options: Any) -> Verdict:
     return verify_bundle(
         path or packed / "b.tar.gz", benchmarks=packed / "benchmarks.yaml", **options
     )
@@ -181,7 +182,7 @@ def test_a_signature_names_who_published(
     assert any(
         "does not belong to this bundle" in f
         for f in verified(packed, path, signers=tmp_path / "key.pub").faults
-    )  # pyright: ignore[reportArgumentType]
+    )
     assert (
         main(
             [
