@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mimbench.__main__ import main
-from mimbench.results import EDITED, read_result
+from mimbench.results.record import EDITED, read_result
 from mimbench.scores import outcomes
 from mimbench.scores.outcomes import read_arrays
 from mimbench.sharing.bundle import write_archive, write_bundle

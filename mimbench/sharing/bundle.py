@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.benchmarks.records import files_of
-from mimbench.results import Result
+from mimbench.results.record import Result
 from mimbench.sharing.signing import sign
 from mimbench.sharing.verifying import BENCHMARKS, HEAD, RUN_FILES, SIGNATURE, TABLE, VERSION
 from mimbench.system.errors import UserError

@@ -15,7 +15,7 @@ from mimbench.benchmarks.orders import (
     safe_name,
 )
 from mimbench.benchmarks.records import outcomes_of
-from mimbench.results import Result, protocol_digest
+from mimbench.results.record import Result, protocol_digest
 from mimbench.scores.outcomes import TOLERANCE, Statistic
 from mimbench.system.errors import UserError, printable
 

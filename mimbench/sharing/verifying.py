@@ -11,7 +11,7 @@ from typing import Any
 from mimbench.benchmarks.manifest import DEFAULT_FILE, Manifest, load_manifest
 from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE
 from mimbench.benchmarks.records import files_of
-from mimbench.results import EDITED, Result, read_result
+from mimbench.results.record import EDITED, Result, read_result
 from mimbench.sharing.recomputing import UNFIT, Checked, check_run
 from mimbench.sharing.signing import signed_by
 from mimbench.sharing.unpacking import unpack

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.results import checksum, protocol_digest, read_result
+from mimbench.results.record import checksum, protocol_digest, read_result
 from mimbench.sharing.verifying import BENCHMARKS, HEAD, TABLE
 from mimbench.system.errors import UserError
 from mimbench.tables.formats import as_json
