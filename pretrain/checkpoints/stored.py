@@ -46,6 +46,8 @@ class StoredModel:
     """What the reconstruction head gives, where the file says it."""
     mask: Mapping[str, Any] | None = None
     """The masking strategy's section of the config, where the file says it."""
+    leave: int | None = None
+    """Block of the reconstruction decoder after which a shared loss predictor reads."""
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -63,15 +65,21 @@ class StoredModel:
             self.decoder,
             outputs=len(self.student["reconstructor.pred.weight"]),
             predictor=any(name.startswith("predictor.") for name in self.student),
+            leave=self.leave,
         )
         # AutoMAE's mask generator is no part of the student
         _fill(model, {n: t for n, t in self.student.items() if not n.startswith("generator.")})
         teacher = Teacher(model)
         if self.teacher is None:
             return model.eval(), None
-        own = {n: t for n, t in self.teacher.items() if not n.startswith("reconstructor.")}
-        _fill(teacher, own)
+        _fill(teacher, _without_decoder(self.teacher, teacher))
         return model.eval(), teacher
+
+
+def _without_decoder(state: Mapping[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
+    """Return a teacher's tensors; of a reconstruction decoder only what this teacher runs."""
+    own = teacher.state_dict()
+    return {n: t for n, t in state.items() if n in own or not n.startswith("reconstructor.")}
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -145,6 +153,7 @@ def _read_training(path: Path, top: Mapping[str, Any]) -> StoredModel:
             epochs_done=top["epoch"],
             target=config.objective.target,
             mask=config.mask,
+            leave=config.leave(),
         )
     except (KeyError, AttributeError) as error:
         raise UserError(f"{path} is no complete training state: {error} is missing") from error
@@ -156,6 +165,9 @@ def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:
         spec, config = VitSpec.from_json(card["spec"]), card["config"]
         heads, target = config["decoder"]["heads"], config["objective"]["target"]
         epochs, mask = card["epoch"], config["mask"]
+        leave = None
+        if config["objective"].get("predictor", "own") == "shared":
+            leave = config["objective"]["exit"] or config["decoder"]["depth"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} needs its {CARD} beside it, unharmed: {error}") from error
     parts: dict[str, dict[str, Tensor]] = {"student": {}, "teacher": {}}
@@ -170,6 +182,7 @@ def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:
         epochs_done=epochs,
         target=target,
         mask=mask,
+        leave=leave,
     )
 
 
@@ -212,8 +225,7 @@ def start_from(
     if teacher is not None:
         teacher.follow(0.0)
         if stored.teacher is not None:
-            own = {n: t for n, t in stored.teacher.items() if not n.startswith("reconstructor.")}
-            _overlay(teacher, own, path)
+            _overlay(teacher, _without_decoder(stored.teacher, teacher), path)
             logger.info("%s also fills the teacher", path)
     return stored.epochs_done or 0
 

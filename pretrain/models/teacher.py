@@ -1,13 +1,13 @@
 """The teacher: a moving average of the student's encoder and loss predictor, never trained itself.
 
-It looks at whole images. The released code also keeps and runs an average of the reconstruction
+It looks at whole images, or at a random quarter of their patches. The released code also keeps and runs an average of the reconstruction
 decoder; nothing ever uses it, so it is not here.
 """
 
 import copy
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pretrain.models.attention import class_attention
 from pretrain.models.autoencoder import MaskedAutoencoder, from_patches, to_patches
-from pretrain.models.blocks import Block
+from pretrain.models.blocks import Block, run_blocks
+from pretrain.models.decoders import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,18 @@ class TeacherConfig:
     """Ask the teacher on every so-manieth optimizer step; masks are random in between."""
     tokens: float = 1.0
     """Share of the patches that the teacher computes for masks, by looking at a smaller image."""
+    look: Literal["whole", "quarter"] = "whole"
+    """What the teacher sees when it predicts losses for masks: every patch, or a random quarter."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every is {self.every}, expected 1 or more")
         if not 0 < self.tokens <= 1:
             raise ValueError(f"tokens is {self.tokens}, expected a share above 0, up to 1")
+        if self.look == "quarter" and self.tokens != 1:
+            raise ValueError(
+                f"look: quarter and tokens: {self.tokens:g} are two ways to save; choose one"
+            )
 
     def decay(self, epoch: int) -> float:
         """Return the decay of the moving average in an epoch (from 0)."""
@@ -57,15 +64,30 @@ class Views(NamedTuple):
     """(b, heads, n), float32: what the class token attends to in the last block."""
 
 
+class Trunk(nn.Module):
+    """The blocks of a reconstruction decoder that a loss predictor shares."""
+
+    def __init__(self, decoder: Decoder, depth: int) -> None:
+        super().__init__()
+        self.blocks = copy.deepcopy(decoder.blocks[:depth])
+
+    def forward(self, x: Tensor, last: int) -> Tensor:
+        """Return the last tokens after these blocks."""
+        return run_blocks(self.blocks, x, last, recompute=False)
+
+
 class Teacher(nn.Module):
     """The average; its parameters take no gradient."""
 
     def __init__(self, student: MaskedAutoencoder) -> None:
         super().__init__()
-        self.spec = student.spec
+        self.spec, self.leave = student.spec, student.leave
         self.encoder = copy.deepcopy(student.encoder)
         self.neck = copy.deepcopy(student.neck)
         self.predictor = copy.deepcopy(student.predictor)
+        self.reconstructor = None
+        if self.predictor is not None and self.leave is not None:
+            self.reconstructor = Trunk(student.reconstructor, self.leave)
         self.encoder.recompute = False
         if self.predictor is not None:
             self.predictor.recompute = False
@@ -92,10 +114,36 @@ class Teacher(nn.Module):
             tokens = self.encoder(patches, grid=grid)
         if not difficulty:
             return Views(tokens[:, 1:], None, attended)
+        predicted = self._judge(self.neck(tokens, grid=grid), patches.shape[1])
+        return Views(tokens[:, 1:], predicted, attended)
+
+    def _judge(self, x: Tensor, last: int) -> Tensor:
+        """Return the predicted loss (b, last) of the last of a decoder's tokens."""
         if self.predictor is None:
             raise RuntimeError("this teacher has no loss predictor")
-        predicted = self.predictor(self.neck(tokens, grid=grid), patches.shape[1])
-        return Views(tokens[:, 1:], predicted.squeeze(-1).float(), attended)
+        if self.reconstructor is not None:
+            return self.predictor(self.reconstructor(x, last)).squeeze(-1).float()
+        return self.predictor(x, last).squeeze(-1).float()
+
+    @torch.no_grad()
+    def sample(self, patches: Tensor, keys: Tensor, share: float = 0.25) -> Tensor:
+        """Return the predicted loss (b, n) of every patch when few are seen, at full resolution.
+
+        This is what the predictor was trained for: hidden places beside a few visible ones.
+
+        Args:
+            patches: All patches (b, n, size * size * 3).
+            keys: Numbers (b, n); where they are smallest the teacher looks.
+            share: Of the patches that it sees.
+        """
+        n = patches.shape[1]
+        seen = max(1, round(n * share))
+        order = keys.argsort(dim=1, stable=True)
+        visible, hidden = order[:, :seen].sort(1).values, order[:, seen:].sort(1).values
+        x = self.neck(self.encoder(patches, visible), visible, hidden)
+        found = self._judge(x, n)
+        places = torch.cat([visible, hidden], dim=1)
+        return torch.empty_like(found).scatter_(1, places, found)
 
     @torch.no_grad()
     def attend(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:

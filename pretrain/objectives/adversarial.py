@@ -79,7 +79,7 @@ class AdversarialPretraining(Pretraining):
         figures: dict[str, Tensor] = {}
         if self.strategy.weight > 0:
             figures = self.train_rival(attention, mask_input, at)
-        self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, 1))
+        self.dice(at, self.config.start.mask_stream)
         noise, gumbel = self.strategy.noise(mask_input, self.generator)
         found: AdversarialOutputs = model(patches, attention, gumbel, noise)
         losses = self.patch_losses(

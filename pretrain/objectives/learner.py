@@ -16,6 +16,7 @@ from pretrain.checkpoints.export import write_export
 from pretrain.config import Config
 from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, split, take, to_patches
 from pretrain.models.features import FeatureNetwork
+from pretrain.models.initial import by_name
 from pretrain.models.teacher import Teacher, Views
 from pretrain.objectives.reconstruction import (
     PIXEL_TARGETS,
@@ -23,10 +24,15 @@ from pretrain.objectives.reconstruction import (
     feature_loss,
     normalise_patches,
     pair_signs,
+    patch_weights,
     pixel_loss,
     rank_correlation,
     relative_loss,
+    spread_choice,
 )
+
+GLANCE, CHOICE = -1, -2
+"""Streams of random numbers beside the masks': where a teacher looks, what decoders are given."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -56,7 +62,11 @@ class Pretraining(Learner):
         self.strategy = masks.build(config.mask)
         source = config.objective.features_from
         self.features = FeatureNetwork(source, self.spec.grid).to(device) if source else None
-        self.student = self.networks(output_width(config, self.features)).to(device)
+        student = self.networks(output_width(config, self.features))
+        if config.start.init == "named":
+            # before they move: a device has generators of its own
+            student.initialise(by_name(config.training.seed))
+        self.student = student.to(device)
         self.model = self.student
         if config.machine.recompute:
             self.student.recompute()
@@ -87,11 +97,13 @@ class Pretraining(Learner):
             self.config.decoder,
             outputs=outputs,
             predictor=self.config.objective.predict_loss != "none",
+            leave=self.config.leave(),
         )
 
     def asks_teacher(self) -> bool:
-        """Tell whether the masks follow what the teacher sees."""
-        return bool(self.strategy.needs & {"difficulty", "attention"})
+        """Tell whether masks or weights follow what the teacher sees."""
+        weighed = self.config.objective.weights != "none"
+        return weighed or bool(self.strategy.needs & {"difficulty", "attention"})
 
     def rate(self, at: StepInfo) -> float:
         """Return the learning rate."""
@@ -101,13 +113,38 @@ class Pretraining(Learner):
         """Return the step's losses, and how well predicted losses order the true ones."""
         normalised, patches = self.prepare(batch)
         mask_input, views = self.look(patches, normalised, at)
-        # the same numbers on every process and micro-step: each takes its own rows
-        self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, 1))
-        mask = self.strategy(mask_input, self.generator)
+        mask = self.strategy(mask_input, self.dice(at, self.config.start.mask_stream))
         visible, hidden = split(mask, self.strategy.count(mask_input.patches))
+        hidden = self.chosen(mask_input, hidden, at)
         outputs: Outputs = model(patches, visible, hidden)
         losses = self.patch_losses(outputs.prediction, patches, batch.data, hidden, views)
-        return self.figures(outputs, losses)
+        return self.figures(outputs, losses, self.weigh(mask_input, hidden))
+
+    def dice(self, at: StepInfo, stream: int) -> torch.Generator:
+        """Return the generator at a step's start: the same numbers on every process and micro-step.
+
+        Each takes its own rows of them; streams are apart, so that who draws from one moves no other.
+        """
+        return self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, stream))
+
+    def chosen(self, inp: masks.MaskInput, hidden: Tensor, at: StepInfo) -> Tensor:
+        """Return the hidden patches that decoders are given: by default all of them."""
+        share, m = self.config.objective.share, hidden.shape[1]
+        if share == 1:
+            return hidden
+        count, dice = max(2, round(m * share)), self.dice(at, CHOICE)
+        keys, offset = inp.uniform(dice, inp.patches), inp.uniform(dice, 1)
+        if inp.difficulty is not None:
+            keys = inp.difficulty
+        return hidden.gather(1, spread_choice(keys.gather(1, hidden), offset, count))
+
+    def weigh(self, inp: masks.MaskInput, hidden: Tensor) -> Tensor | None:
+        """Return what weighs hidden patches (b, m) in the reconstruction loss."""
+        objective = self.config.objective
+        values = inp.attention if objective.weights == "attention" else inp.difficulty
+        if objective.weights == "none" or values is None:
+            return None
+        return patch_weights(values.gather(1, hidden), objective.weights_temperature)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the images (b, 3, H, W), normalised, and their patches."""
@@ -129,16 +166,23 @@ class Pretraining(Learner):
             whole=at.batch,
             images=normalised if "images" in needs else None,
         )
-        asked = at.step % config.every == 0 and not self.strategy.idle(mask_input)
-        judged, attends = asked and "difficulty" in needs, asked and "attention" in needs
-        whole = judged and config.tokens == 1
+        asked = needs if not self.strategy.idle(mask_input) else frozenset[masks.Need]()
+        if at.step % config.every:
+            asked = asked & {"images", "generator"}
+        elif self.config.objective.weights != "none":
+            asked |= {self.config.objective.weights}
+        judged, attends = "difficulty" in asked, "attention" in asked
+        whole = judged and config.tokens == 1 and config.look == "whole"
         views, difficulty, attention = None, None, None
         if self.teacher is not None and (whole or self.config.objective.target == "ema"):
             views = self.teacher(patches, difficulty=whole, attention=attends)
             difficulty, attention = views.difficulty, views.attention
         elif self.teacher is not None and attends:
             attention = self.teacher.attend(patches)
-        if self.teacher is not None and judged and not whole:
+        if self.teacher is not None and judged and config.look == "quarter":
+            keys = mask_input.uniform(self.dice(at, GLANCE), mask_input.patches)
+            difficulty = self.teacher.sample(patches, keys)
+        elif self.teacher is not None and judged and not whole:
             difficulty = self.teacher.glance(patches, config.tokens)
         if attention is not None:
             attention = attention.mean(dim=1)
@@ -165,11 +209,14 @@ class Pretraining(Learner):
         assert self.features is not None
         return feature_loss(prediction, take(self.features(images / 255), hidden))
 
-    def figures(self, outputs: Outputs, losses: Tensor) -> dict[str, Tensor]:
+    def figures(
+        self, outputs: Outputs, losses: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the total loss and what a person wants to see beside it."""
-        objective, reconstruction = self.config.objective, losses.mean()
+        objective, plain = self.config.objective, losses.mean()
+        reconstruction = plain if weights is None else (losses * weights).mean()
         if outputs.difficulty is None:
-            return {"loss": reconstruction, "reconstruction": reconstruction.detach()}
+            return {"loss": reconstruction, "reconstruction": plain.detach()}
         signs = pair_signs(losses)
         if objective.predict_loss == "relative":
             judged = relative_loss(outputs.difficulty, signs, epsilon=objective.epsilon)
@@ -177,7 +224,7 @@ class Pretraining(Learner):
             judged = absolute_loss(outputs.difficulty, losses)
         return {
             "loss": reconstruction + objective.loss_weight * judged,
-            "reconstruction": reconstruction.detach(),
+            "reconstruction": plain.detach(),
             "loss_prediction": judged.detach(),
             "rank_correlation": rank_correlation(outputs.difficulty, signs),
         }

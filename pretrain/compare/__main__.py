@@ -1,0 +1,94 @@
+"""`python -m pretrain.compare`: strategies against each other.
+
+  plan DESIGN                      what the experiment could find, before anything runs
+  run DESIGN --data D --out OUT    train and score every arm of every block; goes on where it stopped
+  report OUT                       tables, and verdicts where it can decide
+  suite                            tiny runs of every mask, scored by the suite's benchmarks
+
+DESIGN is a YAML file, or the name of one in pretrain/compare/designs. OUT keeps the design it began
+with. D holds train.tar and test.tar, or folders of these names, with a folder for each class.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mimbench.system.config import from_mapping, load_yaml
+from mimbench.system.errors import UserError
+from mimbench.system.logs import configure_logging
+from pretrain.compare import suite
+from pretrain.compare.blocks import DESIGN, RunOptions, claim, run, untrained
+from pretrain.compare.design import Design, read_design
+from pretrain.compare.report import collect, planned, qualities, secondary, table, verdict
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(
+        prog="python -m pretrain.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = out.add_subparsers(dest="verb", required=True)
+    plan = verbs.add_parser("plan", help="what the experiment could find")
+    plan.add_argument("design", metavar="DESIGN")
+    go = verbs.add_parser("run", help="train and score what is not done yet")
+    go.add_argument("design", metavar="DESIGN")
+    go.add_argument("--data", type=Path, required=True, metavar="D")
+    go.add_argument("--out", type=Path, required=True)
+    go.add_argument(
+        "--jobs", type=int, default=1, help="runs side by side: one a core, or several on one GPU"
+    )
+    go.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
+    report = verbs.add_parser("report", help="tables and verdicts")
+    report.add_argument("out", type=Path, metavar="OUT")
+    verbs.add_parser("suite", help="the suite's benchmarks over tiny runs", add_help=False)
+    return out
+
+
+def report(out: Path) -> str:
+    """Return everything that the runs in a folder say, as Markdown."""
+    path = out / DESIGN
+    if not path.is_file():
+        raise UserError(f"{out} holds no {DESIGN}: no experiment has begun there")
+    design = from_mapping(Design, load_yaml(path), path.name)
+    steps, matched = collect(out, design, "steps"), collect(out, design, "time")
+    _, lines = verdict(design, steps)
+    parts = [planned(design), *lines, "Equal steps:", table(design, steps)]
+    if matched:
+        parts += ["Equal time (the reference's):", table(design, matched, steps)]
+    parts += ["All outcomes:", secondary(design, steps), "Masks:", qualities(design, steps)]
+    parts += untrained(out)
+    return "\n\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["suite"]:
+        return suite.main(given[1:])
+    args = parser().parse_args(given)
+    configure_logging()
+    try:
+        if args.verb == "report":
+            sys.stdout.write(report(args.out) + "\n")
+            return 0
+        design = read_design(args.design)
+        sys.stdout.write(planned(design) + "\n")
+        sys.stdout.flush()
+        if args.verb == "run":
+            if args.jobs < 1:
+                raise UserError(f"--jobs is {args.jobs}, expected 1 or more")
+            claim(design, args.out)
+            run(
+                design, RunOptions(data=args.data, out=args.out, device=args.device, jobs=args.jobs)
+            )
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
