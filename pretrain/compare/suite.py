@@ -1,4 +1,4 @@
-"""`python -m pretrain.compare`: one tiny pretraining in many arms, scored alike, over seeds.
+"""`python -m pretrain.compare suite`: one tiny pretraining in many arms, scored alike, over seeds.
 
 The arms are every masking strategy, and HPM taken apart: MAE, loss prediction with random masks,
 hard masks. All train by one recipe on the sample data, with the same images, steps and seeds; a twin
@@ -58,6 +58,9 @@ ARMS: Mapping[str, tuple[str, ...]] = {
         "mask.show=0.25",
     ),
     "attention low (AttMask)": (*PLAIN, "mask.name=attention", "mask.order=low"),
+    "colour (ColorMAE)": (*PLAIN, "mask.name=colour"),
+    "rolled (CAPI)": (*PLAIN, "mask.name=rolled"),
+    "contrast of pixels": (*PLAIN, "mask.name=contrast"),
     "adversarial (AutoMAE)": (*PLAIN, "mask.name=adversarial"),
 }
 """What each arm changes in the recipe; all hide the recipe's share of patches."""
@@ -201,7 +204,7 @@ def summary(values: Sequence[float], seeds: int) -> str:
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     out = argparse.ArgumentParser(
-        prog="python -m pretrain.compare",
+        prog="python -m pretrain.compare suite",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -251,7 +254,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     sys.stdout.write(table(plan, scores) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -75,7 +75,7 @@ class AdversarialPretraining(Pretraining):
         """Return the step's losses after the critic has had its turn."""
         normalised, patches = self.prepare(batch)
         attention = self.salience(batch.data, patches)
-        mask_input, views = self.look(patches, normalised, at)
+        mask_input, views = self.look(patches, normalised, batch.data, at)
         figures: dict[str, Tensor] = {}
         if self.strategy.weight > 0:
             figures = self.train_rival(attention, mask_input, at)

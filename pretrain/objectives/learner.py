@@ -1,15 +1,13 @@
 """A pretraining step: crop -> (teacher) -> mask -> student -> reconstruction and predicted loss."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mimbench.system.seeds import derive_seed
 from mimbench.training.batches import Batch
-from mimbench.training.learner import LAST, Learner, StepInfo
+from mimbench.training.learner import LAST, StepInfo
 from mimbench.training.optim import Schedule, scaled_lr
 from pretrain import masks
 from pretrain.checkpoints.export import write_export
@@ -18,21 +16,17 @@ from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, split, take,
 from pretrain.models.features import FeatureNetwork
 from pretrain.models.initial import by_name
 from pretrain.models.teacher import Teacher, Views
+from pretrain.objectives.looking import Looking
 from pretrain.objectives.reconstruction import (
     PIXEL_TARGETS,
     absolute_loss,
     feature_loss,
     normalise_patches,
     pair_signs,
-    patch_weights,
     pixel_loss,
     rank_correlation,
     relative_loss,
-    spread_choice,
 )
-
-GLANCE, CHOICE = -1, -2
-"""Streams of random numbers beside the masks': where a teacher looks, what decoders are given."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -53,7 +47,7 @@ def output_width(config: Config, features: FeatureNetwork | None) -> int | None:
     return config.encoder.spec(config.data).embed_dim
 
 
-class Pretraining(Learner):
+class Pretraining(Looking):
     """Masked image modelling by reconstruction: MAE, HPM and everything between and beside them."""
 
     def __init__(self, config: Config, device: torch.device, out: Path) -> None:
@@ -112,7 +106,7 @@ class Pretraining(Learner):
     def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         """Return the step's losses, and how well predicted losses order the true ones."""
         normalised, patches = self.prepare(batch)
-        mask_input, views = self.look(patches, normalised, at)
+        mask_input, views = self.look(patches, normalised, batch.data, at)
         mask = self.strategy(mask_input, self.dice(at, self.config.start.mask_stream))
         visible, hidden = split(mask, self.strategy.count(mask_input.patches))
         hidden = self.chosen(mask_input, hidden, at)
@@ -120,73 +114,10 @@ class Pretraining(Learner):
         losses = self.patch_losses(outputs.prediction, patches, batch.data, hidden, views)
         return self.figures(outputs, losses, self.weigh(mask_input, hidden))
 
-    def dice(self, at: StepInfo, stream: int) -> torch.Generator:
-        """Return the generator at a step's start: the same numbers on every process and micro-step.
-
-        Each takes its own rows of them; streams are apart, so that who draws from one moves no other.
-        """
-        return self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, stream))
-
-    def chosen(self, inp: masks.MaskInput, hidden: Tensor, at: StepInfo) -> Tensor:
-        """Return the hidden patches that decoders are given: by default all of them."""
-        share, m = self.config.objective.share, hidden.shape[1]
-        if share == 1:
-            return hidden
-        count, dice = max(2, round(m * share)), self.dice(at, CHOICE)
-        keys, offset = inp.uniform(dice, inp.patches), inp.uniform(dice, 1)
-        if inp.difficulty is not None:
-            keys = inp.difficulty
-        return hidden.gather(1, spread_choice(keys.gather(1, hidden), offset, count))
-
-    def weigh(self, inp: masks.MaskInput, hidden: Tensor) -> Tensor | None:
-        """Return what weighs hidden patches (b, m) in the reconstruction loss."""
-        objective = self.config.objective
-        values = inp.attention if objective.weights == "attention" else inp.difficulty
-        if objective.weights == "none" or values is None:
-            return None
-        return patch_weights(values.gather(1, hidden), objective.weights_temperature)
-
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the images (b, 3, H, W), normalised, and their patches."""
         normalised = (batch.data.float() / 255 - self.mean) / self.std
         return normalised, to_patches(normalised, self.spec.patch_size)
-
-    def look(
-        self, patches: Tensor, normalised: Tensor, at: StepInfo
-    ) -> tuple[masks.MaskInput, Views | None]:
-        """Ask the teacher for what mask and target need at this moment, and for nothing else."""
-        config, needs = self.config.teacher, self.strategy.needs
-        mask_input = masks.MaskInput(
-            batch=len(patches),
-            grid=self.spec.grid,
-            device=patches.device,
-            epoch_progress=(at.epoch + 1) / at.epochs,
-            step_progress=(at.step + 1) / at.steps,
-            first=at.first,
-            whole=at.batch,
-            images=normalised if "images" in needs else None,
-        )
-        asked = needs if not self.strategy.idle(mask_input) else frozenset[masks.Need]()
-        if at.step % config.every:
-            asked = asked & {"images", "generator"}
-        elif self.config.objective.weights != "none":
-            asked |= {self.config.objective.weights}
-        judged, attends = "difficulty" in asked, "attention" in asked
-        whole = judged and config.tokens == 1 and config.look == "whole"
-        views, difficulty, attention = None, None, None
-        if self.teacher is not None and (whole or self.config.objective.target == "ema"):
-            views = self.teacher(patches, difficulty=whole, attention=attends)
-            difficulty, attention = views.difficulty, views.attention
-        elif self.teacher is not None and attends:
-            attention = self.teacher.attend(patches)
-        if self.teacher is not None and judged and config.look == "quarter":
-            keys = mask_input.uniform(self.dice(at, GLANCE), mask_input.patches)
-            difficulty = self.teacher.sample(patches, keys)
-        elif self.teacher is not None and judged and not whole:
-            difficulty = self.teacher.glance(patches, config.tokens)
-        if attention is not None:
-            attention = attention.mean(dim=1)
-        return replace(mask_input, difficulty=difficulty, attention=attention), views
 
     def patch_losses(
         self,
