@@ -75,7 +75,9 @@ def timms_step(one: FineTune, batch: Batch, precision: Any) -> Any:
         nonlocal count
         images, labels = batch.data
         assert one.mix is not None
-        images, labels = one.mix(images, labels)
+        # the part of timm's own step that ours wraps
+        images, labels = one.mix.mix(images, labels)
+        one.depth.draw(range(len(images)), one.device)
         with autocast(one.device, precision):
             loss = one.criterion(model(images), labels)
         loss.backward()

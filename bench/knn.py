@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from knn.index import search
 from knn.vote import Ballot, predict
+from mimbench.features.search import search
 from mimbench.scores.metrics import vote_scores
 from mimbench.system.runtime import configure_logging
 

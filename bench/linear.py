@@ -24,12 +24,12 @@ from mimbench.data.lists import read_folder
 from mimbench.data.preprocess import Preprocess
 from mimbench.features.bank import BankSpec
 from mimbench.features.extract import extract
+from mimbench.logistic.objective import Objective, principal_axes
+from mimbench.logistic.solver import Until, fit_grid
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.runtime import configure_logging
 from mimbench.task import Machine
 from mimbench.vit.weights import VitSpec, random_weights
-from transfer.classification.objective import Objective, principal_axes
-from transfer.classification.solver import Until, fit_grid
 
 logger = logging.getLogger(__name__)
 

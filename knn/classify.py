@@ -22,7 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knn.index import (
+from knn.vote import Ballot, Find, predict, queries_at_once
+from mimbench.features.bank import Choice, FeatureBank
+from mimbench.features.protocol import FrozenConfig, from_main
+from mimbench.features.search import (
     Approximate,
     Floats,
     Ids,
@@ -33,9 +36,6 @@ from knn.index import (
     search,
     search_approximate,
 )
-from knn.vote import Ballot, Find, predict, queries_at_once
-from mimbench.features.bank import Choice, FeatureBank
-from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
 from mimbench.scores.metrics import vote_scores, write_outcomes
 from mimbench.system.files import write_json

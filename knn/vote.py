@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from knn.index import Floats, Ids, usable_gpus
+from mimbench.features.search import Floats, Ids, usable_gpus
 from mimbench.scores.metrics import Neighbours, weighted_votes
 from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress

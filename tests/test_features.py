@@ -217,7 +217,7 @@ def test_out_of_memory_halves_and_gives_the_same_features(
 ):
     weights = random_weights(small_spec, 0)
     expected = extract(weights, images, PLAIN, ALONE).load("cls4+avg")
-    real, sizes = extraction.block_vectors, []
+    real, sizes = features.block_vectors, []
 
     def tight(backbone: Any, pixels: Any, blocks: Any):
         if len(pixels) > 3:
@@ -225,7 +225,7 @@ def test_out_of_memory_halves_and_gives_the_same_features(
         sizes.append(len(pixels))
         return real(backbone, pixels, blocks)
 
-    monkeypatch.setattr(extraction, "block_vectors", tight)
+    monkeypatch.setattr(features, "block_vectors", tight)
     spec = replace(PLAIN, precision="fp32")
     bank = extract(weights, images, spec, ALONE, root=images_root(images) / "tight")
     torch.testing.assert_close(bank.load("cls4+avg"), expected, rtol=1e-5, atol=1e-6)

@@ -23,15 +23,14 @@ from mimbench.vit.positions import resize_table
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.support.processes import clean_processes
 from transfer.classification import finetune
+from transfer.classification.augmentation import Augmentation, train_transform
 from transfer.classification.classifier import at_size, build_classifier
 from transfer.classification.finetune import micro_batch, train_classifier
 from transfer.classification.recipes import RECIPES, recipe_for
 from transfer.classification.tuner import (
-    Augmentation,
     Config,
     FineTune,
     make_optimizer,
-    train_transform,
 )
 
 SMALL = {
@@ -164,14 +163,15 @@ def test_recipes_are_the_published_ones(tmp_path: Path):
     assert learner_peak == pytest.approx(7.5e-4)
 
 
-def test_transform_is_timms_with_the_recipes_parts(tmp_path: Path, small_spec: VitSpec):
-    plain = from_mapping(Config, {"data": str(tmp_path)})
-    names = [type(t).__name__ for t in train_transform(plain, small_spec).transforms]
+def test_transform_is_timms_with_the_recipes_parts(small_spec: VitSpec):
+    made = train_transform(Augmentation(), 224, "bicubic", small_spec)
+    names = [type(t).__name__ for t in made.transforms]
     assert names[:3] == ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "RandAugment"]
     assert "ColorJitter" not in names
     assert names[-1] == "RandomErasing"
-    off = replace(plain, augment=Augmentation(randaugment=None, flip=0.0, erase=0.0))
-    names = [type(t).__name__ for t in train_transform(off, small_spec).transforms]
+    off = Augmentation(randaugment=None, flip=0.0, erase=0.0)
+    made = train_transform(off, 224, "bicubic", small_spec)
+    names = [type(t).__name__ for t in made.transforms]
     assert not {"RandomHorizontalFlip", "RandAugment", "RandomErasing"} & set(names)
 
 

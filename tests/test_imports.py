@@ -93,7 +93,7 @@ def test_rule_finds_a_wrong_import(path: str, source: str) -> None:
         ("mimbench/a.py", "import torch\nfrom mimbench import files"),
         ("mimbench/a.py", "def probe():\n    import faiss"),
         (
-            "knn/index.py",
+            "knn/search.py",
             "import faiss\nfrom mimbench.vit.network import x\nfrom knn.classify import y",
         ),
         (

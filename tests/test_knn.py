@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
 
-from knn import classify, index
+from knn import classify
 from knn.classify import Config, prepare
-from knn.index import (
+from mimbench.data.lists import ImageList
+from mimbench.features import search as index
+from mimbench.features.search import (
     Approximate,
     build_approximate,
     gpu_slices,
@@ -20,7 +23,6 @@ from knn.index import (
     search,
     search_approximate,
 )
-from mimbench.data.lists import ImageList
 from mimbench.scores.metrics import (
     Neighbours,
     rank_classes,
@@ -174,12 +176,12 @@ def test_the_gpu_path_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch):
 
     def knn_gpu(_resources: Any, xq: Any, xb: Any, k: int, *, metric: Any, device: Any):
         calls.append((device, len(xb)))
-        return index.faiss.knn(xq, xb, k, metric=metric)
+        return faiss.knn(xq, xb, k, metric=metric)
 
     monkeypatch.setattr(index, "gpu_count", lambda: 2)
     monkeypatch.setattr(index.torch.cuda, "mem_get_info", lambda gpu: (6000, 6000))
-    monkeypatch.setattr(index.faiss, "knn_gpu", knn_gpu, raising=False)
-    monkeypatch.setattr(index.faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     for metric, (similarity, ids) in expected.items():
         found = search(bank, queries, 15, metric=metric)
         assert np.array_equal(found[1], ids)

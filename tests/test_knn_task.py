@@ -11,8 +11,8 @@ import torch
 
 from knn import classify, vote
 from knn.classify import Config
-from knn.index import search
 from knn.vote import Ballot, predict
+from mimbench.features.search import search
 from mimbench.scores.metrics import Neighbours, rank_classes, weighted_votes
 from mimbench.system.config import from_mapping
 from mimbench.system.memory import Halving

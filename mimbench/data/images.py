@@ -1,7 +1,10 @@
 """Images from files: fast decoding, the same on every machine, and what to do with a broken one."""
 
 import io
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -11,9 +14,15 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 from torchvision.transforms.v2 import functional as vision
 
+from mimbench.system.errors import UserError
+
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
 END_OF_JPEG, TAIL = b"\xff\xd9", 4096
 """A complete JPEG ends with the marker; some cameras append a little after it."""
+
+
+FAULTS = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What decoding and transforms raise; none of it says by itself which image it was."""
 
 
 class CorruptImageError(Exception):
@@ -25,6 +34,19 @@ class CorruptImageError(Exception):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Turn what fails on an image into an error that names the image and the operation."""
+    try:
+        yield
+    except FAULTS as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{name}: {last.name} ({Path(last.filename).name}, line {last.lineno}) failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def decode(data: bytes, name: str) -> Tensor:

@@ -1,7 +1,7 @@
 """From decoded images to tensors, as a protocol states it: resize, crop, interpolation, views."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
+from mimbench.data.images import naming
 from mimbench.data.lists import ImageList
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
@@ -63,14 +64,46 @@ class Preprocess:
         return to_mapping(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Squash:
+    """The whole image resized to a square, its ratio given up; label maps are squashed alike."""
+
+    size: int
+    interpolation: Interpolation = "bicubic"
+
+    def __call__(self, image: Image.Image, index: int = 0) -> Tensor:
+        """Return (3, size, size) uint8."""
+        del index
+        squashed: Any = TF.resize(image, [self.size, self.size], MODES[self.interpolation])  # pyright: ignore[reportArgumentType]
+        return TF.pil_to_tensor(squashed)
+
+    def key(self) -> dict[str, Any]:
+        """Return what identifies this preprocessing in a patch bank's key."""
+        return {"squash": to_mapping(self)}
+
+
+class Pixels(Protocol):
+    """From a decoded image to (3, H, W) uint8; the same for the same index in any process."""
+
+    def __call__(self, image: Image.Image, index: int = 0) -> Tensor:
+        """Return the image's pixels."""
+        ...
+
+    def key(self) -> dict[str, Any]:
+        """Return what identifies the rule."""
+        ...
+
+
 class Decoded(Dataset[tuple[int, Tensor]]):
     """(index, uint8 image) of a list, for a DataLoader."""
 
-    def __init__(self, images: ImageList, preprocess: Preprocess) -> None:
+    def __init__(self, images: ImageList, preprocess: Pixels) -> None:
         self.images, self.preprocess = images, preprocess
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        return index, self.preprocess(self.images.open(index), index)
+        image = self.images.open(index)
+        with naming(f"{self.images.where}/{self.images.names[index]}"):
+            return index, self.preprocess(image, index)

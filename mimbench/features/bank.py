@@ -126,6 +126,16 @@ class FeatureBank:
         """Return the image indices of a shard."""
         return range(shard * SHARD, min((shard + 1) * SHARD, len(self.images)))
 
+    @property
+    def exact_step(self) -> int:
+        """Of every so many images a half-precision bank also keeps exact features."""
+        return check_step(len(self.images))
+
+    def compute(self, backbone: Backbone, images: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return cls.n and avg.n of the last blocks."""
+        del rows
+        return block_vectors(backbone, images, self.spec.blocks)
+
     def load(self, choice: str) -> Tensor:
         """Return the chosen features of every image, (n, d) float32, in the list's order."""
         out: Tensor | None = None
@@ -145,7 +155,7 @@ class FeatureBank:
 
     def exact(self, choice: str) -> tuple[NDArray[np.int64], Tensor]:
         """Return evenly spread images and their float32 features, also kept in half banks."""
-        step = check_step(len(self.images))
+        step = self.exact_step
         rows, parts = [], []
         for shard in range(self.shards):
             at = [i for i in self.rows(shard) if i % step == 0]

@@ -1,9 +1,10 @@
-"""One pass over an image list fills its feature bank: shard by shard, on as many processes as run."""
+"""One pass over an image list fills a bank: shard by shard, on as many processes as run."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -12,15 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mimbench.data.lists import ImageList
-from mimbench.data.preprocess import Decoded
-from mimbench.features.bank import (
-    DTYPES,
-    BankSpec,
-    FeatureBank,
-    block_vectors,
-    check_step,
-    open_bank,
-)
+from mimbench.data.preprocess import Decoded, Pixels
+from mimbench.features.bank import DTYPES, BankSpec, FeatureBank, block_vectors, open_bank
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_json
 from mimbench.system.memory import Halving
@@ -29,6 +23,65 @@ from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
 from mimbench.task import Machine
 from mimbench.vit.backbone import Backbone, build_backbone
 from mimbench.vit.weights import VitWeights
+
+
+class Recipe(Protocol):
+    """How a bank's images are read and computed."""
+
+    @property
+    def preprocess(self) -> Pixels:
+        """From an image to pixels."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """Of the forward pass."""
+        ...
+
+    @property
+    def storage(self) -> str:
+        """A key of `DTYPES`."""
+        ...
+
+
+class Bank(Protocol):
+    """Shards of what a backbone makes of each image of a list."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards are."""
+        ...
+
+    @property
+    def images(self) -> ImageList:
+        """The list."""
+        ...
+
+    @property
+    def spec(self) -> Recipe:
+        """How it is computed and kept."""
+        ...
+
+    @property
+    def exact_step(self) -> int:
+        """Of every so many images a half-precision bank also keeps exact values."""
+        ...
+
+    def rows(self, shard: int) -> range:
+        """Return the image indices of a shard."""
+        ...
+
+    def path(self, shard: int) -> Path:
+        """Return a shard's file."""
+        ...
+
+    def missing(self) -> list[int]:
+        """Return the shards that are still to be computed."""
+        ...
+
+    def compute(self, backbone: Backbone, images: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return named values, one row for each image, from images in [0, 1]."""
+        ...
 
 
 def extract(
@@ -40,15 +93,22 @@ def extract(
     ranks: Ranks | None = None,
     root: Path | None = None,
 ) -> FeatureBank:
-    """Return the complete bank, computing only the shards that are not there yet.
+    """Return the complete bank, computing only the shards that are not there yet."""
+    bank = open_bank(weights, images, spec, root=root)
+    fill(bank, spec.key(weights, images), weights, machine, ranks or Ranks())
+    return bank
+
+
+def fill(
+    bank: Bank, key: dict[str, Any], weights: VitWeights, machine: Machine, ranks: Ranks
+) -> None:
+    """Compute the shards that a bank lacks.
 
     Under torchrun each process takes every world-th shard; shards do not depend on how many
     processes there are, and no process returns before all shards exist.
     """
-    ranks = ranks or Ranks()
-    bank = open_bank(weights, images, spec, root=root)
     if ranks.main:
-        _claim(bank, spec.key(weights, images))
+        _claim(bank, key)
     if ranks.world > 1:
         dist.barrier()
     missing = bank.missing()
@@ -60,10 +120,9 @@ def extract(
         _compute(bank, mine, build_backbone(weights), machine, ranks)
     if ranks.world > 1:
         dist.barrier()
-    return bank
 
 
-def _claim(bank: FeatureBank, key: dict[str, Any]) -> None:
+def _claim(bank: Bank, key: dict[str, Any]) -> None:
     """Write the key beside the shards, or refuse a folder that holds another key's."""
     path = bank.folder / "bank.json"
     if path.exists():
@@ -78,7 +137,7 @@ def _claim(bank: FeatureBank, key: dict[str, Any]) -> None:
 
 
 def _compute(
-    bank: FeatureBank, shards: list[int], backbone: Backbone, machine: Machine, ranks: Ranks
+    bank: Bank, shards: list[int], backbone: Backbone, machine: Machine, ranks: Ranks
 ) -> None:
     device = pick_device(machine.device, ranks.local)
     backbone.to(device)
@@ -90,8 +149,10 @@ def _compute(
     for shard in shards:
         parts: list[dict[str, Tensor]] = []
         for _ in range(-(-len(rows[shard]) // machine.max_batch)):
-            pixels = next(batches)
-            found = forward_in_pieces(backbone, pixels, bank.spec.blocks, bank.spec.precision, fit)
+            at, pixels = next(batches)
+            found = compute_in_pieces(
+                backbone, pixels, partial(_part, bank, backbone, at), bank.spec.precision, fit
+            )
             parts.append({name: v.cpu() for name, v in found.items()})
             if bar is not None:
                 bar.step(len(pixels))
@@ -100,8 +161,10 @@ def _compute(
         bar.close()
 
 
-def _batches(bank: FeatureBank, rows: dict[int, list[int]], machine: Machine) -> Iterator[Tensor]:
-    """Yield uint8 batches, none of which spans two shards."""
+def _batches(
+    bank: Bank, rows: dict[int, list[int]], machine: Machine
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield image indices and uint8 images, none of which span two shards."""
     size = machine.max_batch
     plan = [r[i : i + size] for r in rows.values() for i in range(0, len(r), size)]
     loader: DataLoader[Any] = DataLoader(
@@ -110,15 +173,46 @@ def _batches(bank: FeatureBank, rows: dict[int, list[int]], machine: Machine) ->
         num_workers=machine.workers,
         pin_memory=torch.cuda.is_available(),
     )
-    for _, pixels in loader:
-        yield pixels
+    for (at, pixels), planned in zip(loader, plan, strict=True):
+        assert at.tolist() == planned
+        yield planned, pixels
 
 
-@torch.no_grad()
+def _part(
+    bank: Bank, backbone: Backbone, at: list[int], images: Tensor, done: int
+) -> dict[str, Tensor]:
+    return bank.compute(backbone, images, at[done : done + len(images)])
+
+
 def forward_in_pieces(
     backbone: Backbone, pixels: Tensor, blocks: int, precision: Precision, fit: Halving
 ) -> dict[str, Tensor]:
     """Return the vectors of uint8 images, computed in as many pieces as memory asks for."""
+
+    def compute(images: Tensor, done: int) -> dict[str, Tensor]:
+        del done
+        return block_vectors(backbone, images, blocks)
+
+    return compute_in_pieces(backbone, pixels, compute, precision, fit)
+
+
+@torch.no_grad()
+def compute_in_pieces(
+    backbone: Backbone,
+    pixels: Tensor,
+    compute: Callable[[Tensor, int], dict[str, Tensor]],
+    precision: Precision,
+    fit: Halving,
+) -> dict[str, Tensor]:
+    """Return named float32 values of uint8 images, one row for each.
+
+    Args:
+        backbone: Tells the device.
+        pixels: (b, 3, H, W)
+        compute: Images in [0, 1] and how many came before them -> named values.
+        precision: Of the forward pass.
+        fit: How many images at a time; out of memory halves it.
+    """
     out: list[dict[str, Tensor]] = []
     device = backbone.mean.device
     done = 0
@@ -126,16 +220,16 @@ def forward_in_pieces(
     def piece(size: int) -> dict[str, Tensor]:
         images = pixels[done : done + size].to(device, non_blocking=True).float() / 255
         with autocast(device, precision):
-            vectors = block_vectors(backbone, images, blocks)
-        return {name: v.float() for name, v in vectors.items()}
+            values = compute(images, done)
+        return {name: v.float() for name, v in values.items()}
 
     while done < len(pixels):
         out.append(fit.attempt(piece))
-        done += len(out[-1]["cls.1"])
+        done += len(next(iter(out[-1].values())))
     return {name: torch.cat([part[name] for part in out]) for name in out[0]}
 
 
-def _write(bank: FeatureBank, shard: int, vectors: dict[str, Tensor]) -> None:
+def _write(bank: Bank, shard: int, vectors: dict[str, Tensor]) -> None:
     dtype = DTYPES[bank.spec.storage]
     for name, value in vectors.items():
         if not torch.isfinite(value.to(dtype)).all():
@@ -144,7 +238,7 @@ def _write(bank: FeatureBank, shard: int, vectors: dict[str, Tensor]) -> None:
                 f"(largest {value.abs().max():.3g}); use fp32, or check the checkpoint"
             )
     stored = {name: value.to(dtype).contiguous() for name, value in vectors.items()}
-    rows, step = bank.rows(shard), check_step(len(bank.images))
+    rows, step = bank.rows(shard), bank.exact_step
     at = [i - rows.start for i in rows if i % step == 0]
     if bank.spec.storage != "fp32":
         stored |= {f"exact.{name}": value[at].contiguous() for name, value in vectors.items()}

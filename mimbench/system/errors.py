@@ -3,9 +3,16 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+WORKER = "Caught UserError in DataLoader worker"
+
 
 class UserError(Exception):
     """A mistake the user can mend: the message says what failed, what was expected, what to do."""
+
+    def __init__(self, message: str = "") -> None:
+        # torch hands on what a loader process raised as text, the traceback in front of it
+        worker = message.startswith(WORKER)
+        super().__init__(message.rpartition("UserError: ")[2].rstrip() if worker else message)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

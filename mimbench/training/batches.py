@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from mimbench.data.images import CorruptImageError
+from mimbench.data.images import CorruptImageError, naming
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
 from mimbench.system.seeds import derive_seed, seeded
@@ -59,7 +59,7 @@ class SeededSamples(Dataset[tuple[int, Any, tuple[tuple[str, str], ...]]]):
             if attempt:
                 index = seed % len(self.samples)
             try:
-                with seeded(seed):
+                with seeded(seed), naming(self.samples.name(index)):
                     return index, self.samples[index], tuple(faults)
             except CorruptImageError as error:
                 faults.append((error.name, error.reason))

@@ -28,13 +28,14 @@ from mimbench.system.runtime import Ranks, process_group
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
 from mimbench.vit.weights import VitWeights
+from transfer.classification.augmentation import train_transform
 from transfer.classification.recipes import Recipe
 from transfer.classification.training import TrainImages
-from transfer.classification.tuner import Config, FineTune, train_transform
+from transfer.classification.tuner import Config, FineTune
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 MAIN_METRIC = "top1"
 
 WORD = "memory.json"
@@ -78,7 +79,10 @@ def train_classifier(
             machine=replace(config.machine, max_batch=most),
             label="fine-tune",
         )
-        samples = TrainImages(train, train_transform(config, learner.spec))
+        transform = train_transform(
+            config.augment, config.image_size, config.interpolation, learner.spec
+        )
+        samples = TrainImages(train, transform)
         fit(learner, samples, loop_config(config, recipe), context)
         return learner
 

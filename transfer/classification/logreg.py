@@ -24,13 +24,13 @@ from torch import Tensor
 from mimbench.features.bank import Choice, FeatureBank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
+from mimbench.logistic.grid import Fitted, Grid, choose_and_fit, solve
 from mimbench.scores.metrics import rank_classes, top_percent, write_outcomes
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.memory import is_out_of_memory
 from mimbench.system.runtime import pick_device, process_group
 from mimbench.vit.weights import VitWeights
-from transfer.classification.grid import Fitted, Grid, choose_and_fit, solve
 
 logger = logging.getLogger(__name__)
 

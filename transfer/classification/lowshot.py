@@ -27,6 +27,7 @@ from mimbench.data.subsets import draw_fraction, draw_per_class, first_per_class
 from mimbench.features.bank import Choice, FeatureBank, open_bank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
+from mimbench.logistic.grid import Grid, choose_and_fit, solve
 from mimbench.scores.metrics import (
     Neighbours,
     rank_classes,
@@ -39,7 +40,6 @@ from mimbench.system.files import write_json
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import Ranks, pick_device, process_group
 from mimbench.vit.weights import VitWeights
-from transfer.classification.grid import Grid, choose_and_fit, solve
 from transfer.classification.logreg import scale
 
 VERSION = 1

@@ -27,10 +27,14 @@ class Recipe:
     layer_decay: float
     drop_path: float
     pool: Literal["avg", "cls"]
+    mixed: int
+    """Images that share one draw of mixup and cutmix: one GPU's share in the published runs."""
     note: str = ""
 
 
-def _mae(epochs: int, lr: float, decay: float, drop: float, note: str = "") -> Recipe:
+def _mae(
+    epochs: int, lr: float, decay: float, drop: float, note: str = "", *, mixed: int = 32
+) -> Recipe:
     return Recipe(
         epochs=epochs,
         warmup=5,
@@ -40,6 +44,7 @@ def _mae(epochs: int, lr: float, decay: float, drop: float, note: str = "") -> R
         layer_decay=decay,
         drop_path=drop,
         pool="avg",
+        mixed=mixed,  # 1024 on 32 GPUs (B, L) or 64 (H)
         note=note,
     )
 
@@ -54,6 +59,7 @@ def _hpm(epochs: int, batch: int, note: str = "") -> Recipe:
         layer_decay=0.8,
         drop_path=0.1,
         pool="avg",
+        mixed=batch // 8,
         note=note,
     )
 
@@ -61,7 +67,9 @@ def _hpm(epochs: int, batch: int, note: str = "") -> Recipe:
 SWEPT = "published rows are the best of lr 8e-4, 9e-4, 1e-3 and 2e-3: 1e-3 here"
 
 
-def _beit(epochs: int, warmup: int, decay: float, drop: float, note: str = SWEPT) -> Recipe:
+def _beit(
+    epochs: int, warmup: int, decay: float, drop: float, note: str = SWEPT, *, mixed: int = 128
+) -> Recipe:
     return Recipe(
         epochs=epochs,
         warmup=warmup,
@@ -71,6 +79,7 @@ def _beit(epochs: int, warmup: int, decay: float, drop: float, note: str = SWEPT
         layer_decay=decay,
         drop_path=drop,
         pool="cls",
+        mixed=mixed,
         note=note,
     )
 
@@ -80,7 +89,7 @@ RECIPES: dict[Name, dict[Size, Recipe]] = {
         "S": _mae(100, 5e-4, 0.65, 0.1, "MAE published no recipe for S: that of B"),
         "B": _mae(100, 5e-4, 0.65, 0.1),
         "L": _mae(50, 1e-3, 0.75, 0.2),
-        "H": _mae(50, 1e-3, 0.75, 0.3),
+        "H": _mae(50, 1e-3, 0.75, 0.3, mixed=16),
     },
     "hpm": {
         "S": _hpm(100, 384, "HPM published no recipe for S: that of B"),
@@ -91,9 +100,14 @@ RECIPES: dict[Name, dict[Size, Recipe]] = {
     "beit": {
         "S": _beit(200, 20, 0.75, 0.1),
         "B": _beit(100, 20, 0.65, 0.2),
-        "L": _beit(50, 5, 0.75, 0.4),
+        "L": _beit(50, 5, 0.75, 0.4, mixed=64),
         "H": _beit(
-            50, 5, 0.75, 0.4, f"no BEiT-style recipe for H was published: that of L; {SWEPT}"
+            50,
+            5,
+            0.75,
+            0.4,
+            f"no BEiT-style recipe for H was published: that of L; {SWEPT}",
+            mixed=64,
         ),
     },
 }

@@ -1,43 +1,25 @@
-"""What fine-tuning trains and how: configuration, augmentation, optimizer, one step, scoring of val."""
+"""What fine-tuning trains and how: configuration, optimizer, one step, scoring of val."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from timm.data.mixup import Mixup
-from timm.data.transforms_factory import create_transform
-from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from mimbench.data.lists import ImageList
 from mimbench.features.protocol import ImageConfig
 from mimbench.scores.metrics import top_percent
+from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
 from mimbench.training.batches import Batch
 from mimbench.training.loop import Learner, StepInfo
 from mimbench.training.optim import Schedule, layer_decay_groups, scaled_lr
-from mimbench.vit.weights import VitSpec, VitWeights
+from mimbench.vit.depth import StochasticDepth, image_seeds
+from mimbench.vit.weights import VitWeights
+from transfer.classification.augmentation import Augmentation, Mixing, make_criterion
 from transfer.classification.classifier import Pool, at_size, build_classifier
 from transfer.classification.recipes import Name, Recipe, recipe_for
 from transfer.classification.training import predict
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """timm's training augmentation."""
-
-    randaugment: str | None = "rand-m9-mstd0.5-inc1"
-    scale: tuple[float, float] = (0.08, 1.0)
-    flip: float = 0.5
-    erase: float = 0.25
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    smoothing: float = 0.1
-
-    @property
-    def mixes(self) -> bool:
-        """Images are mixed, which takes an even number of them."""
-        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +38,7 @@ class Config(ImageConfig):
     min_lr: float = 1e-6
     weight_decay: float = 0.05
     clip_grad: float | None = None
-    augment: Augmentation = Augmentation()
+    augment: Augmentation = field(default_factory=Augmentation)
     precision: Precision = "bf16"
     report: Literal["last", "best"] = "last"
     eval_every: int = 1
@@ -70,26 +52,6 @@ class Config(ImageConfig):
             if getattr(self, name) is not None
         }
         return replace(recipe_for(self.recipe, width), **own)
-
-
-def train_transform(config: Config, spec: VitSpec) -> Any:
-    """Return timm's training transform: normalised tensors, erased after normalisation."""
-    augment = config.augment
-    return create_transform(
-        input_size=config.image_size,
-        is_training=True,
-        scale=augment.scale,
-        hflip=augment.flip,
-        # as in the references: RandAugment stands in for colour jitter
-        color_jitter=0.0,
-        auto_augment=augment.randaugment,
-        interpolation=config.interpolation,
-        re_prob=augment.erase,
-        re_mode="pixel",
-        re_count=1,
-        mean=spec.mean,
-        std=spec.std,
-    )
 
 
 class FineTune(Learner):
@@ -116,6 +78,7 @@ class FineTune(Learner):
         )
         if self.device.type == "cuda":
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.depth = StochasticDepth(model)
         self.model = model.to(self.device)
         if config.machine.compile:
             # in place: the names in saved states stay the same
@@ -125,18 +88,19 @@ class FineTune(Learner):
         self.schedule = Schedule(
             peak=peak, epochs=recipe.epochs, warmup=recipe.warmup, floor=config.min_lr
         )
-        self.mix, self.criterion = make_mixing(config.augment, len(val.classes))
+        self.mix = make_mixing(config, recipe, len(val.classes))
+        self.criterion = make_criterion(config.augment)
         self.history: dict[str, list[float]] = {}
         self.ranked = torch.empty(0)
 
     def loss(self, model: nn.Module, batch: Any, at: StepInfo) -> dict[str, Tensor]:
         """Return the soft-target cross-entropy of one mixed micro-batch."""
-        del at
         images, labels = batch.data
         if self.device.type == "cuda":
             images = images.contiguous(memory_format=torch.channels_last)
         if self.mix is not None:
-            images, labels = self.mix(images, labels)
+            images, labels = self.mix(images, labels, step=at.step, first=at.first)
+        self.depth.draw(image_seeds(self.config.seed, at.step, at.first, len(images)), self.device)
         return {"loss": self.criterion(model(images).float(), labels)}
 
     def rate(self, at: StepInfo) -> float:
@@ -211,19 +175,11 @@ def make_optimizer(
     return torch.optim.AdamW(plain, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
 
 
-def make_mixing(augment: Augmentation, classes: int) -> tuple[Mixup | None, nn.Module]:
-    """Return timm's mixup and the loss for what it gives."""
-    if augment.mixes:
-        mix = Mixup(
-            mixup_alpha=augment.mixup,
-            cutmix_alpha=augment.cutmix,
-            prob=1.0,
-            switch_prob=0.5,
-            mode="batch",
-            label_smoothing=augment.smoothing,
-            num_classes=classes,
-        )
-        return mix, SoftTargetCrossEntropy()
-    if augment.smoothing > 0:
-        return None, LabelSmoothingCrossEntropy(augment.smoothing)
-    return None, nn.CrossEntropyLoss()
+def make_mixing(config: Config, recipe: Recipe, classes: int) -> Mixing | None:
+    """Return the mixing of images, if there is any: a group is never more than the batch."""
+    if not config.augment.mixes:
+        return None
+    group = min(recipe.mixed, recipe.batch)
+    if group % 2:
+        raise UserError(f"images are mixed in pairs: a batch of {recipe.batch} has to be even")
+    return Mixing(config.augment, classes, group=group, seed=config.seed)

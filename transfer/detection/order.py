@@ -5,6 +5,7 @@ under a certain augmentation and, in the model, certain random regions, whatever
 processes, loader workers or micro-steps, and wherever the run was interrupted.
 """
 
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from torch.utils.data import Dataset, Sampler
 
+from mimbench.data.images import FAULTS
 from mimbench.system.errors import UserError
 
 POSITION = "position"
@@ -49,9 +51,10 @@ class Reader:
         """Return the picture as the model takes it."""
         try:
             return self.mapper(dict(record))
-        except (OSError, ValueError, SizeMismatchError) as error:
+        except (*FAULTS, SizeMismatchError) as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
-                f"cannot use the picture {record['file_name']}: {error}; "
+                f"cannot use the picture {record['file_name']}: {last.name} failed: {error}; "
                 "replace the file or take its entry out of the annotations"
             ) from error
 

@@ -10,6 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 
+from mimbench.data.images import naming
 from mimbench.system.errors import UserError
 from transfer.segmentation.data import IGNORED
 from transfer.segmentation.framework import DATASETS, TRANSFORMS
@@ -70,7 +71,8 @@ class SeededDataset:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
-        with seeded(self.seed, draw.position):
+        name = str(self.dataset.get_data_info(draw.picture)["img_path"])
+        with seeded(self.seed, draw.position), naming(name):
             return self.dataset[draw.picture]
 
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -38,6 +37,13 @@ class Approximate:
     code_bytes: int = 64
     """Sub-vectors of a product-quantised vector (ivfpq only); at 8 bits its bytes."""
     code_bits: int = 8
+
+
+def library() -> Any:
+    """Return FAISS, imported when something is searched: nothing else of the library needs it."""
+    import faiss  # noqa: PLC0415
+
+    return faiss
 
 
 def search(
@@ -71,8 +77,8 @@ def check_k(k: int, rows: int) -> None:
 
 def gpu_count() -> int:
     """Return how many GPUs this FAISS can use; its CPU build knows none."""
-    usable = torch.cuda.is_available() and hasattr(faiss, "StandardGpuResources")
-    return int(faiss.get_num_gpus()) if usable else 0
+    usable = torch.cuda.is_available() and hasattr(library(), "StandardGpuResources")
+    return int(library().get_num_gpus()) if usable else 0
 
 
 def usable_gpus(device: str) -> list[int]:
@@ -83,11 +89,11 @@ def usable_gpus(device: str) -> list[int]:
 
 
 def _faiss_metric(metric: Metric) -> int:
-    return faiss.METRIC_INNER_PRODUCT if metric == "ip" else faiss.METRIC_L2
+    return library().METRIC_INNER_PRODUCT if metric == "ip" else library().METRIC_L2
 
 
 def _search_cpu(bank: Floats, queries: Floats, k: int, metric: Metric) -> tuple[Floats, Ids]:
-    return faiss.knn(queries, bank, k, metric=_faiss_metric(metric))
+    return library().knn(queries, bank, k, metric=_faiss_metric(metric))
 
 
 def _search_gpus(
@@ -95,13 +101,13 @@ def _search_gpus(
 ) -> tuple[Floats, Ids]:
     """Search slices of the bank, each small enough for one GPU, over the GPUs; merge exactly."""
     slices = gpu_slices(bank.nbytes, len(bank), [torch.cuda.mem_get_info(g)[0] for g in gpus])
-    resources = [faiss.StandardGpuResources() for _ in gpus]
+    resources = [library().StandardGpuResources() for _ in gpus]
 
     def work(at: int) -> list[tuple[Floats, Ids]]:
         found = []
         for start, stop in slices[at :: len(gpus)]:
             most = min(k, stop - start)
-            values, ids = faiss.knn_gpu(
+            values, ids = library().knn_gpu(
                 resources[at],
                 queries,
                 bank[start:stop],
@@ -177,7 +183,7 @@ def build_approximate(bank: Floats, how: Approximate, *, metric: Metric = "ip") 
             "choose a divisor"
         )
     kind = "Flat" if how.kind == "ivf" else f"PQ{how.code_bytes}x{how.code_bits}"
-    index: Any = faiss.index_factory(dim, f"IVF{lists},{kind}", _faiss_metric(metric))
+    index: Any = library().index_factory(dim, f"IVF{lists},{kind}", _faiss_metric(metric))
     index.cp.seed = 0
     index.train(bank)
     index.add(bank)
