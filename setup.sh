@@ -32,7 +32,7 @@ PY
 }
 
 is_ready() {
-  [ -f "$ready" ] && [ -x "$venv/bin/python" ] && [ "$(fingerprint)" = "$(cat "$ready")" ]
+  [ -f "$ready" ] && [ -x "$venv/bin/python" ] && [ -x "$venv/bin/mimbench" ] && [ "$(fingerprint)" = "$(cat "$ready")" ]
 }
 
 python_version() { "$1" -I -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
@@ -172,8 +172,27 @@ install_packages() {
       --python-version 3.10 --python-platform x86_64-manylinux_2_28 \
       --target "$site" --requirement "$detectron2_lock"
   fi
-  # The repository itself: a path entry instead of an editable build, which would need the network.
   printf '%s\n' "$root" >"$site/mimbench.pth"
+}
+
+# The command `mimbench`. It and the path entry above stand in for an editable build, which would
+# need the network. The first two lines are shell and Python at once: a `#!` line cannot name a
+# path with blanks.
+install_command() {
+  "$venv/bin/python" -I - "$venv/bin" <<'PY'
+import pathlib, shlex, sys
+folder = pathlib.Path(sys.argv[1])
+python = shlex.quote(str(folder / "python"))
+script = folder / "mimbench"
+script.write_text(f"""#!/bin/sh
+'''exec' {python} "$0" "$@"
+' '''
+import sys
+from mimbench.__main__ import main
+sys.exit(main())
+""")
+script.chmod(0o755)
+PY
 }
 
 # An environment that this script did not make is used, never changed.
@@ -204,6 +223,7 @@ main() {
   make_venv
   install_uv
   install_packages
+  install_command
   rm -rf "$venv/.uv-cache"
   fingerprint >"$ready.part" || fail "the packages are installed but not all of them are found; see $log"
   mv "$ready.part" "$ready"

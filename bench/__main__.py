@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mimbench.system.errors import did_you_mean
+from mimbench.system.exit_codes import ExitCode, report_error
 
 QUICK: dict[str, list[str]] = {
     "pretrain_loader": ["--images", "32", "--repeat", "3"],
-    "pretrain_step": ["--sizes", "tiny", "--batch", "2", "--repeat", "2"],
+    "pretrain_step": ["--vit", "tiny", "--batch", "2", "--repeat", "2"],
 }
 """What `--quick` runs, and with which arguments."""
 
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{(__doc__ or '').strip()}\n\n" + "\n".join(lines) + "\n")
         return 0
     if arguments[0] not in known:
-        sys.stderr.write(f"error: no bench '{arguments[0]}'{did_you_mean(arguments[0], known)}\n")
-        return 1
+        report_error(f"no bench '{arguments[0]}'{did_you_mean(arguments[0], known)}")
+        return ExitCode.USAGE
     return run(arguments[0], arguments[1:])
 
 

@@ -1,13 +1,12 @@
 """Fused against stock attention in detectron2's ViT-B blocks: time and memory, as ratios.
 
-Command: python -m bench.detection_attention [--sizes 512 1024] [--repeat 3] [--device cpu]
+Command: python -m bench.detection_attention [--image-size 512 1024] [--repeat 3] [--device cpu]
 On a GPU the whole ViT-B is measured, in bf16; on a CPU one windowed and one global block, in fp32.
 A ratio below 1 means that the fused attention needs less than detectron2's own. Both are run in
 turns, and ratios are taken pair by pair. Memory is the peak on a GPU; on a CPU it is what the forward
 pass keeps for the backward pass, parameters included.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from detectron2.modeling.backbone.vit import Attention, Block, ViT
 from torch import Tensor, nn
 
 from bench.stopwatch import Spread, Stopwatch, ratios
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import autocast, configure_logging, pick_device
 from transfer.detection.attention import FusedAttention, fuse
 
@@ -128,16 +128,16 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line of ratios for each size and subject."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--device", default="auto")
+    parser = Parser(prog="python -m bench.detection_attention", description=__doc__)
+    add_option(parser, "--image-size", "default: 512 1024", nargs="+", default=[512, 1024])
+    add_option(parser, "--repeat", "default: 3", default=3)
+    add_option(parser, "--device")
     args = parser.parse_args(argv)
     configure_logging()
     device = pick_device(args.device)
     columns = "".join(f"{name:<22}" for name in FIGURES)
     sys.stdout.write(f"{'size':<6}{'subject':<16}{columns}fused / stock: median (range)\n")
-    for size in args.sizes:
+    for size in args.image_size:
         for name, (module, x) in subjects(size, device).items():
             ratio, stock = compare(module, x, device, args.repeat)
             cells = "".join(f"{ratio[figure]!s:<22}" for figure in FIGURES)

@@ -1,6 +1,6 @@
 """What the frozen ViT inside the detector knows of the sample objects, beside its random twin.
 
-    python -m bench.detection_boxes CKPT [--sides 128 96 64]
+    python -m bench.detection_boxes CKPT [--image-size 128 96 64]
 
 The checkpoint goes through the detector's own path: conversion, detectron2's ViT with windows, the
 statistics of the recipe. Nothing is trained but a linear classifier on what it says about the true
@@ -8,7 +8,6 @@ boxes (pooled to 3 x 3), so the heads, which learn slowly, have no part in the a
 The penalty is chosen on a fifth of the training scenes. Seconds for each side, one thread.
 """
 
-import argparse
 import json
 import sys
 import warnings
@@ -32,6 +31,7 @@ from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints.files import read_weights
 from mimbench.sample import sample_root
 from mimbench.system.config import from_mapping
+from mimbench.system.options import Parser, add_checkpoint, add_option
 from mimbench.vit.weights import VitWeights, random_weights
 from transfer.detection import recipe
 from transfer.detection.convert import convert
@@ -112,9 +112,9 @@ def accuracy(train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.nda
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line for each side of the picture."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
-    parser.add_argument("--sides", type=int, nargs="+", default=[128, 96, 64])
+    parser = Parser(prog="python -m bench.detection_boxes", description=__doc__)
+    add_checkpoint(parser)
+    add_option(parser, "--image-size", "default: 128 96 64", nargs="+", default=[128, 96, 64])
     args = parser.parse_args(argv)
     root = sample_root() / "coco"
     _, mapping = load_manifest().recipe("coco-vitdet-12", "demo")
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train, val = read_scenes(root, "train2017"), read_scenes(root, "val2017")
     weights = read_weights(args.checkpoint)
     rivals = {"checkpoint": weights, "random twin": random_weights(weights.spec, seed=0)}
-    for side in args.sides:
+    for side in args.image_size:
         config = replace(demo, image_size=side)
         line = f"{side} px"
         for name, who in rivals.items():

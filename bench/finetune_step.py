@@ -7,7 +7,6 @@ update. Ours is the step of the training loop. They take turns; a ratio below 1 
 less time. Data is in memory for both.
 """
 
-import argparse
 import logging
 import statistics
 import sys
@@ -24,6 +23,7 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from mimbench.data.lists import ImageList, read_folder
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import Ranks, autocast, configure_logging
 from mimbench.task import Machine
 from mimbench.training.batches import Batch
@@ -92,11 +92,11 @@ def timms_step(one: FineTune, batch: Batch, precision: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32")
+    parser = Parser(prog="python -m bench.finetune_step", description=__doc__)
+    add_option(parser, "--steps", "default: 6", default=6)
+    add_option(parser, "--batch", "default: 16", default=16)
+    add_option(parser, "--device", "default: cpu", default="cpu")
+    add_option(parser, "--precision", "default: fp32", default="fp32")
     args = parser.parse_args(argv)
     configure_logging()
     with tempfile.TemporaryDirectory() as folder:

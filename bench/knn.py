@@ -23,6 +23,7 @@ from torch import Tensor
 from knn.vote import Ballot, predict
 from mimbench.features.search import search
 from mimbench.scores.metrics import vote_scores
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -156,9 +157,11 @@ def _now() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--case", choices=sorted(CASES), action="append")
+    parser = Parser(prog="python -m bench.knn", description=__doc__)
+    add_option(parser, "--repeat", "default: 3", default=3)
+    parser.add_argument(
+        "--case", choices=sorted(CASES), action="append", help="only this; may be repeated"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="shrink both sizes")
     parser.add_argument("--memory", choices=sorted(CASES), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

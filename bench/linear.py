@@ -5,7 +5,6 @@ Measured side by side in one process. `epoch` is one evaluation of loss and grad
 of C; its limit is the forward and the backward product alone.
 """
 
-import argparse
 import logging
 import statistics
 import sys
@@ -27,6 +26,7 @@ from mimbench.features.extract import extract
 from mimbench.logistic.objective import Objective, principal_axes
 from mimbench.logistic.solver import Until, fit_grid
 from mimbench.scores.metrics import rank_classes, top_percent
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import configure_logging
 from mimbench.task import Machine
 from mimbench.vit.weights import VitSpec, random_weights
@@ -153,14 +153,14 @@ def throughput(count: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=5000)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--classes", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--grid-repeat", type=int, default=2)
-    parser.add_argument("--images", type=int, default=64)
+    parser = Parser(prog="python -m bench.linear", description=__doc__)
+    parser.add_argument("--rows", type=int, default=5000, help="feature rows of the grid (5000)")
+    parser.add_argument("--width", type=int, default=192, help="feature width of the grid (192)")
+    parser.add_argument("--classes", type=int, default=50, help="classes of the grid (50)")
+    add_option(parser, "--steps", "default: 8", default=8)
+    add_option(parser, "--repeat", "default: 5", default=5)
+    parser.add_argument("--grid-repeat", type=int, default=2, help="the same for the grid (2)")
+    add_option(parser, "--images", "default: 64", default=64)
     args = parser.parse_args(argv)
     configure_logging()
     logger.info("%d threads", torch.get_num_threads())

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.system.options import Parser
 from mimbench.vit.positions import sincos_table
 from mimbench.vit.weights import VitSpec, VitWeights, shapes
 
@@ -51,7 +52,7 @@ def measure(path: Path) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a random ViT-L in three forms, read each in a child, compare with the limit."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="python -m bench.load_memory", description=__doc__)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:

@@ -1,6 +1,6 @@
 """What a masking strategy adds to a training step: AttMask to iBOT's, every strategy to MAE's.
 
-    python -m bench.mask_cost [--size small] [--batch 2] [--repeat 8] [--out FILE]
+    python -m bench.mask_cost [--vit small] [--batch 2] [--repeat 8] [--out FILE]
 
 Distillation: one ViT with its teacher takes the same step on the same crops with random, block-wise
 and attention-guided masks. Reconstruction: MAE's step beside those of the strategies that ask a
@@ -9,7 +9,6 @@ each round; the median is given with the smallest and largest. With one thread o
 is the process's own processor time, so that a busy machine disturbs little.
 """
 
-import argparse
 import gc
 import logging
 import sys
@@ -26,6 +25,7 @@ from bench.stopwatch import Spread, Stopwatch, ratios
 from mimbench.checkpoints.files import write_weights
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import autocast, pick_device
 from mimbench.training.batches import Batch
 from mimbench.training.learner import Learner, StepInfo
@@ -171,21 +171,18 @@ def table(title: str, found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line."""
-    out = argparse.ArgumentParser(
-        prog="python -m bench.mask_cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    out.add_argument("--size", default="small")
-    out.add_argument("--batch", type=int, default=2)
-    out.add_argument("--repeat", type=int, default=8, help="rounds that count")
-    out.add_argument("--parts", nargs="+", choices=("ibot", "mae"), default=["ibot", "mae"])
-    out.add_argument("--device", default="auto")
-    out.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    out.add_argument("--threads", type=int, default=1, help="on a CPU")
-    out.add_argument("--out", type=Path, help="also write all measurements to a JSON file")
+    out = Parser(prog="python -m bench.mask_cost", description=__doc__)
+    add_option(out, "--vit", "default: small", default="small")
+    add_option(out, "--batch", "default: 2", default=2)
+    add_option(out, "--repeat", "default: 8", default=8)
+    add_option(out, "--parts", "default: both", choices=("ibot", "mae"), default=["ibot", "mae"])
+    add_option(out, "--device")
+    add_option(out, "--precision", "default: fp32", choices=("fp32", "bf16"), default="fp32")
+    add_option(out, "--threads", default=1)
+    add_option(out, "--out", "all measurements as JSON", metavar="FILE")
+    out.rename(size="--vit")
     return out
 
 
@@ -195,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     torch.set_num_threads(args.threads)
     device, kept = pick_device(args.device), {}
-    setting = (args.size, args.batch, device, args.precision)
+    setting = (args.vit, args.batch, device, args.precision)
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             steps = within_ibot(*setting) if part == "ibot" else within_mae(*setting, Path(folder))
@@ -205,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name, row in found.items()
             }
             title = {"ibot": "iBOT's step", "mae": "MAE's step"}[part]
-            sys.stdout.write(table(f"{title}, ViT-{args.size}, over random masks", found) + "\n")
+            sys.stdout.write(table(f"{title}, ViT-{args.vit}, over random masks", found) + "\n")
             sys.stdout.flush()
             del steps
             gc.collect()

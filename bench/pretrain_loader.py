@@ -8,11 +8,9 @@ JPEG files (1/f noise, 500 x 375, quality 90) and draw the same crops, in turns 
 clock is processor time. The pixels' mean difference is measured on equal crops.
 """
 
-import argparse
 import io
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from torchvision.transforms import functional as first
 
 from bench.stopwatch import Stopwatch, ratios
 from mimbench.system.files import write_json
+from mimbench.system.options import Parser, add_option
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.sources.crops import Crops, DataConfig
 
@@ -138,14 +137,10 @@ def pixel_difference(files: Sequence[bytes]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.pretrain_loader",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="also write all measurements to a JSON file")
+    parser = Parser(prog="python -m bench.pretrain_loader", description=__doc__)
+    add_option(parser, "--images", "default: 64", default=64)
+    add_option(parser, "--repeat", "default: 5", default=5)
+    add_option(parser, "--out", "all measurements as JSON", metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """A pretraining step, part by part: ours beside a plain one, the machine's limit, and MAE.
 
-    python -m bench.pretrain_step [--sizes tiny small base] [--batch 8] [--repeat 5] [--out FILE]
+    python -m bench.pretrain_step [--vit tiny small base] [--batch 8] [--repeat 5] [--out FILE]
 
 For each ViT at 224 x 224 our step and a plain one of the released structure are first shown to be
 equal (losses, every gradient, the teacher's answers), then timed in turns. Ratios are taken within
@@ -8,12 +8,10 @@ each pair; the median is given with the smallest and largest. With one thread on
 the process's own processor time, so that a busy machine disturbs little.
 """
 
-import argparse
 import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +32,7 @@ from bench.pretrain_table import plain_data, table
 from bench.stopwatch import Mark, Stopwatch, gemm_rate, ratios
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import pick_device
 
 logger = logging.getLogger(__name__)
@@ -166,21 +165,20 @@ def memory(setting: Setting) -> dict[str, Any]:
     }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line."""
-    out = argparse.ArgumentParser(
-        prog="python -m bench.pretrain_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    out = Parser(prog="python -m bench.pretrain_step", description=__doc__)
+    add_option(
+        out, "--vit", "default: tiny small base", nargs="+", default=["tiny", "small", "base"]
     )
-    out.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"])
-    out.add_argument("--batch", type=int, default=8)
-    out.add_argument("--repeat", type=int, default=5, help="pairs that count")
-    out.add_argument("--parts", nargs="+", choices=WHAT, default=list(WHAT))
-    out.add_argument("--device", default="auto")
-    out.add_argument("--precision", choices=sorted(DTYPES), default="fp32")
-    out.add_argument("--threads", type=int, default=1, help="on a CPU")
-    out.add_argument("--out", type=Path, help="also write all measurements to a JSON file")
+    add_option(out, "--batch", "default: 8", default=8)
+    add_option(out, "--repeat", "default: 5", default=5)
+    add_option(out, "--parts", "default: all", choices=WHAT, default=list(WHAT))
+    add_option(out, "--device")
+    add_option(out, "--precision", "default: fp32", choices=sorted(DTYPES), default="fp32")
+    add_option(out, "--threads", default=1)
+    add_option(out, "--out", "all measurements as JSON", metavar="FILE")
+    out.rename(sizes="--vit")
     return out
 
 
@@ -195,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # the plain step embeds patches by a convolution, which cuDNN would else take in TF32
     torch.backends.cudnn.allow_tf32 = False
     device, everything = pick_device(args.device), {}
-    for size in args.sizes:
+    for size in args.vit:
         setting = Setting(size=size, device=device, precision=args.precision, batch=args.batch)
         found: dict[str, Any] = {}
         if "plain" in args.parts:

@@ -6,7 +6,6 @@ Every option of the teacher that goes beyond equal mathematics, beside the usual
 masks, at the same number of steps. Interrupted, the same command goes on where it was.
 """
 
-import argparse
 import json
 import logging
 import statistics
@@ -20,6 +19,7 @@ from mimbench.sample import sample_root
 from mimbench.system.config import from_mapping
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import Ranks
 from mimbench.task import load_task
 from mimbench.vit.weights import VitWeights, random_weights
@@ -74,18 +74,17 @@ def score(name: str, seed: int, further: Sequence[str], out: Path) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.pretrain_teacher",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "bench-teacher")
+    parser = Parser(prog="python -m bench.pretrain_teacher", description=__doc__)
+    add_option(parser, "--seeds", "default: 3", default=3)
+    add_option(parser, "--set", "for example training.epochs=8")
+    add_option(
+        parser, "--out", "default: runs/bench-teacher", default=Path("runs") / "bench-teacher",
+        metavar="DIR",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     configure_logging()
     found: dict[str, list[float]] = {name: [] for name in (*OPTIONS, TWIN)}
-    for seed in args.seeds:
+    for seed in range(args.seeds):
         for name, scores in found.items():
             scores.append(score(name, seed, args.set, args.out))
     sys.stdout.write(f"{'teacher':<16}{'mean':>6}{'sd':>6}  seeds\n")

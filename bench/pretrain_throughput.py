@@ -1,19 +1,17 @@
 """Images a second of a pretraining step, and the share of the machine's FLOPs that the method uses.
 
     python -m bench.pretrain_throughput --device cuda --precision bf16 --batch 256 --peak-teraflops 989
-    python -m bench.pretrain_throughput --size tiny --batch 4 --steps 2        # on a CPU
+    python -m bench.pretrain_throughput --vit tiny --batch 4 --steps 2        # on a CPU
 
 With and without `torch.compile`. The FLOPs are those that the method needs (`bench.pretrain_flops`),
 so recomputation does not count; the peak is the vendor's dense one for the precision, and where none
 is given the rate of one large matrix product on this machine.
 """
 
-import argparse
 import gc
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from bench.pretrain_subjects import HPM, MAE, OurStep, Setting
 from bench.stopwatch import Spread, Stopwatch, gemm_rate
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import pick_device
 
 logger = logging.getLogger(__name__)
@@ -69,24 +68,24 @@ def measure(setting: Setting, method: str, steps: int, *, compiled: bool) -> dic
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.pretrain_throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--size", default="base")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
+    parser = Parser(prog="python -m bench.pretrain_throughput", description=__doc__)
+    add_option(parser, "--vit", "default: base", default="base")
+    add_option(parser, "--batch", "default: 64", default=64)
+    add_option(parser, "--steps", "default: 20", default=20)
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS),
+        help="what to pretrain; default: all",
+    )  # fmt: skip
+    add_option(parser, "--device")
+    add_option(parser, "--precision", "default: fp32", choices=list(DTYPES), default="fp32")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--peak-teraflops", type=float, help="the vendor's, dense")
-    parser.add_argument("--out", type=Path, help="also write all measurements to a JSON file")
+    add_option(parser, "--out", "all measurements as JSON", metavar="FILE")
+    parser.rename(size="--vit")
     args = parser.parse_args(argv)
     configure_logging()
     device = pick_device(args.device)
-    setting = Setting(size=args.size, device=device, precision=args.precision, batch=args.batch)
+    setting = Setting(size=args.vit, device=device, precision=args.precision, batch=args.batch)
     peak = (args.peak_teraflops or 0) * 1e12 or gemm_rate(device, DTYPES[args.precision])
     everything: dict[str, Any] = {"peak_flops_per_second": peak}
     sys.stdout.write(f"{'step':<16}{'images/s':>10}{'of the peak':>13}\n")

@@ -8,7 +8,6 @@ Detection and segmentation proper are proven by the tests of those tasks; what i
 the files hold the signal.
 """
 
-import argparse
 import json
 import logging
 import sys
@@ -38,6 +37,7 @@ from bench.tiny_vit import (
 from mimbench.sample import sample_root
 from mimbench.sample.ade import FIRST_DIGIT_ID, TEXTURE_IDS
 from mimbench.sample.coco import CATEGORY_IDS
+from mimbench.system.options import Parser, add_option
 
 logger = logging.getLogger(__name__)
 
@@ -210,17 +210,19 @@ TASKS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the tasks and print the table in Markdown."""
-    parser = argparse.ArgumentParser(description="Show that the sample data is learnable.")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the sample data's folder")
-    parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser(prog="python -m bench.sample_learnability", description=__doc__)
+    add_option(parser, "--data", "default: the sample data")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all"
+    )
+    add_option(parser, "--seed")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    root = sample_root(args.out)
+    root = sample_root(args.data)
     lines = ["| task | method | metric | value | chance |", "|---|---|---|---|---|"]
     begin = time.perf_counter()
-    for name in args.only:
+    for name in args.tasks:
         for row in TASKS[name](root, args.seed):
             line = (
                 f"| {row.task} | {row.method} | {row.metric} | {row.value:.3f} | {row.chance:.3f} |"

@@ -5,4 +5,4 @@ import sys
 from mimbench.suite.task_main import task_main
 
 if __name__ == "__main__":
-    sys.exit(task_main("knn.classify"))
+    sys.exit(task_main("knn.classify", program="python -m knn"))

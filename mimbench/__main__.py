@@ -1,43 +1,36 @@
-"""The command line: `python -m mimbench VERB ...`; each file in `mimbench/commands` is a verb."""
+"""The command line: `mimbench VERB ...`, or `python -m mimbench VERB ...`."""
 
-import argparse
-import ast
-import importlib
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol, cast
 
-from mimbench import __version__, commands
+from mimbench import __version__
+from mimbench.commands import PROGRAM, command_summaries, load_command
 from mimbench.system.errors import UserError, did_you_mean
+from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.logs import configure_logging
-
-PROGRAM = "python -m mimbench"
-_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
+from mimbench.system.source import source_state
 
 
-class Command(Protocol):
-    """What a module in `mimbench/commands` offers; the first line of its docstring is its help."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's options to `parser`."""
-        ...
-
-    def main(self, args: argparse.Namespace) -> int:
-        """Run the command; return the exit code."""
-        ...
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; return its exit code."""
+    configure_logging()
+    return run_command(dispatch, sys.argv[1:] if arguments is None else arguments)
 
 
-def command_summaries() -> dict[str, str]:
-    """Return verb -> first line of its help, read from the sources: nothing is imported."""
-    summaries = {}
-    for folder in map(Path, commands.__path__):
-        for path in [*folder.glob("[a-z]*.py"), *folder.glob("[a-z]*/__init__.py")]:
-            verb = path.parent.name if path.stem == "__init__" else path.stem
-            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            summaries[verb.replace("_", "-")] = docstring.partition("\n")[0]
-    return dict(sorted(summaries.items()))
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run the verb that `arguments` begin with; only its module is imported."""
+    summaries = command_summaries()
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        (sys.stdout if arguments else sys.stderr).write(help_text(summaries))
+        return ExitCode.OK if arguments else ExitCode.USAGE
+    if arguments[0] in {"-V", "--version"}:
+        sys.stdout.write(version_text())
+        return ExitCode.OK
+    verb = arguments[0]
+    if verb not in summaries:
+        raise UserError(f"unknown verb '{verb}'{did_you_mean(verb, summaries)}")
+    command, parser = load_command(verb)
+    return command.main(parser.parse_args(arguments[1:]))
 
 
 def help_text(summaries: dict[str, str]) -> str:
@@ -46,6 +39,7 @@ def help_text(summaries: dict[str, str]) -> str:
     lines = [f"  {verb:<{width}}  {summary}" for verb, summary in summaries.items()]
     head = [
         f"usage: {PROGRAM} VERB ...",
+        f"       {PROGRAM} --version",
         "",
         "How well does a vision backbone transfer?",
         "",
@@ -54,44 +48,11 @@ def help_text(summaries: dict[str, str]) -> str:
     return "\n".join([*head, *lines, "", f"options of a verb: {PROGRAM} VERB --help"]) + "\n"
 
 
-def dispatch(arguments: Sequence[str]) -> int:
-    """Run the verb that `arguments` begin with; only its module is imported."""
-    summaries = command_summaries()
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        (sys.stdout if arguments else sys.stderr).write(help_text(summaries))
-        return 0 if arguments else _MISUSED
-    if arguments[0] in {"-V", "--version"}:
-        sys.stdout.write(f"mimbench {__version__}\n")
-        return 0
-    verb = arguments[0]
-    if verb not in summaries:
-        raise UserError(f"unknown verb '{verb}'{did_you_mean(verb, summaries)}")
-    module = importlib.import_module(f"mimbench.commands.{verb.replace('-', '_')}")
-    command = cast(Command, module)
-    parser = argparse.ArgumentParser(
-        prog=f"{PROGRAM} {verb}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_arguments(parser)
-    return command.main(parser.parse_args(arguments[1:]))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; a mistake the user can mend is one message without a traceback."""
-    configure_logging()
-    try:
-        return dispatch(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return _MISUSED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); Python's own flush at exit must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
+def version_text() -> str:
+    """Return the version, with the commit where git knows it."""
+    commit, dirty = source_state()
+    state = f" ({commit[:12]}{', changed' if dirty else ''})" if commit else ""
+    return f"{PROGRAM} {__version__}{state}\n"
 
 
 if __name__ == "__main__":

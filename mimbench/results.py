@@ -3,35 +3,16 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest, write_json
-
-LIBRARIES = [
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "scikit-learn",
-    "faiss-gpu",
-    "faiss-cpu",
-    "sal-detectron2",
-    "detectron2",
-    "onedl-mmsegmentation",
-    "mmsegmentation",
-    "onedl-mmengine",
-    "mmengine",
-]
+from mimbench.system.source import library_versions, source_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,52 +76,18 @@ def read_result(path: Path) -> Result:
     return from_mapping(Result, value, str(path))
 
 
-def provenance(
-    *, device: torch.device, seed: int, seconds: float, peak_memory_mb: float
-) -> Provenance:
-    """Return the provenance of a run that ends now."""
+def provenance(*, device: str, seed: int, seconds: float, peak_memory_mb: float) -> Provenance:
+    """Return the provenance of a run that ends now; `device` is the GPU's name, empty for the CPU."""
     commit, dirty = source_state()
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or "cpu"
-    )
     return Provenance(
         commit=commit,
         dirty=dirty,
         python=platform.python_version(),
         libraries=library_versions(),
-        device=name,
+        device=device or platform.processor() or "cpu",
         host_cores=os.cpu_count() or 1,
         seed=seed,
         seconds=seconds,
         peak_memory_mb=peak_memory_mb,
         argv=tuple(sys.argv),
     )
-
-
-def library_versions() -> dict[str, str]:
-    """Return the installed versions of the libraries that produce numbers."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def source_state() -> tuple[str, bool]:
-    """Return the commit of this source tree and whether files differ from it; ('', False) without git."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return "", False

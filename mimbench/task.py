@@ -3,10 +3,12 @@
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from mimbench.system.errors import UserError
-from mimbench.vit.weights import VitWeights
+
+if TYPE_CHECKING:  # the runner reads what tasks declare without torch
+    from mimbench.vit.weights import VitWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Task(Protocol):
         """A frozen dataclass: the whole schema of the task's configuration."""
         ...
 
-    def run(self, weights: VitWeights, config: Any, out: Path) -> dict[str, float]:
+    def run(self, weights: "VitWeights", config: Any, out: Path) -> dict[str, float]:
         """Evaluate the weights; write logs and outcomes under `out`; return the metrics."""
         ...
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import atomic_path
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_checkpoint, add_option
 from pretrain.checkpoints.stored import read_model
 from pretrain.viewing.drawing import draw
 from pretrain.viewing.view import look
@@ -56,21 +58,18 @@ def figure(
     return out
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line."""
-    out = argparse.ArgumentParser(
-        prog="python -m pretrain.show",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    out.add_argument("checkpoint", type=Path, metavar="CKPT")
-    out.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    out.add_argument("-o", "--output", type=Path, required=True)
+    out = Parser(prog="python -m pretrain.show", description=__doc__)
+    add_checkpoint(out)
+    out.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    add_option(out, "--out", "the ending says the format", required=True, metavar="FILE")
     out.add_argument(
         "--target", choices=["pixels", "normalised"], help="where the file does not say it"
     )
-    out.add_argument("--heads", type=int, help="attention heads, for unpublished widths")
-    out.add_argument("--seed", type=int, default=0, help="of the random part of the masks")
+    add_option(out, "--num-heads")
+    add_option(out, "--seed", "for the random part of the masks")
+    out.rename(output="--out", heads="--num-heads")
     return out
 
 
@@ -78,19 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     args = parser().parse_args(arguments)
     configure_logging()
-    try:
-        figure(
-            args.checkpoint,
-            args.images,
-            args.output,
-            target=args.target,
-            heads=args.heads,
-            seed=args.seed,
-        )
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return run_command(_show, args)
+
+
+def _show(args: argparse.Namespace) -> int:
+    figure(
+        args.checkpoint,
+        args.images,
+        args.out,
+        target=args.target,
+        heads=args.num_heads,
+        seed=args.seed,
+    )
+    return ExitCode.OK
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_throughput_is_stated_in_images_and_in_the_methods_flops(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "found.json"
-    arguments = ["--size", "tiny", "--batch", "1", "--steps", "1", "--methods", "mae"]
+    arguments = ["--vit", "tiny", "--batch", "1", "--steps", "1", "--methods", "mae"]
     arguments += ["--no-compile", "--device", "cpu", "--peak-teraflops", "1", "--out", str(out)]
     assert pretrain_throughput.main(arguments) == 0
     found = json.loads(out.read_text())
@@ -106,7 +106,7 @@ def test_benches_are_listed_and_mistakes_explained(capsys: pytest.CaptureFixture
         assert name in said
         assert line
     assert set(command.QUICK) <= set(command.benches())
-    assert command.main(["pretrain_lode"]) == 1
+    assert command.main(["pretrain_lode"]) == 2
     assert "did you mean 'pretrain_loader'" in capsys.readouterr().err
 
 

@@ -356,7 +356,7 @@ def test_which_and_heads_that_contradict_our_own_file(tmp_path: Path) -> None:
 
     path = tmp_path / "ours.safetensors"
     write_weights(path, read(LAYOUTS["hpm"].save(TINY, tmp_path), which="ema"))
-    with pytest.raises(UserError, match="the file says 3 heads, --heads 6 differs"):
+    with pytest.raises(UserError, match="the file says 3 heads, --num-heads 6 differs"):
         read_weights(path, num_heads=6)
     with pytest.raises(UserError, match=r"holds one network \('ema'\), not 'student'"):
         read_weights(path, which="student")

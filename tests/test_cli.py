@@ -1,6 +1,8 @@
 """The command line: verbs are files, mistakes are sentences, and nothing is imported for nothing."""
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,15 +53,7 @@ def test_user_error_is_a_message_without_traceback(
 ) -> None:
     add_verb(verbs, "three", "raise UserError('no such file: x.pth')")
     assert cli.main(["three"]) == 2
-    captured = capsys.readouterr()
-    assert captured.err == "error: no such file: x.pth\n"
-    assert captured.out == ""
-
-
-def test_interrupt(verbs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    add_verb(verbs, "three", "raise KeyboardInterrupt")
-    assert cli.main(["three"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr() == ("", "error: no such file: x.pth\n")
 
 
 def test_own_mistake_keeps_its_traceback(verbs: Path) -> None:
@@ -116,6 +110,45 @@ def test_starts_without_torch() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+COMPLETED = [
+    (["mimbench", "ta"], ["table"]),
+    (["mimbench", "run", "--num"], ["--num-heads"]),
+    (["mimbench", "table", "--format", "c"], ["csv"]),
+    (["mimbench", "completion", ""], ["bash", "zsh"]),
+    (["mimbench", "table", "two wo"], ["two words"]),
+    (["mimbench", "table", "--benchmarks", "two"], ["two words"]),
+    (["./run_all.sh", "--dr"], ["--dry-run"]),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), COMPLETED)
+def test_bash_completion(
+    words: list[str], expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "two words").touch()
+    arguments = " ".join(map(shlex.quote, words))
+    ask = f"COMP_WORDS=({arguments}); COMP_CWORD={len(words) - 1}; _mimbench"
+    show = "printf '%s\\n' \"${COMPREPLY[@]}\""
+    done = subprocess.run(
+        ["bash", "--norc", "-euc", f"{capsys.readouterr().out}\n{ask}; {show}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == expected
+
+
+def test_zsh_completion_names_every_verb_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "zsh"]) == 0
+    text = capsys.readouterr().out
+    for verb in commands.command_summaries():
+        assert f"    {verb})\n" in text
+        for action in commands.load_command(verb)[1]._actions:
+            assert all(f"{name}[" in text for name in action.option_strings)
+    if zsh := shutil.which("zsh"):
+        subprocess.run([zsh, "-fn"], input=text, text=True, check=True)
 
 
 def test_run_all_stays_in_the_folder_of_its_caller(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_another_budget_in_the_same_folder_is_refused(
     prepare(plan_for(tmp_path), "hard (HPM)", 0)
     changes = [f"--set={item}" for item in (*TINY, "optimizer.base_lr=1.0e-3")]
     arguments = ["--out", str(tmp_path), "--arms", "HPM", "--device", "cpu", *changes]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "another configuration" in capsys.readouterr().err
 
 
@@ -114,7 +114,7 @@ def test_what_is_not_done_is_not_computed(
     assert len(rows) == 2 + len(ARMS) + 1
     assert all(row.split("|")[2].strip() == "0" for row in rows[2:])
     assert not (tmp_path / "pretrain").exists()
-    assert main([*arguments, "--arms", "nonsense"]) == 1
+    assert main([*arguments, "--arms", "nonsense"]) == 2
     assert "no arm is called 'nonsense'" in capsys.readouterr().err
 
 

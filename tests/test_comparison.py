@@ -45,7 +45,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(out: Path, a: str, b: str, capsys: pytest.CaptureFixture[str]) -> str:
-    args = argparse.Namespace(a=a, b=b, out=out / "runs", benchmarks=out / "benchmarks.yaml")
+    args = argparse.Namespace(a=a, b=b, results=out / "runs", benchmarks=out / "benchmarks.yaml")
     assert compare.main(args) == 0
     return capsys.readouterr().out
 
@@ -80,7 +80,7 @@ def test_a_published_row_with_the_same_and_with_another_protocol(
 
 def test_unknown_rows_name_the_nearest(out: Path) -> None:
     args = argparse.Namespace(
-        a="goof", b="bad", out=out / "runs", benchmarks=out / "benchmarks.yaml"
+        a="goof", b="bad", results=out / "runs", benchmarks=out / "benchmarks.yaml"
     )
     with pytest.raises(UserError, match="no finished results of 'goof'; did you mean 'good'"):
         compare.main(args)
@@ -89,7 +89,7 @@ def test_unknown_rows_name_the_nearest(out: Path) -> None:
 def test_different_test_images_are_refused(out: Path) -> None:
     write_run(out / "runs", "short", share=0.8, images=500)
     args = argparse.Namespace(
-        a="good", b="short", out=out / "runs", benchmarks=out / "benchmarks.yaml"
+        a="good", b="short", results=out / "runs", benchmarks=out / "benchmarks.yaml"
     )
     with pytest.raises(UserError, match="saw different test images"):
         compare.main(args)

@@ -111,10 +111,10 @@ def machines(way: str, port: int) -> list[list[str]]:
     """The commands, one for each machine (here all are this one), that start two processes."""
     module = ["-m", "transfer.detection"]
     if way == "two GPUs":
-        return [[*module, "--num-gpus=2"]]
+        return [[*module, "--gpus=2"]]
     if way == "two machines":
-        together = ["--num-machines=2", f"--dist-url=tcp://127.0.0.1:{port}"]
-        return [[*module, *together, f"--machine-rank={rank}"] for rank in range(2)]
+        together = ["--nodes=2", f"--dist-url=tcp://127.0.0.1:{port}"]
+        return [[*module, *together, f"--node-rank={rank}"] for rank in range(2)]
     meeting = ["--master-addr=127.0.0.1", f"--master-port={port}"]
     if way == "torchrun":
         return [["-m", "torch.distributed.run", "--nproc-per-node=2", *meeting, *module]]
@@ -155,12 +155,12 @@ def test_launchers_start_two_processes_that_work_on_one_run(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-machines=2"], "--num-machines 2 needs --dist-url tcp://HOST:PORT"),
+        (["--nodes=2"], "--nodes 2 needs --dist-url tcp://HOST:PORT"),
         (
-            ["--num-machines=2", "--dist-url=tcp://h:1", "--machine-rank=2"],
-            "--machine-rank is 2, expected 0 to 1",
+            ["--nodes=2", "--dist-url=tcp://h:1", "--node-rank=2"],
+            "--node-rank is 2, expected 0 to 1",
         ),
-        (["--num-gpus=0"], "--num-gpus is 0, expected 1 or more"),
+        (["--gpus=0"], "--gpus is 0, expected 1 or more"),
     ],
 )
 def test_a_launch_that_cannot_work_is_refused_at_once(

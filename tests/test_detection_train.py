@@ -18,9 +18,9 @@ pytest.importorskip("detectron2")
 from detectron2.engine import HookBase
 
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode
 from mimbench.system.runtime import Ranks
 from mimbench.task import Machine, load_task
-from mimbench.training.watch import PREEMPTED
 from mimbench.vit.weights import VitWeights, random_weights
 from tests.support.detection_run import SPEC, final, same, small
 from transfer.detection import vitdet
@@ -118,7 +118,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         patched.setattr(vitdet, "fit", interrupted)
         with pytest.raises(SystemExit) as stopped:
             run(weights, small(coco), tmp_path)
-    assert stopped.value.code == PREEMPTED
+    assert stopped.value.code == ExitCode.PREEMPTED
     assert not (tmp_path / "checkpoints/model_final.pth").exists()
     run(weights, small(coco), tmp_path)
     assert same(final(tmp_path), final(whole))

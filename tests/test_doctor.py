@@ -21,6 +21,7 @@ from mimbench.doctor.child import ChildError, try_script
 from mimbench.doctor.data import check_data
 from mimbench.sample import generate
 from mimbench.system.errors import UserError
+from mimbench.system.options import Parser
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
 
@@ -430,9 +431,8 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_command_exit_code_and_json(
     tmp_path: Path, tiny_coco: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import argparse
 
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     command.add_arguments(parser)
     assert command.main(parser.parse_args(["--data", str(tiny_coco)])) == 0
     assert "passed, 1 with a remark" in capsys.readouterr().out

@@ -161,7 +161,7 @@ def test_the_command_corrects_what_a_file_cannot_say(
 ) -> None:
     source = LAYOUTS["openclip"].save(TINY, tmp_path)
     out = tmp_path / "ours.safetensors"
-    command: list[Any] = ["export", str(source), "--heads", "3", "-o", str(out)]
+    command: list[Any] = ["export", str(source), "--num-heads", "3", "-o", str(out)]
     assert dispatch([*command, "--set", "activation=quick_gelu", "--set", "mean=[0,0,0]"]) == 0
     weights = read_weights(out)
     assert (weights.spec.activation, weights.spec.mean) == ("quick_gelu", (0.0, 0.0, 0.0))

@@ -100,7 +100,7 @@ def test_pairs_give_the_teacher_unless_asked(name: str, tmp_path: Path) -> None:
 
 def test_heads_are_asked_for_only_where_no_rule_knows_them(tmp_path: Path) -> None:
     path = LAYOUTS["mae-training"].save(TINY, tmp_path)
-    with pytest.raises(UserError, match=r"48 is no published width; say it with --heads N"):
+    with pytest.raises(UserError, match=r"48 is no published width; say it with --num-heads N"):
         read_weights(path)
     with pytest.raises(UserError, match="5 heads do not divide the width 48"):
         read_weights(path, num_heads=5)

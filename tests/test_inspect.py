@@ -22,7 +22,7 @@ def test_text_names_format_networks_groups_and_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = LAYOUTS["hpm"].save(TINY, tmp_path)
-    code, out = inspect(capsys, str(path), "--heads", "3", "--which", "ema")
+    code, out = inspect(capsys, str(path), "--num-heads", "3", "--which", "ema")
     assert code == 0
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "network ema (also: student)" in lines
@@ -39,7 +39,7 @@ def test_json_agrees_with_what_is_read(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = LAYOUTS[name].save(TINY, tmp_path)
-    code, out = inspect(capsys, str(path), "--heads", "3", "--json")
+    code, out = inspect(capsys, str(path), "--num-heads", "3", "--json")
     described: dict[str, Any] = json.loads(out)
     weights = read_weights(path, num_heads=3)
     assert code == 0
@@ -58,7 +58,7 @@ def test_faults_are_counted_and_refused(tmp_path: Path, capsys: pytest.CaptureFi
     state["adapter.weight"] = torch.ones(2)
     state["norm.bias"] = torch.ones(47)
     torch.save({"model": state}, tmp_path / "bad.pth")
-    code, out = inspect(capsys, str(tmp_path / "bad.pth"), "--heads", "3")
+    code, out = inspect(capsys, str(tmp_path / "bad.pth"), "--num-heads", "3")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert code == 1
     assert "blocks 35/36 84,768 float32 matched" in lines
@@ -81,7 +81,7 @@ def test_doubts_make_a_file_suspicious(tmp_path: Path, capsys: pytest.CaptureFix
     state = canonical(TINY)
     state["norm.weight"], state["norm.bias"] = state["norm.bias"], state["norm.weight"]
     torch.save({"model": state}, tmp_path / "odd.pth")
-    code, out = inspect(capsys, str(tmp_path / "odd.pth"), "--heads", "3")
+    code, out = inspect(capsys, str(tmp_path / "odd.pth"), "--num-heads", "3")
     assert code == 0
     assert "norm.weight lies around zero as a bias does" in out
     assert "suspicious: it can be evaluated" in out

@@ -85,13 +85,15 @@ def test_show_draws_every_strategy(
 ) -> None:
     out = tmp_path / "masks.png"
     files = [str(p) for p in sorted(data.glob("*.png"))[:2]]
-    assert main(["show", *files, "--ckpt", str(run), "-o", str(out), "--ratio", "0.75"]) == 0
+    assert main(["show", *files, "--checkpoint", str(run), "-o", str(out), "--ratio", "0.75"]) == 0
     with Image.open(out) as picture:
         wide = picture.size
         assert np.asarray(picture.convert("RGB")).std() > 10
     assert "left out" not in capsys.readouterr().err
     encoder = run / "encoder.safetensors"
-    assert main(["show", *files, "--ckpt", str(encoder), "-o", str(out), "--ratio", "0.75"]) == 0
+    assert (
+        main(["show", *files, "--checkpoint", str(encoder), "-o", str(out), "--ratio", "0.75"]) == 0
+    )
     with Image.open(out) as picture:
         assert picture.size[0] < wide[0]
 
@@ -100,7 +102,7 @@ def test_stats_table_and_figure(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "stats.png"
-    arguments = ["stats", "--data", str(data), "--ckpt", str(run), "-o", str(out)]
+    arguments = ["stats", "--data", str(data), "--checkpoint", str(run), "-o", str(out)]
     assert main([*arguments, "--ratio", "0.5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in lines[2:]}
@@ -121,7 +123,7 @@ def test_what_a_checkpoint_cannot_say_is_named(
 ) -> None:
     path = tmp_path / "encoder.safetensors"
     write_weights(path, tiny_weights)
-    assert main(["stats", "--data", str(data), "--ckpt", str(path)]) == 0
+    assert main(["stats", "--data", str(data), "--checkpoint", str(path)]) == 0
     captured = capsys.readouterr()
     assert "hard hardest is left out: it needs a loss predictor" in captured.err
     assert "adversarial is left out: it needs a trained generator" in captured.err
@@ -206,13 +208,13 @@ def test_mistakes(
 ) -> None:
     path = tmp_path / "encoder.safetensors"
     write_weights(path, tiny_weights)
-    assert main(["stats", "--data", str(tmp_path / "no"), "--ckpt", str(path)]) == 1
+    assert main(["stats", "--data", str(tmp_path / "no"), "--checkpoint", str(path)]) == 2
     assert "no images below" in capsys.readouterr().err
-    assert main(["show", "x.png", "--ckpt", str(path), "--size", "50"]) == 1
-    assert "--size 50 does not divide into patches of 16" in capsys.readouterr().err
+    assert main(["show", "x.png", "--checkpoint", str(path), "--image-size", "50"]) == 2
+    assert "--image-size 50 does not divide into patches of 16" in capsys.readouterr().err
     wrong = tmp_path / "wrong.json"
     wrong.write_text("[]")
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    arguments = ["stats", "--data", str(tmp_path), "--ckpt", str(path)]
-    assert main([*arguments, "--annotations", str(wrong)]) == 1
+    arguments = ["stats", "--data", str(tmp_path), "--checkpoint", str(path)]
+    assert main([*arguments, "--annotations", str(wrong)]) == 2
     assert "no COCO annotation file" in capsys.readouterr().err

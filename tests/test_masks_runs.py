@@ -162,12 +162,12 @@ def test_another_recipe_in_the_same_folder_is_refused(
     wholes: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = wholes["distillation"]
-    assert main(command("distillation", folder, out, "objective.patch_weight=0.5")) == 1
+    assert main(command("distillation", folder, out, "objective.patch_weight=0.5")) == 2
     assert "another configuration" in capsys.readouterr().err
-    assert main(command("adversarial", folder, out)) == 1
+    assert main(command("adversarial", folder, out)) == 2
     assert "another configuration" in capsys.readouterr().err
 
 
 def test_the_command_knows_both_kinds_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["atmask_vit_small_16_100"]) == 1
+    assert main(["atmask_vit_small_16_100"]) == 2
     assert "did you mean 'attmask_vit_small_16_100'" in capsys.readouterr().err

@@ -409,9 +409,9 @@ def test_mistakes_in_a_config(override: str, message: str) -> None:
 def test_the_command_reports_the_users_mistakes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["hpm_vit_bse_16"]) == 1
+    assert main(["hpm_vit_bse_16"]) == 2
     assert "did you mean 'hpm_vit_base_16'" in capsys.readouterr().err
-    assert main(["demo", "--set", "data.name=''", "--out", str(tmp_path)]) == 1
+    assert main(["demo", "--set", "data.name=''", "--out", str(tmp_path)]) == 2
     assert "data.root is not set" in capsys.readouterr().err
 
 

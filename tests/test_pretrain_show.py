@@ -234,7 +234,7 @@ def test_encoder_only_is_refused(
 ) -> None:
     path = tmp_path / "encoder.safetensors"
     write_weights(path, tiny_weights)
-    assert show.main([str(path), str(pictures[0]), "-o", str(tmp_path / "out.png")]) == 1
+    assert show.main([str(path), str(pictures[0]), "-o", str(tmp_path / "out.png")]) == 2
     said = capsys.readouterr().err
     assert "holds an encoder only" in said
     assert "reconstruction decoder and the loss predictor are missing" in said

@@ -1,6 +1,5 @@
 """The sample data on disk: made once, whole or not at all, verified, and replaced on request."""
 
-import argparse
 import json
 import multiprocessing
 from multiprocessing.synchronize import Barrier
@@ -11,6 +10,7 @@ import pytest
 from mimbench.commands import sample as command
 from mimbench.sample import Sizes, check, default_root, generate, sample_root, store, verify
 from mimbench.system.errors import UserError
+from mimbench.system.options import Parser
 
 SMALLEST = Sizes(train_per_class=1, val_per_class=1, train_scenes=1, val_scenes=1)
 
@@ -143,7 +143,7 @@ def test_other_content_than_the_published_is_reported(
 
 
 def run_command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     command.add_arguments(parser)
     return command.main(parser.parse_args(words))
 

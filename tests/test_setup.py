@@ -94,6 +94,7 @@ class Clone:
             f'*pip*) exit 1 ;; esac\nexec {PYTHON} "$@"',
         )
         self.python(venv="exit 7")
+        self.stub(self.venv / "bin" / "mimbench", "exit 0")
         (self.venv / ".mimbench-owned").write_text(f"{self.root}\n")
         digest = hashlib.sha256(f"{sys.version}\n{self.root}\n".encode())
         for name in (*LOCKS, "setup.sh"):
@@ -289,3 +290,39 @@ def test_second_set_up_waits_for_the_first(clone: Clone) -> None:
         assert not clone.venv.exists()
     assert waiting.wait(timeout=60) == 1
     assert "making" in waiting.stderr.read()
+
+
+def test_finished_set_up_leaves_the_command(clone: Clone, tmp_path: Path) -> None:
+    """A whole set-up but for the downloads: pip and uv do nothing, and the packages are ours."""
+    site = tmp_path / "site packages"
+    site.mkdir()
+    ours = (
+        f'case "$*" in *get_path*) echo "{site}"; exit ;; *pip*) exit ;; '
+        f'*" - "*) exec {PYTHON} "$@" ;; esac\nexec {PYTHON} "$@"'
+    )
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    uv = next(line.split()[0].removeprefix("uv==") for line in lines if line.startswith("uv=="))
+    clone.stub(tmp_path / "template" / "python", ours)
+    clone.stub(
+        tmp_path / "template" / "uv",
+        f'case "$*" in --version) echo "uv {uv}" ;; esac',
+    )
+    (clone.tools / "cp").symlink_to(str(shutil.which("cp")))
+    clone.python(
+        venv=f'mkdir -p "{clone.venv}/bin"; cp "{tmp_path}"/template/* "{clone.venv}/bin"; exit'
+    )
+    (site / "detectron2-0.dist-info").mkdir()
+    done = clone.setup()
+    assert done.returncode == 0, done.stderr
+    assert clone.stamped
+    assert (site / "mimbench.pth").read_text() == f"{clone.root}\n"
+    command = clone.venv / "bin" / "mimbench"
+    shown = subprocess.run(
+        [command, "--version"], cwd="/", capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.startswith("mimbench 0.")
+    command.unlink()
+    again = clone.setup()
+    assert "nothing to do" not in again.stderr
+    assert command.exists()
+    assert "nothing to do" in clone.setup().stderr

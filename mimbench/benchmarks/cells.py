@@ -10,7 +10,14 @@ from typing import Any
 from mimbench.benchmarks.evaluation import describe_weights
 from mimbench.benchmarks.locations import data_name
 from mimbench.benchmarks.manifest import Manifest, Profile
-from mimbench.benchmarks.orders import NOT_PROTOCOL, ORDER_FILE, RESULT_FILE, Order, read_order
+from mimbench.benchmarks.orders import (
+    NOT_PROTOCOL,
+    ORDER_FILE,
+    RESULT_FILE,
+    STALE,
+    Order,
+    read_order,
+)
 from mimbench.benchmarks.survey import Finding, Question, survey
 from mimbench.checkpoints.files import read_weights
 from mimbench.checkpoints.reading.plausibility import doubts
@@ -21,7 +28,6 @@ from mimbench.task import Machine
 from mimbench.vit.weights import VitSpec
 
 logger = logging.getLogger(__name__)
-STALE = ".stale-"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ def make_result(
         weights=describe_weights(weights, order.name),
         status="done",
         provenance=provenance(
-            device=device,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "",
             seed=int(getattr(config, "seed", 0)),
             seconds=round(seconds, 3),
             peak_memory_mb=peak_memory_mb(device),

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from mimbench.system.config import from_mapping, load_yaml, merge
 from mimbench.system.errors import UserError, did_you_mean
+from mimbench.system.source import ROOT
 
 PROFILES = ("paper", "quick", "demo")
 Profile = Literal["paper", "quick", "demo"]
 Group = Literal["knn", "linear", "finetune", "lowshot", "detection", "segmentation"]
-DEFAULT_FILE = Path(__file__).resolve().parents[2] / "benchmarks.yaml"
+DEFAULT_FILE = ROOT / "benchmarks.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)

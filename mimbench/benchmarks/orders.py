@@ -13,6 +13,8 @@ from mimbench.system.files import write_text
 
 NOT_PROTOCOL = frozenset({"data", "seed", "machine"})
 ORDER_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"
+STALE = ".stale-"
+"""Marks the folder of an earlier run that another recipe or `--fresh` replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)

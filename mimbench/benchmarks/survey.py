@@ -4,7 +4,6 @@ Tasks import detectron2, mmsegmentation or faiss; the runner must not, so it ask
 before anything expensive starts. A missing package or data set becomes the cell's problem.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -21,9 +20,10 @@ from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser
+from mimbench.system.source import ROOT
 from mimbench.task import Rehearsed, load_task
 
-ROOT = Path(__file__).resolve().parents[2]
 # what an incompatible binary package raises while it is being imported
 IMPORT_FAULTS = (ImportError, OSError, RuntimeError, AttributeError)
 
@@ -88,7 +88,9 @@ def survey(questions: Sequence[Question], data: Path | None, *, own: bool = Fals
 def child_environment() -> dict[str, str]:
     """Return the environment in which children find this source tree's modules and no others."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    # from 3.11 on: no module of the current folder hides one of ours
+    safe = {"PYTHONSAFEPATH": "1"}
+    return {**os.environ, **safe, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def look(question: Question, data: Path | None, *, own: bool = False) -> Finding:
@@ -125,9 +127,9 @@ def look(question: Question, data: Path | None, *, own: bool = False) -> Finding
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer the questions of one JSON file in another."""
-    parser = argparse.ArgumentParser(prog="python -m mimbench.benchmarks.survey")
-    parser.add_argument("questions", type=Path)
-    parser.add_argument("findings", type=Path)
+    parser = Parser(prog="python -m mimbench.benchmarks.survey")
+    parser.add_argument("questions", type=Path, help="JSON file to read")
+    parser.add_argument("findings", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     configure_logging()
     asked = json.loads(args.questions.read_text())

@@ -4,33 +4,32 @@ import argparse
 import logging
 import math
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mimbench.benchmarks.locations import SAMPLES, locate
-from mimbench.checkpoints.files import read_weights
-from mimbench.suite.running.canary import Verdict, examine, read_cards
-from mimbench.suite.running.rivals import TWIN
-from mimbench.system.config import to_mapping
-from mimbench.system.files import write_json
-from mimbench.system.runtime import pick_device
+from mimbench.system.exit_codes import ExitCode
+from mimbench.system.options import Parser, add_checkpoint, add_option, add_reading
+
+if TYPE_CHECKING:
+    from mimbench.suite.running.canary import Verdict
 
 logger = logging.getLogger(__name__)
 CPU_SECONDS = 60.0
 """After this long on a CPU the less telling rivals are left out."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="default: the sample data")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the verdict as JSON")
-    parser.add_argument("--device", default="auto", metavar="D")
-    parser.add_argument("--which", metavar="W", help="network in the file: student, teacher, ema")
-    parser.add_argument("--num-heads", type=int, metavar="N", help="where the format does not say")
+    add_checkpoint(parser)
+    add_option(parser, "--data", "default: the sample data")
+    add_option(parser, "--out", "the verdict as JSON", metavar="FILE")
+    add_option(parser, "--device")
+    add_reading(parser)
 
 
-def summary(found: Verdict) -> str:
+def summary(found: "Verdict") -> str:
     """Return one line on how far ahead the checkpoint is."""
+    from mimbench.suite.running.rivals import TWIN
+
     text = f"{found.score:.1f} % in a small k-NN, {TWIN} {found.rivals[TWIN]:.1f} %"
     others = {name: score for name, score in found.rivals.items() if name != TWIN}
     if others:
@@ -40,7 +39,14 @@ def summary(found: Verdict) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Examine the checkpoint; return 1 if it has a fault."""
+    """Examine the checkpoint; return FAILED if it has a fault."""
+    from mimbench.benchmarks.locations import SAMPLES, locate
+    from mimbench.checkpoints.files import read_weights
+    from mimbench.suite.running.canary import examine, read_cards
+    from mimbench.system.config import to_mapping
+    from mimbench.system.files import write_json
+    from mimbench.system.runtime import pick_device
+
     weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
     sample = args.data is None or args.data.name in SAMPLES.values()
     folder = locate("sample-classification", None) if args.data is None else args.data
@@ -59,4 +65,4 @@ def main(args: argparse.Namespace) -> int:
     )
     if args.out:
         write_json(args.out, {**to_mapping(found), "digest": weights.digest})
-    return 1 if found.faults else 0
+    return ExitCode.FAILED if found.faults else ExitCode.OK

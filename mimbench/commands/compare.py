@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
+from mimbench.commands.table import add_results
+from mimbench.system.options import Parser, add_option
 from mimbench.tables.comparison import (
     choose,
     describe_pair,
@@ -15,18 +16,21 @@ from mimbench.tables.comparison import (
 from mimbench.tables.table import read_results_with_folders
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument("a", help="row name, or the beginning of its digest")
-    parser.add_argument("b", help="another row, or a published one: HPM, 'HPM 800', 'HPM B/16 800'")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR")
-    parser.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
+    parser.add_argument("a", metavar="A", help="row name, or the beginning of its digest")
+    parser.add_argument(
+        "b", metavar="B", help="another row, or a published one: HPM, 'HPM 800', 'HPM B/16 800'"
+    )
+    add_results(parser)
+    parser.remove("--out", "name the folder last, as in: mimbench compare A B DIR")
+    add_option(parser, "--benchmarks", default=DEFAULT_FILE)
 
 
 def main(args: argparse.Namespace) -> int:
     """Write the comparison to stdout."""
     manifest = load_manifest(args.benchmarks)
-    results = read_results_with_folders(args.out)
+    results = read_results_with_folders(args.results)
     a = choose(results, args.a)
     published = find_published(manifest.references, args.b)
     if find_row(results, args.b) or not published:

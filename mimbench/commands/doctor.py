@@ -6,25 +6,21 @@ Exit code 1 if something has to be mended. Without --data only the environment i
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from mimbench.doctor.check import as_json, as_table, has_fault
 from mimbench.doctor.data import check_data
 from mimbench.doctor.environment import check_cuda, check_python, check_shared_memory
 from mimbench.doctor.frameworks import check_frameworks
+from mimbench.system.exit_codes import ExitCode
+from mimbench.system.options import Parser, add_option
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="folder with imagenet/, coco/ and ade/, or one of these itself, or the sample data",
-    )
-    parser.add_argument("--json", action="store_true", help="findings as JSON")
+    add_option(parser, "--data", "imagenet/, coco/ and ade/, or one of these, or the sample data")
+    add_option(parser, "--json")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -34,4 +30,4 @@ def main(args: argparse.Namespace) -> int:
     if args.data is not None:
         checks += check_data(args.data)
     sys.stdout.write(as_json(checks) if args.json else as_table(checks))
-    return 1 if has_fault(checks) else 0
+    return ExitCode.FAILED if has_fault(checks) else ExitCode.OK

@@ -4,20 +4,22 @@ import argparse
 import logging
 from pathlib import Path
 
-from mimbench.benchmarks.evaluation import evaluate
-from mimbench.benchmarks.orders import read_order
-from mimbench.suite.running.launch import follow_parent
+from mimbench.system.options import Parser
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
     parser.add_argument("order", type=Path, metavar="config.yaml", help="the file that a run wrote")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the order."""
+    from mimbench.benchmarks.evaluation import evaluate
+    from mimbench.benchmarks.orders import read_order
+    from mimbench.suite.running.launch import follow_parent
+
     follow_parent()
     result = evaluate(read_order(args.order), args.order.parent)
     for name, value in result.metrics.items():

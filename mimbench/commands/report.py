@@ -2,24 +2,22 @@
 
 import argparse
 import logging
-from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
-from mimbench.commands.table import parse_choices
-from mimbench.report.page import make_report
+from mimbench.commands.table import add_results, parse_choices
 from mimbench.system.files import write_text
+from mimbench.system.options import Parser, add_option
 
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument("out", type=Path, nargs="?", default=Path("runs"), metavar="DIR")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="default: DIR/report.html"
-    )
-    parser.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
-    parser.add_argument("--reference", action="append", default=[], metavar="NAME=METHOD [EPOCHS]")
+    add_results(parser)
+    add_option(parser, "--out", "default: DIR/report.html", metavar="FILE")
+    parser.rename(output="--out")
+    add_option(parser, "--benchmarks", default=DEFAULT_FILE)
+    add_option(parser, "--reference")
     parser.add_argument(
         "--no-compute", action="store_true", help="nothing that needs checkpoints or data"
     )
@@ -27,10 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Write the report."""
-    path = args.output or args.out / "report.html"
+    from mimbench.report.page import make_report
+
+    path = args.out or args.results / "report.html"
     choice = parse_choices(args.reference)
     page = make_report(
-        args.out, load_manifest(args.benchmarks), choice=choice, compute=not args.no_compute
+        args.results, load_manifest(args.benchmarks), choice=choice, compute=not args.no_compute
     )
     write_text(path, page)
     logger.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)

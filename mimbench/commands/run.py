@@ -2,31 +2,31 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, load_manifest
 from mimbench.commands.table import parse_choices
-from mimbench.suite.demo import NAME, demo_checkpoint
-from mimbench.suite.running.cluster import Cluster
-from mimbench.suite.suite import Options, Running, run_suite
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
-from mimbench.system.runtime import usable_cores
+from mimbench.system.options import Parser, add_option, add_reading
+
+if TYPE_CHECKING:
+    from mimbench.suite.running.cluster import Cluster
+    from mimbench.suite.suite import Options
 
 MOST_AT_ONCE = 4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument("checkpoints", nargs="*", metavar="[NAME=]CKPT")
+    add_checkpoints(parser, "*")
     parser.add_argument(
-        "--demo", action="store_true", help="sample data, tiny pretraining, all tasks"
+        "--demo", action="store_true", help="sample data, a tiny pretraining, every task"
     )
     add_request_arguments(parser)
     run = parser.add_argument_group("running")
     run.add_argument("--dry-run", action="store_true", help="show the plan and stop")
-    run.add_argument(
-        "--fresh", action="store_true", help="run done cells again (old ones are kept aside)"
-    )
+    add_option(run, "--fresh", "old results are kept aside")
     run.add_argument(
         "--resume", action="store_true", help="go on where a run stopped (the default)"
     )
@@ -36,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--twin", action="store_true", help="evaluate a random-weight twin of each checkpoint too"
     )
-    run.add_argument(
-        "--gpus", type=int, metavar="N", help="GPUs to use (default: one, if there is one)"
-    )
+    add_option(run, "--gpus", "default: one, if there is one")
     run.add_argument(
         "--per-task", type=int, metavar="N", help="GPUs for one task (default: all of --gpus)"
     )
@@ -49,72 +47,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=["local", "slurm", "submitit"],
         default="local",
-        help="submitit: its local executor",
+        help="this machine, Slurm, or submitit's local executor",
     )
-    run.add_argument(
-        "--nodes", type=int, default=1, metavar="N", help="slurm: nodes for heavy tasks"
-    )
+    add_option(run, "--nodes", "with Slurm: for heavy tasks", default=1)
     run.add_argument(
         "--slurm",
         action="append",
         default=[],
-        metavar="K=V",
+        metavar="KEY=VALUE",
         help="submitit's parameters: slurm_partition=gpu",
     )
-    run.add_argument(
-        "--reference",
-        action="append",
-        default=[],
-        metavar="NAME=METHOD [EPOCHS]",
-        help="the published row that a checkpoint should reproduce, e.g. 'ckpt=HPM 800'",
+    add_option(run, "--reference")
+
+
+def add_checkpoints(parser: Parser, count: str) -> None:
+    """Add the checkpoints to evaluate."""
+    parser.add_argument(
+        "checkpoints",
+        nargs=count,
+        metavar="[NAME=]CKPT",
+        help="checkpoint, and how the table names it",
     )
 
 
-def add_request_arguments(parser: argparse.ArgumentParser) -> None:
+def add_request_arguments(parser: Parser) -> None:
     """Add what `run` and `plan` share: which benchmarks, which recipe, which machine."""
     what = parser.add_argument_group("what")
-    what.add_argument(
-        "--profile", choices=PROFILES, help="recipe (default: paper; demo with --demo)"
-    )
-    what.add_argument(
-        "--only", default="", metavar="A,B", help="benchmark ids or groups: knn, linear..."
-    )
-    what.add_argument(
-        "--set", action="append", default=[], metavar="K=V", help="for example knn.k=[20]"
-    )
-    what.add_argument("--seeds", type=int, default=1, metavar="N")
-    what.add_argument("--data", type=Path, metavar="DIR", help="holds imagenet, coco, ade")
-    what.add_argument(
-        "--out", type=Path, metavar="DIR", help="default: runs (runs/demo with --demo)"
-    )
-    what.add_argument("--which", metavar="W", help="network in the file: student, teacher, ema")
-    what.add_argument("--num-heads", type=int, metavar="N", help="where the format does not say")
-    what.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
+    add_option(what, "--profile", "default: paper; demo with --demo", choices=PROFILES)
+    add_option(what, "--only", "default: all of the profile", default="")
+    add_option(what, "--set", "for example knn.k=[20]")
+    add_option(what, "--seeds", "default: 1", default=1)
+    add_option(what, "--data", "holds imagenet/, coco/, ade/")
+    add_option(what, "--out", "default: runs (runs/demo with --demo)", metavar="DIR")
+    add_reading(what)
+    add_option(what, "--benchmarks", default=DEFAULT_FILE)
     what.add_argument(
         "--own-data",
         action="store_true",
         help="data of your own in these layouts: no published counts, no published rows",
     )
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", metavar="D")
-    machine.add_argument("--workers", type=int, metavar="N", help="loader processes per process")
-    machine.add_argument(
-        "--max-batch", type=int, metavar="N", help="images that fit one process at once"
-    )
+    add_option(machine, "--device")
+    add_option(machine, "--workers")
+    add_option(machine, "--max-batch")
     machine.add_argument(
         "--jobs",
         type=int,
         metavar="N",
         help="cells at once without a GPU (default: 1; --demo: one for each core, four at most)",
     )
-    machine.add_argument("--compile", action="store_true")
     machine.add_argument(
-        "--recompute", action="store_true", help="detection: less memory, more time"
+        "--compile", action="store_true", help="compile the network (torch.compile)"
     )
+    add_option(machine, "--recompute")
 
 
-def options_of(args: argparse.Namespace) -> Options:
+def options_of(args: argparse.Namespace) -> "Options":
     """Return the options that parsed arguments spell out."""
+    from mimbench.suite.suite import Options
+
     if args.seeds < 1:
         raise UserError(f"--seeds is {args.seeds}, expected 1 or more")
     demo = bool(getattr(args, "demo", False))
@@ -139,12 +130,16 @@ def options_of(args: argparse.Namespace) -> Options:
 
 def _side_by_side(asked: int | None, *, demo: bool) -> int:
     """Return how many cells share the cores: the demo's models are too small for a second core."""
+    from mimbench.system.runtime import usable_cores
+
     if asked is not None and asked < 1:
         raise UserError(f"--jobs is {asked}, expected 1 or more")
     return asked or (min(MOST_AT_ONCE, usable_cores()) if demo else 1)
 
 
-def _cluster(args: argparse.Namespace) -> Cluster | None:
+def _cluster(args: argparse.Namespace) -> "Cluster | None":
+    from mimbench.suite.running.cluster import Cluster
+
     if args.launcher == "local":
         return None
     kind = "slurm" if args.launcher == "slurm" else "local"
@@ -168,6 +163,9 @@ def parse_checkpoint(text: str) -> tuple[str, Path]:
 
 def main(args: argparse.Namespace) -> int:
     """Run the suite."""
+    from mimbench.suite.demo import NAME, demo_checkpoint
+    from mimbench.suite.suite import Running, run_suite
+
     options = options_of(args)
     manifest = load_manifest(args.benchmarks)
     checkpoints = [parse_checkpoint(text) for text in args.checkpoints]

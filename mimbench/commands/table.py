@@ -6,29 +6,38 @@ from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.system.errors import UserError
+from mimbench.system.options import Parser, add_option
 from mimbench.tables.formats import FORMATS
 from mimbench.tables.table import make_table, read_results
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument("out", type=Path, nargs="?", default=Path("runs"), metavar="DIR")
-    parser.add_argument("--format", choices=FORMATS, default="terminal")
-    parser.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
+    add_results(parser)
     parser.add_argument(
-        "--reference",
-        action="append",
-        default=[],
-        metavar="NAME=METHOD [EPOCHS]",
-        help="the published row that a checkpoint should reproduce, e.g. 'ckpt=HPM 800'",
+        "--format", choices=FORMATS, default="terminal", help="how to write the table"
+    )
+    add_option(parser, "--benchmarks", default=DEFAULT_FILE)
+    add_option(parser, "--reference")
+
+
+def add_results(parser: Parser) -> None:
+    """Add the folder of results, which `table`, `report` and `compare` read."""
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="?",
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder that a run wrote; default: runs",
     )
 
 
 def main(args: argparse.Namespace) -> int:
     """Write the table to stdout."""
-    results = read_results(args.out)
+    results = read_results(args.results)
     if not results:
-        raise UserError(f"no results in {args.out}; name the folder that a run wrote (--out)")
+        raise UserError(f"no results in {args.results}; name the folder that a run wrote (--out)")
     table = make_table(
         results, load_manifest(args.benchmarks), choice=parse_choices(args.reference)
     )

@@ -7,18 +7,20 @@ LOC_val_solution.csv, whichever lies in IMAGENET_DIR or up to three folders abov
 unless every image has a class; a stopped run can be started again.
 """
 
-import argparse
 import csv
 import io
 import re
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from scipy.io import loadmat
 
 from mimbench.doctor.folders import image_names, shorten
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
+from mimbench.system.options import Parser
 
 DEVKIT, SOLUTION = "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv"
 _META = "ILSVRC2012_devkit_t12/data/meta.mat"
@@ -28,17 +30,17 @@ _WNID = re.compile(r"n\d{8}")
 _LEVELS_ABOVE = 3
 
 
-def main() -> int:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m mimbench.doctor.sort_validation")
-    parser.add_argument("folder", type=Path, help="the folder that holds val/")
-    try:
-        moved = sort_validation(parser.parse_args().folder.absolute())
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stderr.write(f"moved {moved:,} images into their class folders\n")
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    parser = Parser(prog="python -m mimbench.doctor.sort_validation")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that holds val/")
+    args = parser.parse_args(arguments)
+    return run_command(_sort, args.folder.absolute())
+
+
+def _sort(folder: Path) -> int:
+    sys.stderr.write(f"moved {sort_validation(folder):,} images into their class folders\n")
+    return ExitCode.OK
 
 
 def sort_validation(folder: Path) -> int:

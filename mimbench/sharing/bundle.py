@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, read_order
 from mimbench.report.curves import METRICS
-from mimbench.results import Result, library_versions, protocol_digest, source_state
+from mimbench.results import Result, protocol_digest
 from mimbench.scores.outcomes import (
     CLASSIFICATION,
     DETECTION,
@@ -22,6 +22,7 @@ from mimbench.scores.outcomes import (
 )
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, file_digest
+from mimbench.system.source import library_versions, source_state
 from mimbench.tables.formats import as_json
 from mimbench.tables.table import make_table, read_results, read_results_with_folders
 

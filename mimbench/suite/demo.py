@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mimbench.benchmarks.survey import ROOT, child_environment
+from mimbench.benchmarks.survey import child_environment
 from mimbench.checkpoints.files import write_weights
 from mimbench.sample import sample_root
 from mimbench.system.errors import UserError
+from mimbench.system.source import ROOT
 from mimbench.vit.weights import VitSpec, random_weights
 
 logger = logging.getLogger(__name__)

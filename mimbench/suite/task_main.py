@@ -14,7 +14,9 @@ from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.results import Result
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_checkpoint, add_option, add_reading
 from mimbench.task import Machine
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,8 @@ def task_main(
     task: str,
     argv: Sequence[str] | None = None,
     *,
-    extend: Callable[[argparse.ArgumentParser], None] | None = None,
+    program: str = "",
+    extend: Callable[[Parser], None] | None = None,
     before: Callable[[argparse.Namespace], int | None] | None = None,
 ) -> int:
     """Evaluate one checkpoint on one task and show its metrics.
@@ -32,53 +35,53 @@ def task_main(
     Args:
         task: Dotted name of the task's module.
         argv: Arguments; by default those of the process.
+        program: How users start it; by default `python -m TASK`.
         extend: Adds the task's own options.
         before: May handle them: an exit code ends the command, None goes on.
     """
-    args = _parser(task, extend).parse_args(argv)
-    rank = int(os.environ.get("RANK", "0"))
-    configure_logging(rank=rank)
-    try:
-        if before and (code := before(args)) is not None:
-            return code
-        if args.checkpoint is None:
-            raise UserError("name a checkpoint, for example: ckpt.pth")
-        result = _run(task, args)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    if rank == 0:
+    args = task_parser(task, program, extend).parse_args(argv)
+    configure_logging(rank=int(os.environ.get("RANK", "0")))
+    return run_command(_evaluate, task, args, before)
+
+
+def _evaluate(
+    task: str,
+    args: argparse.Namespace,
+    before: Callable[[argparse.Namespace], int | None] | None,
+) -> int:
+    if before and (code := before(args)) is not None:
+        return code
+    if args.checkpoint is None:
+        raise UserError("name a checkpoint, for example: ckpt.pth")
+    result = _run(task, args)
+    if int(os.environ.get("RANK", "0")) == 0:
         lines = [f"{name}\t{value:.4f}\n" for name, value in result.metrics.items()]
         sys.stdout.write("".join(lines))
-    return 0
+    return ExitCode.OK
 
 
-def _parser(
-    task: str, extend: Callable[[argparse.ArgumentParser], None] | None
-) -> argparse.ArgumentParser:
-    program = f"python -m {task}" if task.count(".") > 1 else f"python -m {task.partition('.')[0]}"
-    parser = argparse.ArgumentParser(prog=program, description=f"Evaluate a checkpoint on {task}.")
-    parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CKPT")
-    parser.add_argument("--profile", choices=PROFILES, default="paper")
-    parser.add_argument("--benchmark", metavar="ID", help="entry of benchmarks.yaml")
-    parser.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
+def task_parser(
+    task: str, program: str = "", extend: Callable[[Parser], None] | None = None
+) -> Parser:
+    """Return the options of a task's command, its own included."""
+    program = program or f"python -m {task}"
+    parser = Parser(prog=program, description=f"Evaluate a checkpoint on {task}.")
+    add_checkpoint(parser, nargs="?")
+    add_option(parser, "--profile", "default: paper", choices=PROFILES, default="paper")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="K=V", help="change the recipe"
+        "--benchmark", metavar="ID", help="entry of the manifest; default: the profile's own"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--device", default="auto", metavar="D")
-    parser.add_argument("--workers", type=int, metavar="N", help="loader processes per process")
-    parser.add_argument(
-        "--max-batch", type=int, metavar="N", help="images that fit one process at once"
-    )
-    parser.add_argument(
-        "--recompute", action="store_true", help="detection: less memory, more time"
-    )
-    parser.add_argument("--which", metavar="W", help="network in the file: student, teacher, ema")
-    parser.add_argument("--num-heads", type=int, metavar="N", help="where the format does not say")
-    parser.add_argument("--fresh", action="store_true", help="run again even if done")
+    add_option(parser, "--benchmarks", default=DEFAULT_FILE)
+    add_option(parser, "--set", "for example k=[20]")
+    add_option(parser, "--data", "holds imagenet/, coco/, ade/, or is one of these")
+    add_option(parser, "--out", "default: runs", default=Path("runs"), metavar="DIR")
+    add_option(parser, "--seed")
+    add_option(parser, "--device")
+    add_option(parser, "--workers")
+    add_option(parser, "--max-batch")
+    add_option(parser, "--recompute")
+    add_reading(parser)
+    add_option(parser, "--fresh", "old results are kept aside")
     if extend:
         extend(parser)
     return parser

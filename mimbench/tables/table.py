@@ -5,9 +5,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mimbench.benchmarks.cells import STALE
 from mimbench.benchmarks.manifest import Manifest, Reference
-from mimbench.benchmarks.orders import RESULT_FILE
+from mimbench.benchmarks.orders import RESULT_FILE, STALE
 from mimbench.results import Result, read_result
 from mimbench.tables.rows import Column, Row, Table, Value
 

@@ -21,7 +21,7 @@ from mimbench.training.learner import BEST, FAILED, LAST, Learner, LoopConfig, R
 from mimbench.training.optim import plan_batch, set_lr
 from mimbench.training.snapshots import duplicate
 from mimbench.training.state import TrainingState
-from mimbench.training.watch import PREEMPTED, LossWatch, Preempted, StopSignals
+from mimbench.training.watch import LossWatch, Preempted, StopSignals
 
 __all__ = ["Learner", "LoopConfig", "Preempted", "RunContext", "StepInfo", "fit"]
 
@@ -114,7 +114,7 @@ class _Run:
                 logger.warning(
                     "told to leave: saved after step %d; run again to go on", self.now.step
                 )
-                raise Preempted(PREEMPTED)
+                raise Preempted
 
     def _update(self, batches: Iterator[Batch]) -> None:
         """Take one optimizer step."""

@@ -12,21 +12,22 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mimbench.system.exit_codes import ExitCode
 from mimbench.system.runtime import Ranks
 from mimbench.training.snapshots import gather
 
 logger = logging.getLogger(__name__)
-
-PREEMPTED = 75
-"""Exit code (sysexits' "temporary failure"): start the same command again to go on."""
-
 
 PATIENCE, BRIEF = timedelta(minutes=30), timedelta(seconds=10)
 """How long to wait for the other processes' last word: at a run's end, and where it failed."""
 
 
 class Preempted(SystemExit):
-    """The run was told to leave and has saved its state."""
+    """The scheduler asked the run to leave, and its state is saved."""
+
+    def __init__(self) -> None:
+        """End the process with the exit code that says so."""
+        super().__init__(ExitCode.PREEMPTED)
 
 
 class LossWatch:

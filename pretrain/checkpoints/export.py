@@ -1,6 +1,6 @@
 """Hand-over: our own files for the suite, the released layouts for other tools, weights to start from.
 
-`python -m pretrain.checkpoints.export RUN -o FILE --layout mae|hpm` turns a run's model into a checkpoint that
+`python -m pretrain.checkpoints.export RUN -o FILE --to mae|hpm` turns a run's model into a checkpoint that
 MAE's or HPM's released code, and everything that reads theirs, can load.
 """
 
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from mimbench.checkpoints.files import write_weights
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import atomic_path, value_digest, write_json
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_option
 from mimbench.training.learner import StepInfo
 from mimbench.vit.weights import VitSpec, VitWeights
 from pretrain.checkpoints.layouts import to_official
@@ -89,7 +91,7 @@ def write_released(path: Path, stored: StoredModel, layout: str) -> None:
         content: dict[str, Any] = {"model": {n: student[n] for n in names}, "epoch": done - 1}
     else:
         if not any("_losspred" in name for name in student):
-            raise UserError("this model has no loss predictor; export it with --layout mae")
+            raise UserError("this model has no loss predictor; export it with --to mae")
         teacher = to_official(stored.teacher or {}, pixels=pixels)
         content = {
             "epoch": done,
@@ -106,22 +108,28 @@ def _released_name(spec: VitSpec) -> str:
     return f"mae_vit_{size}_patch{spec.patch_size}_dec512d8b"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain.checkpoints.export", description=__doc__
+def parser() -> Parser:
+    """Return the command line."""
+    out = Parser(prog="python -m pretrain.checkpoints.export", description=__doc__)
+    out.add_argument(
+        "model", type=Path, metavar="RUN", help="a run's folder, a state or export of it"
     )
-    parser.add_argument("model", type=Path, help="a run's folder, a state or export of it")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--layout", choices=["mae", "hpm"], default="hpm")
-    args = parser.parse_args(arguments)
+    out.add_argument("--to", choices=["mae", "hpm"], default="hpm", help="whose tensor names")
+    add_option(out, "--out", required=True, metavar="FILE")
+    out.rename(output="--out", layout="--to")
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    args = parser().parse_args(arguments)
     configure_logging()
-    try:
-        write_released(args.output, read_model(args.model), args.layout)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return run_command(_export, args)
+
+
+def _export(args: argparse.Namespace) -> int:
+    write_released(args.out, read_model(args.model), args.to)
+    return ExitCode.OK
 
 
 if __name__ == "__main__":

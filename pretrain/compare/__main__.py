@@ -16,33 +16,35 @@ from pathlib import Path
 
 from mimbench.system.config import from_mapping, load_yaml
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_option
 from pretrain.compare import suite
-from pretrain.compare.blocks import DESIGN, RunOptions, claim, run, untrained
+from pretrain.compare.blocks import DESIGN, RunOptions, run, untrained
 from pretrain.compare.design import Design, read_design
 from pretrain.compare.report import collect, planned, qualities, secondary, table, verdict
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line."""
-    out = argparse.ArgumentParser(
-        prog="python -m pretrain.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    out = Parser(prog="python -m pretrain.compare", description=__doc__)
     verbs = out.add_subparsers(dest="verb", required=True)
     plan = verbs.add_parser("plan", help="what the experiment could find")
-    plan.add_argument("design", metavar="DESIGN")
     go = verbs.add_parser("run", help="train and score what is not done yet")
-    go.add_argument("design", metavar="DESIGN")
-    go.add_argument("--data", type=Path, required=True, metavar="D")
-    go.add_argument("--out", type=Path, required=True)
+    for verb in (plan, go):
+        verb.add_argument("design", metavar="DESIGN", help="a YAML file, or the name of a design")
+    add_option(go, "--data", "train and test, each a tar file or a folder", required=True)
+    add_option(go, "--out", "the experiment's folder", required=True, metavar="DIR")
     go.add_argument(
-        "--jobs", type=int, default=1, help="runs side by side: one a core, or several on one GPU"
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs side by side: one for each core, or several on one GPU (1)",
     )
-    go.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
+    add_option(go, "--device", default="cpu")
     report = verbs.add_parser("report", help="tables and verdicts")
-    report.add_argument("out", type=Path, metavar="OUT")
+    report.add_argument("out", type=Path, metavar="OUT", help="the experiment's folder")
     verbs.add_parser("suite", help="the suite's benchmarks over tiny runs", add_help=False)
     return out
 
@@ -70,24 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return suite.main(given[1:])
     args = parser().parse_args(given)
     configure_logging()
-    try:
-        if args.verb == "report":
-            sys.stdout.write(report(args.out) + "\n")
-            return 0
-        design = read_design(args.design)
-        sys.stdout.write(planned(design) + "\n")
-        sys.stdout.flush()
-        if args.verb == "run":
-            if args.jobs < 1:
-                raise UserError(f"--jobs is {args.jobs}, expected 1 or more")
-            claim(design, args.out)
-            run(
-                design, RunOptions(data=args.data, out=args.out, device=args.device, jobs=args.jobs)
-            )
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return run_command(_perform, args)
+
+
+def _perform(args: argparse.Namespace) -> int:
+    if args.verb == "report":
+        sys.stdout.write(report(args.out) + "\n")
+        return ExitCode.OK
+    design = read_design(args.design)
+    sys.stdout.write(planned(design) + "\n")
+    sys.stdout.flush()
+    if args.verb == "run":
+        if args.jobs < 1:
+            raise UserError(f"--jobs is {args.jobs}, expected 1 or more")
+        run(design, RunOptions(data=args.data, out=args.out, device=args.device, jobs=args.jobs))
+    return ExitCode.OK
 
 
 if __name__ == "__main__":

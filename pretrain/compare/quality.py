@@ -3,31 +3,13 @@
 import torch
 from torch import Tensor
 
-from pretrain import masks
-from pretrain.masks import MaskInput
-from pretrain.models.autoencoder import MaskedAutoencoder, split, take, to_patches
+from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
 from pretrain.models.teacher import Teacher
-from pretrain.objectives.reconstruction import normalise_patches, pixel_loss
 from pretrain.viewing.mask_statistics import spearman
+from pretrain.viewing.true_losses import true_losses
 
 LOOKS = 24
 """Random masks over which a patch's true loss is averaged."""
-
-
-@torch.no_grad()
-def true_losses(model: MaskedAutoencoder, patches: Tensor, *, normalised: bool) -> Tensor:
-    """Return each patch's reconstruction loss (b, n), averaged over random masks that hide it."""
-    rng, strategy = torch.Generator().manual_seed(0), masks.build({"name": "random"})
-    inp = MaskInput(batch=len(patches), grid=model.spec.grid, device=patches.device)
-    total, count = torch.zeros(patches.shape[:2]), torch.zeros(patches.shape[:2])
-    for _ in range(LOOKS):
-        visible, hidden = split(strategy(inp, rng), strategy.count(inp.patches))
-        wanted = take(patches, hidden)
-        wanted = normalise_patches(wanted) if normalised else wanted
-        loss = pixel_loss(model(patches, visible, hidden).prediction, wanted)
-        total.scatter_add_(1, hidden, loss)
-        count.scatter_add_(1, hidden, torch.ones_like(loss))
-    return total / count.clamp(min=1)
 
 
 @torch.no_grad()
@@ -66,7 +48,7 @@ def mask_quality(
         normalised: Whether targets are normalised pixels.
     """
     patches = to_patches(images, model.spec.patch_size)
-    losses = true_losses(model, patches, normalised=normalised)
+    losses = true_losses(model, patches, normalised=normalised, looks=LOOKS)
     count = round(losses.shape[1] * 0.375)
     scores = judgements(teacher or Teacher(model), patches)
     return {

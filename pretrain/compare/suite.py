@@ -30,8 +30,10 @@ from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.checkpoints.files import write_weights
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import Ranks
 from mimbench.task import Machine
 from mimbench.vit.weights import random_weights
@@ -201,30 +203,26 @@ def summary(values: Sequence[float], seeds: int) -> str:
     return text if len(values) == seeds else f"{text} ({len(values)})"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line."""
-    out = argparse.ArgumentParser(
-        prog="python -m pretrain.compare suite",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    out = Parser(prog="python -m pretrain.compare suite", description=__doc__)
+    add_option(
+        out, "--out", "default: runs/compare", default=Path("runs") / "compare", metavar="DIR"
     )
-    out.add_argument("--out", type=Path, default=Path("runs") / "compare")
-    out.add_argument("--seeds", type=int, default=3, metavar="N", help="how many, from 0 (3)")
+    add_option(out, "--seeds", "default: 3", default=3)
     out.add_argument("--arms", default="", help="parts of names, by commas; all by default")
-    out.add_argument("--only", default=BENCHMARKS, help=f"benchmarks, by their ids ({BENCHMARKS})")
+    add_option(out, "--only", f"default: {BENCHMARKS}", default=BENCHMARKS)
     out.add_argument("--recipe", default="demo", help="pretraining recipe of all arms (demo)")
-    out.add_argument(
-        "--set", action="append", default=[], metavar="K=V", help="change it: training.epochs=8"
-    )
+    add_option(out, "--set", "for example training.epochs=8")
     out.add_argument(
         "--set-benchmark",
         action="append",
         default=[],
-        metavar="K=V",
+        metavar="KEY=VALUE",
         help="change a benchmark for all arms: detection.images=800",
     )
-    out.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
-    out.add_argument("--device", default="auto")
+    add_option(out, "--benchmarks", default=DEFAULT_FILE)
+    add_option(out, "--device")
     out.add_argument("--done", action="store_true", help="table what is done, compute nothing")
     return out
 
@@ -233,24 +231,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(arguments)
     configure_logging()
+    return run_command(_compare, args)
+
+
+def _compare(args: argparse.Namespace) -> int:
     wanted = [part for part in args.arms.split(",") if part]
-    try:
-        plan = Plan(
-            out=args.out,
-            seeds=args.seeds,
-            benchmarks=args.only.split(","),
-            arms=[a for a in (*ARMS, TWIN) if not wanted or any(part in a for part in wanted)],
-            recipe=args.recipe,
-            overrides=args.set,
-            evaluation=parse_overrides(args.set_benchmark),
-            device=args.device,
-            done=args.done,
-        )
-        if not plan.arms:
-            raise UserError(f"no arm is called {args.arms!r}; there are {', '.join((*ARMS, TWIN))}")
-        scores = compare(plan, load_manifest(args.benchmarks))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(table(plan, scores) + "\n")
-    return 0
+    plan = Plan(
+        out=args.out,
+        seeds=args.seeds,
+        benchmarks=args.only.split(","),
+        arms=[a for a in (*ARMS, TWIN) if not wanted or any(part in a for part in wanted)],
+        recipe=args.recipe,
+        overrides=args.set,
+        evaluation=parse_overrides(args.set_benchmark),
+        device=args.device,
+        done=args.done,
+    )
+    if not plan.arms:
+        raise UserError(f"no arm is called {args.arms!r}; there are {', '.join((*ARMS, TWIN))}")
+    sys.stdout.write(table(plan, compare(plan, load_manifest(args.benchmarks))) + "\n")
+    return ExitCode.OK

@@ -1,7 +1,7 @@
 """`python -m pretrain.masks`: look at what masking strategies hide, and count it.
 
-  show IMAGE... --ckpt C -o out.png   every strategy side by side on the same images
-  stats --data DIR --ckpt C           ratio, spatial entropy, objects, hard patches: table and figure
+  show IMAGE... --checkpoint C -o out.png   every strategy side by side on the same images
+  stats --data DIR --checkpoint C           ratio, spatial entropy, objects, hard patches
 
 C is a pretraining run's folder, its model.safetensors, a checkpoint of HPM, MAE or AutoMAE, or any
 encoder; what it cannot say (a loss predictor, a mask generator) leaves out the strategies that ask
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_option
 from mimbench.system.progress import track
 from pretrain.viewing.annotations import Cover, find_annotations
 from pretrain.viewing.laboratory import Observation, Observer, Variant, draw, variants
@@ -29,19 +30,15 @@ logger = logging.getLogger("pretrain.masks")
 DRAWS, BATCH = 8, 32
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line."""
-    out = argparse.ArgumentParser(
-        prog="python -m pretrain.masks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    out = Parser(prog="python -m pretrain.masks", description=__doc__)
     verbs = out.add_subparsers(dest="verb", required=True)
     show = verbs.add_parser("show", help="draw all strategies side by side")
-    show.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    show.add_argument("-o", "--output", type=Path, default=Path("masks.png"))
+    show.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    add_option(show, "--out", "default: masks.png", default=Path("masks.png"), metavar="FILE")
     stats = verbs.add_parser("stats", help="count what strategies hide")
-    stats.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of images")
+    add_option(stats, "--data", "a folder of images", required=True)
     stats.add_argument(
         "--annotations",
         type=Path,
@@ -49,17 +46,18 @@ def parser() -> argparse.ArgumentParser:
         help="COCO file, or folder of maps of segments; found beside the images by default",
     )
     stats.add_argument("--limit", type=int, default=256, help="images to look at (256)")
-    stats.add_argument("-o", "--output", type=Path, help="also draw a figure")
+    add_option(stats, "--out", "a figure; default: none", metavar="FILE")
     for verb in (show, stats):
-        verb.add_argument("--ckpt", type=Path, required=True, metavar="C")
-        verb.add_argument("--heads", type=int, help="attention heads, for widths nobody published")
         verb.add_argument(
-            "--size", type=int, help="side of the images; by default the checkpoint's"
+            "--checkpoint", type=Path, required=True, metavar="C", help="what looks at the images"
         )
+        add_option(verb, "--num-heads")
+        add_option(verb, "--image-size", "default: the checkpoint's")
         verb.add_argument(
             "--ratio", type=float, default=0.75, help="share that all hide (0.75); 0: each its own"
         )
-        verb.add_argument("--seed", type=int, default=0)
+        add_option(verb, "--seed")
+        verb.rename(output="--out", ckpt="--checkpoint", heads="--num-heads", size="--image-size")
     return out
 
 
@@ -83,26 +81,26 @@ def called(checkpoint: Path) -> str:
 
 def show(args: argparse.Namespace) -> None:
     """Draw the figure of masks."""
-    observer = Observer(args.ckpt, num_heads=args.heads, size=args.size)
+    observer = Observer(args.checkpoint, num_heads=args.num_heads, size=args.image_size)
     observation = observer.look(observer.load(args.images))
     masks = {v.label: draw(v, observation, args.seed) for v in usable(observer, args.ratio)}
-    title = f"What each strategy hides, as seen by {called(args.ckpt)}"
+    title = f"What each strategy hides, as seen by {called(args.checkpoint)}"
     names = [path.stem if len(path.stem) <= 18 else f"…{path.stem[-16:]}" for path in args.images]
-    show_masks(args.output, observation, masks, title=title, names=names)
-    logger.info("%s: %d images, %d strategies", args.output, len(args.images), len(masks))
+    show_masks(args.out, observation, masks, title=title, names=names)
+    logger.info("%s: %d images, %d strategies", args.out, len(args.images), len(masks))
 
 
 def stats(args: argparse.Namespace) -> str:
     """Return the statistics of every strategy as a table; draw them if asked to."""
-    observer = Observer(args.ckpt, num_heads=args.heads, size=args.size)
+    observer = Observer(args.checkpoint, num_heads=args.num_heads, size=args.image_size)
     paths = find_images(args.data, args.limit)
     annotations = find_annotations(args.data, paths, args.annotations)
     cover = annotations.cover(paths, observer.size, observer.spec.patch_size)
     rows = measure(observer, paths, cover, ratio=args.ratio, seed=args.seed)
     kind = "objects" if cover is None else cover.kind
-    if args.output is not None:
-        title = f"{len(paths)} images of {args.data.name}, as seen by {called(args.ckpt)}"
-        show_statistics(args.output, rows, kind=kind, title=title)
+    if args.out is not None:
+        title = f"{len(paths)} images of {args.data.name}, as seen by {called(args.checkpoint)}"
+        show_statistics(args.out, rows, kind=kind, title=title)
     return table(rows, kind)
 
 
@@ -152,15 +150,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(arguments)
     configure_logging()
-    try:
-        if args.verb == "show":
-            show(args)
-        else:
-            sys.stdout.write(stats(args) + "\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return run_command(_run, args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.verb == "show":
+        show(args)
+    else:
+        sys.stdout.write(stats(args) + "\n")
+    return ExitCode.OK
 
 
 if __name__ == "__main__":

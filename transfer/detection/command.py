@@ -15,36 +15,36 @@ from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from mimbench.checkpoints.files import read_weights
-from mimbench.suite.task_main import task_main
+from mimbench.suite.task_main import task_main, task_parser
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import process_group
 from transfer.detection.job import RECORD, read_record
 from transfer.detection.show import show
 from transfer.detection.vitdet import DETECTIONS, Config, evaluate_run
 
-TASK = "transfer.detection.vitdet"
+TASK, PROGRAM = "transfer.detection.vitdet", "python -m transfer.detection"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """Add what only detection understands."""
-    parser.add_argument(
-        "--eval-only", type=Path, metavar="RUN", help="score the trained detector in RUN again"
-    )
-    parser.add_argument(
-        "--show",
-        type=int,
-        metavar="N",
-        help="with --eval-only: write N pictures of detections beside ground truth into RUN/pictures",
-    )
+    add_option(parser, "--eval-only", "RUN is its folder")
+    add_option(parser, "--show", "detections beside ground truth, in RUN/pictures")
     parser.add_argument(
         "--threshold", type=float, default=0.5, metavar="T", help="lowest score that --show draws"
     )
     group = parser.add_argument_group("several GPUs without torchrun (detectron2's launcher)")
-    group.add_argument("--num-gpus", type=int, default=1, metavar="N", help="on each machine")
-    group.add_argument("--num-machines", type=int, default=1, metavar="N")
-    group.add_argument("--machine-rank", type=int, default=0, metavar="K")
-    group.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT")
+    add_option(group, "--gpus", default=1)
+    add_option(group, "--nodes", default=1)
+    group.add_argument(
+        "--node-rank", type=int, default=0, metavar="K", help="which machine this is, from 0 on"
+    )
+    group.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0"
+    )
+    parser.rename(num_gpus="--gpus", num_machines="--nodes", machine_rank="--node-rank")
 
 
 def before(args: argparse.Namespace) -> int | None:
@@ -79,49 +79,51 @@ def draw(run: Path, count: int, data: Path | None, *, threshold: float) -> list[
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run in this process, or start one for each GPU."""
-    args, _ = _launch_parser().parse_known_args(argv)
-    if fault := _launch_fault(args):
-        sys.stderr.write(f"error: {fault}\n")
-        return 2
-    if args.num_gpus * args.num_machines == 1:
-        return task_main(TASK, argv, extend=add_options, before=before)
+    parser = task_parser(TASK, PROGRAM, add_options)
+    given = parser.current(argv)
+    args = parser.parse_args(given)
+    if args.gpus * args.nodes == 1:
+        return _command(given)
+    return run_command(_launch, args, given)
+
+
+def _command(argv: Sequence[str]) -> int:
+    return task_main(TASK, argv, program=PROGRAM, extend=add_options, before=before)
+
+
+def _launch(args: argparse.Namespace, argv: list[str]) -> int:
+    """Start one process for each GPU; return how they ended."""
+    _check_launch(args)
     try:
         launch(
             _worker,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
+            args.gpus,
+            num_machines=args.nodes,
+            machine_rank=args.node_rank,
             dist_url=args.dist_url,
-            args=(list(sys.argv[1:] if argv is None else argv),),
+            args=(argv,),
         )
     except ProcessExitedException as error:
-        # the process has said itself what was wrong
-        return error.exit_code or 1
-    return 0
+        # the process has reported what was wrong
+        return error.exit_code or ExitCode.FAILED
+    return ExitCode.OK
 
 
 def _worker(argv: list[str]) -> None:
     # the suite learns the rank from the environment, as torchrun sets it
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(comm.get_rank()), str(comm.get_world_size())
-    sys.exit(task_main(TASK, argv, extend=add_options, before=before))
+    sys.exit(_command(argv))
 
 
-def _launch_fault(args: argparse.Namespace) -> str:
-    """Return what is wrong with the launcher's options, or nothing."""
-    for name in ("num_gpus", "num_machines"):
+def _check_launch(args: argparse.Namespace) -> None:
+    """Refuse options of the launcher that contradict each other or the machine."""
+    for name in ("gpus", "nodes"):
         if getattr(args, name) < 1:
-            return f"--{name.replace('_', '-')} is {getattr(args, name)}, expected 1 or more"
-    if not 0 <= args.machine_rank < args.num_machines:
-        return f"--machine-rank is {args.machine_rank}, expected 0 to {args.num_machines - 1}"
-    if args.num_machines > 1 and args.dist_url == "auto":
-        return f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT of machine 0"
-    gpus = torch.cuda.device_count()
-    if torch.cuda.is_available() and args.num_gpus > gpus:
-        return f"--num-gpus is {args.num_gpus}, but this machine has {gpus}"
-    return ""
-
-
-def _launch_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
-    add_options(parser)
-    return parser
+            raise UserError(f"--{name} is {getattr(args, name)}, expected 1 or more")
+    if not 0 <= args.node_rank < args.nodes:
+        raise UserError(f"--node-rank is {args.node_rank}, expected 0 to {args.nodes - 1}")
+    if args.nodes > 1 and args.dist_url == "auto":
+        raise UserError(f"--nodes {args.nodes} needs --dist-url tcp://HOST:PORT of machine 0")
+    found = torch.cuda.device_count()
+    if torch.cuda.is_available() and args.gpus > found:
+        raise UserError(f"--gpus is {args.gpus}, but this machine has {found}")

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_text
 from mimbench.system.progress import Progress
-from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
+from mimbench.training.watch import Preempted, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -107,4 +107,4 @@ class Leave(HookBase):
         step = self.trainer.iter
         self.checkpoints.save(f"model_{step:07d}", iteration=step)
         logger.warning("left on a signal after step %d; run again to go on", step + 1)
-        raise Preempted(PREEMPTED)
+        raise Preempted

@@ -10,21 +10,23 @@ from typing import Any
 
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints.files import read_weights
-from mimbench.suite.task_main import pick_benchmark, task_main
+from mimbench.suite.task_main import pick_benchmark, task_main, task_parser
 from mimbench.system.config import from_mapping, merge, parse_overrides
 from mimbench.system.errors import UserError
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import Ranks
 from transfer.segmentation.again import again
 from transfer.segmentation.data import ade20k, open_source
 from transfer.segmentation.prepare import set_up
 
+PROGRAM = "python -m transfer.segmentation"
 TASKS = {
     "upernet": "transfer.segmentation.upernet",
     "linear": "transfer.segmentation.linear",
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """Add what only segmentation understands."""
     parser.add_argument(
         "--head",
@@ -32,15 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="upernet",
         help="UperNet, or a linear head on frozen features",
     )
-    parser.add_argument(
-        "--eval-only", type=Path, metavar="RUN", help="score the trained model in folder RUN again"
-    )
-    parser.add_argument(
-        "--show",
-        type=int,
-        metavar="N",
-        help="with --eval-only: write N pictures (image, prediction, ground truth) to RUN/pictures",
-    )
+    add_option(parser, "--eval-only", "RUN is its folder")
+    add_option(parser, "--show", "image, prediction and ground truth, in RUN/pictures")
     parser.add_argument(
         "--print-config",
         action="store_true",
@@ -81,10 +76,10 @@ def printed_config(args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the task whose head is asked for."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add_options(parser)
-    args, _ = parser.parse_known_args(argv)
-    return task_main(TASKS[args.head], argv, extend=add_options, before=before)
+    parser = task_parser(TASKS["upernet"], PROGRAM, add_options)
+    given = parser.current(argv)
+    task = TASKS[parser.parse_args(given).head]
+    return task_main(task, given, program=PROGRAM, extend=add_options, before=before)
 
 
 if __name__ == "__main__":

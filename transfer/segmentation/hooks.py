@@ -18,7 +18,7 @@ from typing_extensions import override
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_text
 from mimbench.system.progress import Progress
-from mimbench.training.watch import PREEMPTED, Preempted, StopSignals
+from mimbench.training.watch import Preempted, StopSignals
 from transfer.segmentation.loop import trained_parts
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class StateHook(Hook):
             self.save(runner, step)
         if leave:
             logger.warning("told to leave: state saved at step %d; run again to go on", step)
-            raise Preempted(PREEMPTED)
+            raise Preempted
 
     def save(self, runner: Runner, step: int) -> None:
         """Write the state atomically."""

@@ -29,7 +29,7 @@ def convert(raw: Raw, options: Options) -> Converted:
     spec = VitSpec.from_json(header["spec"])
     if options.num_heads is not None and options.num_heads != spec.num_heads:
         raise UserError(
-            f"the file says {spec.num_heads} heads, --heads {options.num_heads} differs"
+            f"the file says {spec.num_heads} heads, --num-heads {options.num_heads} differs"
         )
     if options.which not in (None, "", header["which"]):
         raise UserError(f"the file holds one network ('{header['which']}'), not '{options.which}'")

@@ -121,7 +121,7 @@ def _heads(dim: int, family: Family, asked: int | None) -> tuple[int, bool]:
     if heads is None:
         raise UserError(
             f"the number of attention heads cannot be read from tensors, and {dim} is no published "
-            "width; say it with --heads N (num_heads=N)"
+            "width; say it with --num-heads N (num_heads=N)"
         )
     if heads < 1 or dim % heads:
         raise UserError(f"{heads} heads do not divide the width {dim}")

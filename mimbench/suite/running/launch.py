@@ -12,6 +12,7 @@ from pathlib import Path
 from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE
 from mimbench.benchmarks.survey import child_environment
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, report_error
 from mimbench.system.runtime import usable_cores
 
 PARENT = "MIMBENCH_PARENT"
@@ -122,4 +123,5 @@ def follow_parent() -> None:
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):
-        sys.exit("the runner that started this process is gone")
+        report_error("the runner that started this process is gone; start it again")
+        sys.exit(ExitCode.FAILED)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
-
 from mimbench.benchmarks.cells import Cell, finished, set_aside
 from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, changed, write_order
 from mimbench.results import Result, provenance, read_result, write_result
@@ -211,7 +209,7 @@ def record_failure(cell: Cell, error: str) -> None:
         weights=cell.candidate.weights,
         status="failed",
         error=error,
-        provenance=provenance(device=torch.device("cpu"), seed=0, seconds=0.0, peak_memory_mb=0.0),
+        provenance=provenance(device="", seed=0, seconds=0.0, peak_memory_mb=0.0),
         extra=changed(cell.order),
     )
     write_result(cell.folder / RESULT_FILE, result)

@@ -10,7 +10,7 @@ from typing import Protocol
 from mimbench.system.progress import LIVE_SECONDS, clock
 
 logger = logging.getLogger(__name__)
-SHOWN_LINES = 25
+SHOWN_LINES = 30
 PLAIN_SECONDS = 30.0
 
 
