@@ -21,6 +21,7 @@ CONFIGS = Path(__file__).parent / "configs"
 BASE = CONFIGS / "base.yaml"
 
 LATER: Mapping[str, Mapping[str, Any]] = {
+    "decoder": {"kind": "self", "features": None, "self_attention": False},
     "objective": {
         "predictor": "own",
         "exit": None,
@@ -126,17 +127,29 @@ class Config:
             )
         if self.objective.weights == "difficulty" and self.objective.predict_loss == "none":
             raise ValueError("weights by difficulty need objective.predict_loss, which is none")
-        own = self.objective.share == 1 and self.objective.predictor == "own"
-        if "generator" in strategy.needs and not own:
+        o = self.objective
+        plain = o.share == 1 and o.predictor == "own" and o.weights == "none"
+        if "generator" in strategy.needs and not (plain and self.decoder.kind == "self"):
             raise ValueError(
-                "learned masks go with objective.share=1 and objective.predictor=own only"
+                "learned masks go with objective.share=1, objective.predictor=own, "
+                "objective.weights=none and decoder.kind=self only"
+            )
+        if self.decoder.kind == "cross" and self.teacher.tokens != 1:
+            raise ValueError(
+                "a cross decoder's teacher looks at patches of its own grid: set teacher.tokens=1; "
+                "teacher.look=quarter saves as much"
             )
         leave = self.leave()
         if leave is not None and not 1 <= leave <= self.decoder.depth:
             raise ValueError(
                 f"objective.exit is {leave}, but the decoder has {self.decoder.depth} blocks"
             )
-        self.encoder.spec(self.data)
+        depth = self.encoder.spec(self.data).depth
+        wrong = [i for i in self.decoder.features or () if not 0 <= i <= depth]
+        if wrong:
+            raise ValueError(
+                f"decoder.features names {wrong}, but the encoder has its input, 0, and {depth} blocks"
+            )
         self.loop()
 
     def leave(self) -> int | None:

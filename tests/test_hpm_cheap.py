@@ -1,5 +1,7 @@
 """Cheaper HPM: each switch changes what it says, costs what the counts say, and nothing else."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pretrain.checkpoints.export import write_export, write_released
 from pretrain.checkpoints.stored import read_model
 from pretrain.config import read_config
 from pretrain.models.autoencoder import to_patches
+from pretrain.models.teacher import Trunk
 from pretrain.objectives.learner import Pretraining
 from pretrain.objectives.reconstruction import patch_weights, spread_choice
 from pretrain.train import build_learner
@@ -137,7 +140,7 @@ def test_the_teacher_follows_the_shared_trunk() -> None:
     assert teacher is not None
     names = {n.partition(".")[0] for n, _ in teacher.named_parameters()}
     assert names == {"encoder", "neck", "predictor", "reconstructor"}
-    assert teacher.reconstructor is not None
+    assert isinstance(teacher.reconstructor, Trunk)
     assert len(teacher.reconstructor.blocks) == 1
     with torch.no_grad():
         for parameter in run.student.parameters():
@@ -262,9 +265,98 @@ def test_a_shared_model_is_exported_and_read_back(tmp_path: Path) -> None:
         write_released(tmp_path / "hpm.pth", stored, "hpm")
 
 
+CROSS = ("decoder.kind=cross", "decoder.depth=2")
+
+
+def test_a_cross_decoder_learns_and_its_queries_are_free() -> None:
+    run = learner("mask.name=random", "objective.predict_loss=none", *CROSS)
+    patches = to_patches(torch.randn(2, 3, 32, 32, generator=rng()), 8)
+    visible, hidden = torch.arange(4).expand(2, -1), torch.arange(4, 16).expand(2, -1)
+    whole = run.student(patches, visible, hidden).prediction
+    part = run.student(patches, visible, hidden[:, 3:6]).prediction
+    torch.testing.assert_close(part, whole[:, 3:6])
+    run.loss(run.student, images(), step_info())["loss"].backward()
+    trained = {n for n, p in run.student.named_parameters() if p.requires_grad}
+    assert {n for n, p in run.student.named_parameters() if p.grad is not None} == trained
+    assert "encoder.norm.weight" not in trained
+    chosen = learner("mask.name=random", *CROSS, "decoder.features=[0,2]")
+    assert chosen.student.state_dict()["reconstructor.mix"].shape == (2, 2)
+
+
+@pytest.mark.parametrize("leave", [(), ("objective.predictor=shared", "objective.exit=1")])
+def test_hpm_with_cross_decoders(leave: tuple[str, ...], tmp_path: Path) -> None:
+    run = learner(*CROSS, *leave, "teacher.look=quarter", "objective.share=0.5")
+    figures = run.loss(run.student, images(), step_info())
+    figures["loss"].backward()
+    assert figures["loss_prediction"].isfinite()
+    assert run.teacher is not None
+    patches = to_patches(torch.randn(3, 3, 32, 32, generator=rng()), 8)
+    keys = torch.rand(3, 16, generator=rng(1))
+    found = run.teacher.sample(patches, keys)
+    visible = keys.argsort(1)[:, :4].sort(1).values
+    places = torch.arange(16).expand(3, -1)
+    torch.testing.assert_close(found, run.student(patches, visible, places).difficulty)
+    whole = run.teacher(patches, difficulty=True, attention=True)
+    assert whole.difficulty is not None
+    assert whole.attention is not None
+    write_export(tmp_path, run.config, run.student, run.teacher, step_info())
+    stored = read_model(tmp_path)
+    model, teacher = stored.build()
+    assert teacher is not None
+    torch.testing.assert_close(teacher.sample(patches, keys), found)
+    assert model.state_dict().keys() == run.student.state_dict().keys()
+    with pytest.raises(UserError, match="cross decoder"):
+        write_released(tmp_path / "mae.pth", stored, "mae")
+
+
+def test_a_cross_decoder_costs_no_more_than_its_queries() -> None:
+    mae, _ = counted("mask.name=random", "objective.predict_loss=none")
+    plain = ("mask.name=random", "objective.predict_loss=none", "decoder.kind=cross")
+    whole, third = counted(*plain)[0], counted(*plain, "objective.share=0.3333")[0]
+    assert third < whole
+    assert third < 0.8 * mae
+
+
+def test_named_starts_reach_the_mixtures() -> None:
+    one, two = (
+        learner("start.init=named", *CROSS, f"mask.name={m}").student.state_dict()
+        for m in ("random", "hard")
+    )
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    other = learner("start.init=named", *CROSS, "training.seed=1").student.state_dict()
+    assert not torch.equal(one["reconstructor.mix"], other["reconstructor.mix"])
+
+
+def test_masks_are_recorded_and_go_on_with_the_state(tmp_path: Path) -> None:
+    whole, first, second = (learner() for _ in range(3))
+    at = [step_info(epoch=150), replace(step_info(epoch=150), step=1501)]
+    whole.begin_epoch(at[0])
+    for moment in at:
+        whole.loss(whole.student, images(), moment)
+    first.begin_epoch(at[0])
+    first.loss(first.student, images(), at[0])
+    second.restore(first.state())
+    # a run that goes on in the middle of an epoch keeps what it had
+    second.begin_epoch(at[1])
+    second.loss(second.student, images(), at[1])
+    found = whole.masks.summary()
+    assert second.masks.summary() == found
+    assert found["images"] == 8
+    assert found["ratio"] == pytest.approx(0.75)
+    assert 0.75 < found["hardest_quarter_hidden"] <= 1
+    assert torch.tensor(found["where"]).shape == (4, 4)
+    whole.out = tmp_path
+    whole.saved(tmp_path / "checkpoints" / "epoch-0150.pt", at[1])
+    kept = json.loads((tmp_path / "epoch-0150" / "masks.json").read_text())
+    assert kept == {"step": 1501, **found}
+    whole.begin_epoch(step_info(epoch=151))
+    assert whole.masks.summary() == {}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("decoder.features=[0]", "decoder.kind: cross"),
         ("objective.exit=2", "set predictor: shared"),
         ("objective.share=0", "share is 0"),
         ("objective.weights_temperature=0", "weights_temperature is 0"),
@@ -283,5 +375,9 @@ def test_switches_that_contradict_are_refused() -> None:
         learner("objective.predictor=shared", "objective.exit=2")
     with pytest.raises(UserError, match=r"objective\.share=1"):
         learner("mask.name=adversarial", "objective.share=0.5")
+    with pytest.raises(UserError, match=r"set teacher\.tokens=1"):
+        learner(*CROSS, "teacher.tokens=0.5")
+    with pytest.raises(UserError, match=r"names \[7\], but the encoder has its input"):
+        learner(*CROSS, "decoder.features=[0,7]")
     with pytest.raises(UserError, match="need objective.predict_loss"):
         learner("mask.name=random", "objective.weights=difficulty", "objective.predict_loss=none")

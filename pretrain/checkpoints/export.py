@@ -82,6 +82,11 @@ def write_released(path: Path, stored: StoredModel, layout: str) -> None:
             "the loss predictor of this model is a head on the reconstruction decoder, for which HPM's "
             "layout has no place; export it with --layout mae"
         )
+    if stored.decoder.kind == "cross":
+        raise UserError(
+            "neither released layout has a place for a cross decoder; take the run's "
+            "encoder.safetensors"
+        )
     pixels = 3 * stored.spec.patch_size**2
     student = to_official(stored.student, pixels=pixels)
     done = stored.epochs_done or 0

@@ -23,7 +23,8 @@ from mimbench.vit.weights import VitSpec
 from pretrain.checkpoints.layouts import from_official
 from pretrain.config import Config
 from pretrain.models.autoencoder import DecoderConfig, MaskedAutoencoder
-from pretrain.models.teacher import Teacher
+from pretrain.models.cross_autoencoder import build_autoencoder
+from pretrain.models.teacher import Teacher, build_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,16 @@ class StoredModel:
     """What the reconstruction head gives, where the file says it."""
     mask: Mapping[str, Any] | None = None
     """The masking strategy's section of the config, where the file says it."""
+    decoder_config: DecoderConfig | None = None
+    """The decoders' section of the config, where the file says it."""
     leave: int | None = None
     """Block of the reconstruction decoder after which a shared loss predictor reads."""
 
     @property
     def decoder(self) -> DecoderConfig:
         """Return the decoders' shape."""
+        if self.decoder_config is not None:
+            return self.decoder_config
         width = self.student["neck.mask_token"].shape[-1]
         names = {n.split(".")[2] for n in self.student if n.startswith("reconstructor.blocks.")}
         return DecoderConfig(width=width, depth=len(names), heads=self.decoder_heads)
@@ -60,7 +65,7 @@ class StoredModel:
         """Return the networks, evaluating; every tensor must find its place."""
         if "reconstructor.pred.weight" not in self.student:
             raise UserError("this file holds an encoder only, without decoders")
-        model = MaskedAutoencoder(
+        model = build_autoencoder(
             self.spec,
             self.decoder,
             outputs=len(self.student["reconstructor.pred.weight"]),
@@ -69,7 +74,7 @@ class StoredModel:
         )
         # AutoMAE's mask generator is no part of the student
         _fill(model, {n: t for n, t in self.student.items() if not n.startswith("generator.")})
-        teacher = Teacher(model)
+        teacher = build_teacher(model)
         if self.teacher is None:
             return model.eval(), None
         _fill(teacher, _without_decoder(self.teacher, teacher))
@@ -153,6 +158,7 @@ def _read_training(path: Path, top: Mapping[str, Any]) -> StoredModel:
             epochs_done=top["epoch"],
             target=config.objective.target,
             mask=config.mask,
+            decoder_config=config.decoder,
             leave=config.leave(),
         )
     except (KeyError, AttributeError) as error:
@@ -165,6 +171,7 @@ def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:
         spec, config = VitSpec.from_json(card["spec"]), card["config"]
         heads, target = config["decoder"]["heads"], config["objective"]["target"]
         epochs, mask = card["epoch"], config["mask"]
+        shape = from_mapping(DecoderConfig, config["decoder"], f"{CARD}: decoder")
         leave = None
         if config["objective"].get("predictor", "own") == "shared":
             leave = config["objective"]["exit"] or config["decoder"]["depth"]
@@ -182,6 +189,7 @@ def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:
         epochs_done=epochs,
         target=target,
         mask=mask,
+        decoder_config=shape,
         leave=leave,
     )
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
-from pretrain.models.teacher import Teacher
+from pretrain.models.teacher import Teacher, build_teacher
 from pretrain.viewing.mask_statistics import spearman
 from pretrain.viewing.true_losses import true_losses
 
@@ -50,7 +50,7 @@ def mask_quality(
     patches = to_patches(images, model.spec.patch_size)
     losses = true_losses(model, patches, normalised=normalised, looks=LOOKS)
     count = round(losses.shape[1] * 0.375)
-    scores = judgements(teacher or Teacher(model), patches)
+    scores = judgements(teacher or build_teacher(model), patches)
     return {
         "reconstruction": {"loss": losses.mean().item()},
         **{

@@ -95,6 +95,13 @@ class Encoder(nn.Module):
             x = run_block(block, x, recompute=self.recompute)
         return x
 
+    def outputs(self, patches: Tensor, visible: Tensor | None = None) -> list[Tensor]:
+        """Return the tokens that enter the first block and those after each, before any norm."""
+        found = [self.embed(patches, visible)]
+        for block in self.blocks:
+            found.append(run_block(block, found[-1], recompute=self.recompute))
+        return found
+
     def embed(
         self, patches: Tensor, visible: Tensor | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:

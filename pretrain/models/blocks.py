@@ -62,7 +62,9 @@ class Block(nn.Module):
         return kept + self.mlp(self.norm2(kept))
 
 
-def run_block(block: Callable[..., Tensor], x: Tensor, *rest: int, recompute: bool) -> Tensor:
+def run_block(
+    block: Callable[..., Tensor], x: Tensor, *rest: int | Tensor, recompute: bool
+) -> Tensor:
     """Return block(x, *rest); with `recompute` its inside is computed again in the backward pass."""
     if recompute and torch.is_grad_enabled():
         return cast(Tensor, checkpoint(block, x, *rest, use_reentrant=False))

@@ -1,6 +1,7 @@
 """Decoders: [class, visible, hidden] go in, answers for the last tokens come out."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,16 @@ class DecoderConfig:
     width: int = 512
     depth: int = 8
     heads: int = 16
+    kind: Literal["self", "cross"] = "self"
+    """Whether hidden patches see each other, or the visible ones only (CrossMAE)."""
+    features: tuple[int, ...] | None = None
+    """`cross`: the encoder's blocks whose outputs are mixed, 0 for its input; by default all."""
+    self_attention: bool = False
+    """`cross`: let queries also see each other."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "self" and (self.features is not None or self.self_attention):
+            raise ValueError("features and self_attention belong to decoder.kind: cross")
 
 
 def answer(norm: nn.Module, pred: nn.Linear, x: Tensor) -> Tensor:

@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from mimbench.system.errors import UserError
 from pretrain.models.attention import class_attention
 from pretrain.models.autoencoder import MaskedAutoencoder, from_patches, to_patches
 from pretrain.models.blocks import Block, run_blocks
+from pretrain.models.cross import CrossDecoder
+from pretrain.models.cross_autoencoder import CrossAutoencoder
 from pretrain.models.decoders import Decoder
 
 
@@ -87,7 +90,7 @@ class Teacher(nn.Module):
         self.predictor = copy.deepcopy(student.predictor)
         self.reconstructor = None
         if self.predictor is not None and self.leave is not None:
-            self.reconstructor = Trunk(student.reconstructor, self.leave)
+            self.reconstructor = self.trunk(student, self.leave)
         self.encoder.recompute = False
         if self.predictor is not None:
             self.predictor.recompute = False
@@ -116,6 +119,10 @@ class Teacher(nn.Module):
             return Views(tokens[:, 1:], None, attended)
         predicted = self._judge(self.neck(tokens, grid=grid), patches.shape[1])
         return Views(tokens[:, 1:], predicted, attended)
+
+    def trunk(self, student: MaskedAutoencoder, leave: int) -> nn.Module:
+        """Return the part of the reconstruction decoder that the predictor shares."""
+        return Trunk(student.reconstructor, leave)
 
     def _judge(self, x: Tensor, last: int) -> Tensor:
         """Return the predicted loss (b, last) of the last of a decoder's tokens."""
@@ -177,3 +184,62 @@ class Teacher(nn.Module):
     def follow(self, decay: float) -> None:
         """Move every tensor towards the student's: decay x own + (1 - decay) x the student's."""
         get_ema_multi_avg_fn(decay)(self.mine, [p.detach() for p in self.theirs], None)
+
+
+class CrossTeacher(Teacher):
+    """The average of a student with a cross decoder: every place is asked for, whatever is seen."""
+
+    def __init__(self, student: CrossAutoencoder) -> None:
+        super().__init__(student)
+        self.sources = student.sources
+
+    def trunk(self, student: MaskedAutoencoder, leave: int) -> nn.Module:
+        """Return the blocks of the reconstruction decoder that the predictor shares."""
+        assert isinstance(student.reconstructor, CrossDecoder)
+        shared = copy.deepcopy(student.reconstructor)
+        shared.blocks, shared.norms = shared.blocks[:leave], shared.norms[:leave]
+        del shared.norm, shared.pred
+        return shared
+
+    @torch.no_grad()
+    def forward(
+        self,
+        patches: Tensor,
+        *,
+        difficulty: bool,
+        attention: bool = False,
+        grid: tuple[int, int] | None = None,
+    ) -> Views:
+        """Return what it sees in all patches, nothing hidden."""
+        if grid is not None and grid != self.spec.grid:
+            raise UserError(
+                f"a cross decoder asks for the places of its own grid, {self.spec.grid}, and not of "
+                f"{grid}; look at images of the run's own size"
+            )
+        outputs = self.encoder.outputs(patches)
+        predicted = self._answers(outputs) if difficulty else None
+        return Views(outputs[-1][:, 1:], predicted, self.attend(patches) if attention else None)
+
+    @torch.no_grad()
+    def sample(self, patches: Tensor, keys: Tensor, share: float = 0.25) -> Tensor:
+        """Return the predicted loss (b, n) of every patch when few are seen."""
+        seen = max(1, round(patches.shape[1] * share))
+        visible = keys.argsort(dim=1, stable=True)[:, :seen].sort(1).values
+        return self._answers(self.encoder.outputs(patches, visible))
+
+    def _answers(self, outputs: list[Tensor]) -> Tensor:
+        if self.predictor is None:
+            raise RuntimeError("this teacher has no loss predictor")
+        features = torch.stack([outputs[i] for i in self.sources])
+        places = torch.arange(self.spec.grid[0] * self.spec.grid[1], device=features.device)
+        asked = self.neck(places.expand(features.shape[1], -1))
+        if isinstance(self.reconstructor, CrossDecoder):
+            found = self.predictor(self.reconstructor.run(asked, features))
+        else:
+            found = self.predictor(asked, features)
+        return found.squeeze(-1).float()
+
+
+def build_teacher(student: MaskedAutoencoder) -> Teacher:
+    """Return the average of a student, whichever kind its decoder is."""
+    return CrossTeacher(student) if isinstance(student, CrossAutoencoder) else Teacher(student)

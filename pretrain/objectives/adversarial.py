@@ -82,6 +82,7 @@ class AdversarialPretraining(Pretraining):
         self.dice(at, self.config.start.mask_stream)
         noise, gumbel = self.strategy.noise(mask_input, self.generator)
         found: AdversarialOutputs = model(patches, attention, gumbel, noise)
+        self.masks.add(found.draw.mask, mask_input)
         losses = self.patch_losses(
             found.outputs.prediction, patches, batch.data, found.hidden, views
         )

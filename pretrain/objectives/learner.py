@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mimbench.system.files import write_json
 from mimbench.training.batches import Batch
 from mimbench.training.learner import LAST, StepInfo
 from mimbench.training.optim import Schedule, scaled_lr
@@ -13,10 +14,17 @@ from pretrain import masks
 from pretrain.checkpoints.export import write_export
 from pretrain.config import Config
 from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, split, take, to_patches
+from pretrain.models.cross_autoencoder import build_autoencoder
 from pretrain.models.features import FeatureNetwork
 from pretrain.models.initial import by_name
-from pretrain.models.teacher import Teacher, Views
+from pretrain.models.teacher import Views, build_teacher
+from pretrain.objectives.image_targets import (
+    histogram_width,
+    low_frequencies,
+    oriented_gradients,
+)
 from pretrain.objectives.looking import Looking
+from pretrain.objectives.mask_record import MaskRecord
 from pretrain.objectives.reconstruction import (
     PIXEL_TARGETS,
     absolute_loss,
@@ -40,8 +48,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def output_width(config: Config, features: FeatureNetwork | None) -> int | None:
     """Return the width of the reconstruction head, None for a patch's pixels."""
-    if config.objective.target in PIXEL_TARGETS:
+    target = config.objective.target
+    if target in PIXEL_TARGETS or target.startswith("low"):
         return None
+    if target == "hog":
+        return histogram_width(config.encoder.patch)
     if features is not None:
         return features.width
     return config.encoder.spec(config.data).embed_dim
@@ -65,7 +76,7 @@ class Pretraining(Looking):
         if config.machine.recompute:
             self.student.recompute()
         averaged = self.asks_teacher() or config.objective.target == "ema" or config.teacher.keep
-        self.teacher = Teacher(self.student) if averaged else None
+        self.teacher = build_teacher(self.student) if averaged else None
         if self.teacher is not None and config.machine.compile:
             self.teacher.compile()
         self.optimizer = torch.optim.AdamW(
@@ -81,12 +92,13 @@ class Pretraining(Looking):
             floor=o.min_lr,
         )
         self.generator = torch.Generator(device)
+        self.masks = MaskRecord(self.spec.grid, device)
         self.mean = torch.tensor(self.spec.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(self.spec.std, device=device).view(3, 1, 1)
 
     def networks(self, outputs: int | None) -> MaskedAutoencoder:
         """Return what is trained."""
-        return MaskedAutoencoder(
+        return build_autoencoder(
             self.spec,
             self.config.decoder,
             outputs=outputs,
@@ -108,6 +120,7 @@ class Pretraining(Looking):
         normalised, patches = self.prepare(batch)
         mask_input, views = self.look(patches, normalised, batch.data, at)
         mask = self.strategy(mask_input, self.dice(at, self.config.start.mask_stream))
+        self.masks.add(mask, mask_input)
         visible, hidden = split(mask, self.strategy.count(mask_input.patches))
         hidden = self.chosen(mask_input, hidden, at)
         outputs: Outputs = model(patches, visible, hidden)
@@ -133,6 +146,16 @@ class Pretraining(Looking):
             wanted = take(patches, hidden)
             return pixel_loss(
                 prediction, normalise_patches(wanted) if target == "normalised" else wanted
+            )
+        if target == "hog":
+            shown = (images.float() / 255 - self.mean) / self.std
+            wanted = oriented_gradients(shown, self.spec.patch_size)
+            return pixel_loss(prediction, take(wanted, hidden))
+        if target.startswith("low"):
+            low = (low_frequencies(images.float() / 255) - self.mean) / self.std
+            wanted = take(to_patches(low, self.spec.patch_size), hidden)
+            return pixel_loss(
+                prediction, normalise_patches(wanted) if target == "low_normalised" else wanted
             )
         if target == "ema":
             assert views is not None
@@ -160,6 +183,11 @@ class Pretraining(Looking):
             "rank_correlation": rank_correlation(outputs.difficulty, signs),
         }
 
+    def begin_epoch(self, at: StepInfo) -> None:
+        """Begin a new record of masks, unless the run goes on in the middle of an epoch."""
+        if at.step % at.steps_per_epoch == 0:
+            self.masks.reset()
+
     def after_update(self, at: StepInfo) -> None:
         """Let the teacher follow, once for each optimizer step."""
         if self.teacher is not None:
@@ -171,12 +199,17 @@ class Pretraining(Looking):
         """Write what other programs read: the encoders, and the whole model."""
         out = self.out if checkpoint.name == LAST else self.out / checkpoint.stem
         write_export(out, self.config, self.student, self.teacher, at)
+        write_json(out / "masks.json", {"step": at.step, **self.masks.summary()})
 
     def state(self) -> dict[str, Any]:
-        """Return the teacher."""
-        return {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+        """Return the teacher, and what the epoch's masks were like."""
+        own = {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+        return {**own, "masks": self.masks.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the teacher up."""
+        """Take the teacher and the record of masks up."""
+        # states from before there was a record have none
+        if "masks" in state:
+            self.masks.restore(state["masks"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])

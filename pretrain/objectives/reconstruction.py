@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TargetName = Literal["pixels", "normalised", "ema", "dino", "clip"]
+TargetName = Literal["pixels", "normalised", "low", "low_normalised", "hog", "ema", "dino", "clip"]
 PIXEL_TARGETS = frozenset({"pixels", "normalised"})
 LossPrediction = Literal["relative", "absolute", "none"]
 Weights = Literal["none", "attention", "difficulty"]

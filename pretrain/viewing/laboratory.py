@@ -25,7 +25,7 @@ from pretrain.masks.salience import outgoing
 from pretrain.models.attention import backbone_attention
 from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
 from pretrain.models.generator import Generator
-from pretrain.models.teacher import Teacher
+from pretrain.models.teacher import Teacher, build_teacher
 from pretrain.objectives.reconstruction import PIXEL_TARGETS
 from pretrain.viewing.true_losses import losses_under, true_losses
 
@@ -95,7 +95,7 @@ class Observer:
         stored = read_model(path, num_heads=num_heads) if _is_model(path) else None
         if stored is not None and "reconstructor.pred.weight" in stored.student:
             self.model, teacher = stored.build()
-            self.teacher = teacher or Teacher(self.model)
+            self.teacher = teacher or build_teacher(self.model)
             self.target, self.spec = stored.target, stored.spec
             self.generator = _generator(stored.student)
         else:

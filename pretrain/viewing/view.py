@@ -21,7 +21,7 @@ from pretrain.checkpoints.stored import StoredModel
 from pretrain.masks import MaskInput, MaskStrategy
 from pretrain.masks.hard import Strategy as Hard
 from pretrain.models.autoencoder import MaskedAutoencoder, from_patches, split, take, to_patches
-from pretrain.models.teacher import Teacher
+from pretrain.models.teacher import Teacher, build_teacher
 from pretrain.objectives.reconstruction import (
     EPSILON,
     normalise_patches,
@@ -95,7 +95,7 @@ def open_networks(stored: StoredModel, path: Path) -> tuple[MaskedAutoencoder, T
     model, teacher = stored.build()
     if model.predictor is None:
         return model, None
-    return model, teacher if teacher is not None else Teacher(model)
+    return model, teacher if teacher is not None else build_teacher(model)
 
 
 def strategy_of(stored: StoredModel, *, foretells: bool) -> MaskStrategy:
