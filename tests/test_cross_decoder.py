@@ -12,7 +12,7 @@ from mimbench.vit.weights import VitSpec
 from pretrain.models.autoencoder import to_patches
 from pretrain.models.cross import CrossDecoder, Queries
 from pretrain.models.decoders import DecoderConfig
-from pretrain.objectives.reconstruction import normalise_patches, pixel_loss
+from pretrain.models.reconstruction import normalise_patches, pixel_loss
 
 SPEC = VitSpec(embed_dim=48, depth=3, num_heads=3, mlp_dim=192, patch_size=8, grid=(4, 4))
 CASES = ("mixed_full", "mixed_part", "chosen_self")

@@ -16,9 +16,9 @@ from pretrain.checkpoints.export import write_export, write_released
 from pretrain.checkpoints.stored import read_model
 from pretrain.config import read_config
 from pretrain.models.autoencoder import to_patches
+from pretrain.models.reconstruction import patch_weights, spread_choice
 from pretrain.models.teacher import Trunk
 from pretrain.objectives.learner import Pretraining
-from pretrain.objectives.reconstruction import patch_weights, spread_choice
 from pretrain.train import build_learner
 from tests.support.tiny_pretrain import images, learner, rng, step_info
 

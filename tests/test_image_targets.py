@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD
-from pretrain.objectives.image_targets import low_frequencies, low_pass, oriented_gradients
+from pretrain.models.image_targets import low_frequencies, low_pass, oriented_gradients
 from pretrain.sources.crops import Crops, DataConfig
 from tests.support.tiny_pretrain import images, learner, step_info
 

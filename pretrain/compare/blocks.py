@@ -18,12 +18,13 @@ import yaml
 from mimbench.checkpoints.files import read_weights
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, value_digest, write_json, write_text
+from mimbench.system.generators import seed_everything
 from mimbench.system.lock import folder_lock
 from mimbench.system.runtime import Ranks, pick_device
-from mimbench.system.seeds import seed_everything
 from mimbench.training.batches import StepSampler
 from mimbench.training.optim import plan_batch
 from mimbench.vit.backbone import build_backbone
+from mimbench.vit.normalise import Normalisation
 from mimbench.vit.weights import VitWeights
 from pretrain.checkpoints.export import ENCODER, encoder_tensors
 from pretrain.checkpoints.stored import read_model
@@ -246,11 +247,10 @@ def assess(
     if design.probe.quality:
         model, teacher = read_model(folder).build()
         images = test_set.images[:: max(1, len(test_set.images) // design.probe.quality)]
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.spec.mean, model.spec.std))
         record["quality"] = mask_quality(
             model,
             teacher,
-            (images.float() / 255 - mean) / std,
+            Normalisation(model.spec.mean, model.spec.std).of_bytes(images),
             normalised=config.objective.target == "normalised",
         )
     return record, {name: np.packbits(h.numpy()) for name, h in hits.items()}

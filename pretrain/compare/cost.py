@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mimbench.system.seeds import seed_everything
+from mimbench.system.generators import seed_everything
 from mimbench.training.batches import Batch
 from mimbench.training.learner import StepInfo
 from mimbench.training.optim import set_lr

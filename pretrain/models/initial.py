@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from mimbench.system.seeds import derive_seed, seeded
+from mimbench.system.generators import seeded
+from mimbench.system.seeds import derive_seed
 
 Source = Callable[[str], AbstractContextManager[None]]
 """By a tensor's name, where torch's global generator stands while its values are drawn."""

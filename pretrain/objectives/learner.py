@@ -10,22 +10,20 @@ from mimbench.system.files import write_json
 from mimbench.training.batches import Batch
 from mimbench.training.learner import LAST, StepInfo
 from mimbench.training.optim import Schedule, scaled_lr
+from mimbench.vit.normalise import Normalisation
 from pretrain import masks
 from pretrain.checkpoints.export import write_export
 from pretrain.config import Config
 from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, split, take, to_patches
 from pretrain.models.cross_autoencoder import build_autoencoder
 from pretrain.models.features import FeatureNetwork
-from pretrain.models.initial import by_name
-from pretrain.models.teacher import Views, build_teacher
-from pretrain.objectives.image_targets import (
+from pretrain.models.image_targets import (
     histogram_width,
     low_frequencies,
     oriented_gradients,
 )
-from pretrain.objectives.looking import Looking
-from pretrain.objectives.mask_record import MaskRecord
-from pretrain.objectives.reconstruction import (
+from pretrain.models.initial import by_name
+from pretrain.models.reconstruction import (
     PIXEL_TARGETS,
     absolute_loss,
     feature_loss,
@@ -35,6 +33,9 @@ from pretrain.objectives.reconstruction import (
     rank_correlation,
     relative_loss,
 )
+from pretrain.models.teacher import Views, build_teacher
+from pretrain.objectives.looking import Looking
+from pretrain.objectives.mask_record import MaskRecord
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -93,8 +94,7 @@ class Pretraining(Looking):
         )
         self.generator = torch.Generator(device)
         self.masks = MaskRecord(self.spec.grid, device)
-        self.mean = torch.tensor(self.spec.mean, device=device).view(3, 1, 1)
-        self.std = torch.tensor(self.spec.std, device=device).view(3, 1, 1)
+        self.normalise = Normalisation(self.spec.mean, self.spec.std).to(device)
 
     def networks(self, outputs: int | None) -> MaskedAutoencoder:
         """Return what is trained."""
@@ -129,7 +129,7 @@ class Pretraining(Looking):
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the images (b, 3, H, W), normalised, and their patches."""
-        normalised = (batch.data.float() / 255 - self.mean) / self.std
+        normalised = self.normalise.of_bytes(batch.data)
         return normalised, to_patches(normalised, self.spec.patch_size)
 
     def patch_losses(
@@ -148,11 +148,10 @@ class Pretraining(Looking):
                 prediction, normalise_patches(wanted) if target == "normalised" else wanted
             )
         if target == "hog":
-            shown = (images.float() / 255 - self.mean) / self.std
-            wanted = oriented_gradients(shown, self.spec.patch_size)
+            wanted = oriented_gradients(self.normalise.of_bytes(images), self.spec.patch_size)
             return pixel_loss(prediction, take(wanted, hidden))
         if target.startswith("low"):
-            low = (low_frequencies(images.float() / 255) - self.mean) / self.std
+            low = self.normalise(low_frequencies(images.float() / 255))
             wanted = take(to_patches(low, self.spec.patch_size), hidden)
             return pixel_loss(
                 prediction, normalise_patches(wanted) if target == "low_normalised" else wanted

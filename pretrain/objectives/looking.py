@@ -13,8 +13,8 @@ from pretrain import masks
 from pretrain.config import Config
 from pretrain.masks.salience import outgoing
 from pretrain.models.autoencoder import MaskedAutoencoder, split
+from pretrain.models.reconstruction import patch_weights, spread_choice
 from pretrain.models.teacher import Teacher, Views
-from pretrain.objectives.reconstruction import patch_weights, spread_choice
 
 GLANCE, CHOICE = -1, -2
 """Streams of random numbers beside the masks': where a teacher looks, what decoders are given."""

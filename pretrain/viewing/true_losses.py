@@ -6,7 +6,7 @@ from torch import Tensor
 from pretrain import masks
 from pretrain.masks import MaskInput
 from pretrain.models.autoencoder import MaskedAutoencoder, split, take
-from pretrain.objectives.reconstruction import normalise_patches, pixel_loss
+from pretrain.models.reconstruction import normalise_patches, pixel_loss
 
 
 @torch.no_grad()
