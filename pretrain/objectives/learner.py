@@ -92,7 +92,8 @@ class Pretraining(Looking):
             warmup=o.warmup_epochs,
             floor=o.min_lr,
         )
-        self.generator = torch.Generator(device)
+        # on the host: a seed gives the same masks on every device
+        self.generator = torch.Generator()
         self.masks = MaskRecord(self.spec.grid, device)
         self.normalise = Normalisation(self.spec.mean, self.spec.std).to(device)
 
