@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import write_json
 from pretrain.compare import blocks, report
 from pretrain.compare.__main__ import main
@@ -256,7 +257,7 @@ def test_the_plan_says_what_could_be_found(capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert "8 blocks, outcome: ridge" in text
     assert "0.0078" in text
-    assert main(["plan", "cifar11"]) == 1
+    assert main(["plan", "cifar11"]) == ExitCode.USAGE
     assert "cifar10" in capsys.readouterr().err
 
 

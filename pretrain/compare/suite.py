@@ -63,6 +63,10 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "colour (ColorMAE)": (*PLAIN, "mask.name=colour"),
     "rolled (CAPI)": (*PLAIN, "mask.name=rolled"),
     "contrast of pixels": (*PLAIN, "mask.name=contrast"),
+    "multiblock (I-JEPA)": (*PLAIN, "mask.name=multiblock"),
+    "even (UM-MAE)": (*PLAIN, "mask.name=even"),
+    "salience": (*PLAIN, "mask.name=salience"),
+    "harder of two": (*PLAIN, "mask.name=harder"),
     "adversarial (AutoMAE)": (*PLAIN, "mask.name=adversarial"),
 }
 """What each arm changes in the recipe; all hide the recipe's share of patches."""
