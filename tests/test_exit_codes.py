@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mimbench.system.errors import UserError
-from mimbench.system.exit_codes import MEANINGS, ExitCode, printable, run_command
+from mimbench.system.exit_codes import MEANINGS, ExitCode, run_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,7 +84,7 @@ def test_closed_pipe() -> None:
     ],
 )
 def test_errors_are_printable(text: str, expected: str) -> None:
-    assert printable(text) == expected
+    assert str(UserError(text)) == expected
 
 
 def test_nobody_else_writes_error_lines() -> None:

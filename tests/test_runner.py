@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimbench.benchmarks.cells import Cell, finished, safe_name
+from mimbench.benchmarks.cells import Cell, finished
 from mimbench.benchmarks.manifest import Manifest
+from mimbench.benchmarks.orders import safe_name
 from mimbench.results import read_result
 from mimbench.suite.running.launch import Slot, eval_command, make_slots
 from mimbench.suite.running.runner import run_cells
@@ -206,4 +207,4 @@ def test_a_failure_remembers_data_and_changes_of_the_recipe(tmp_path: Path) -> N
     run_cells([one], [Slot()], command=child)
     found = read_result(one.folder / "result.json")
     assert found.config == {"dataset": "imagenet"}
-    assert found.extra == {"overrides": {"knn": {"k": [5]}}}
+    assert found.overrides == {"knn": {"k": [5]}}

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from mimbench.data.images import FAULTS
 from mimbench.system.errors import UserError
 from mimbench.system.generators import seeded
 from mimbench.system.seeds import sequence_generator, sequence_seed
+from mimbench.system.signals import leave_signals_to_parent
 
 POSITION = "position"
 
@@ -48,9 +48,14 @@ class Reader:
 
     def __init__(self, mapper: DatasetMapper) -> None:
         self.mapper = mapper
+        self.settled = False
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return the picture as the model takes it."""
+        if not self.settled and get_worker_info() is not None:
+            # detectron2's loader offers no other place where its workers begin
+            leave_signals_to_parent()
+            self.settled = True
         try:
             return self.mapper(dict(record))
         except (*FAULTS, SizeMismatchError) as error:
@@ -79,9 +84,3 @@ class Positioned(Dataset[dict[str, Any]]):
             item = self.reader(self.records[index])
         item[POSITION] = position
         return item
-
-
-def seed_model(seed: int, batch: Sequence[Mapping[str, Any]]) -> None:
-    """Seed what detectron2 draws inside the model (sampled regions, dropped paths) for a batch."""
-    # detectron2 draws from torch's global generator only
-    torch.manual_seed(sequence_seed(seed, batch[0][POSITION]))
