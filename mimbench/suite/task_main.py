@@ -11,7 +11,7 @@ from mimbench.benchmarks.cells import Request, finished, make_cells, read_candid
 from mimbench.benchmarks.evaluation import evaluate
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, Profile, load_manifest
 from mimbench.benchmarks.orders import ORDER_FILE, write_order
-from mimbench.results import Result
+from mimbench.results.record import Result
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command

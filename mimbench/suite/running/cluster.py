@@ -10,7 +10,7 @@ from typing import Any
 
 from mimbench.benchmarks.cells import Cell, set_aside
 from mimbench.benchmarks.orders import LEFT_FILE, LOG_FILE, ORDER_FILE, RESULT_FILE, write_order
-from mimbench.results import read_result
+from mimbench.results.record import read_result
 from mimbench.suite.running.cell_job import CellJob
 from mimbench.suite.running.runner import Ended, figure, record_failure, settle
 from mimbench.suite.running.screen import last_lines

@@ -17,7 +17,7 @@ from mimbench.benchmarks.orders import (
     changed,
     write_order,
 )
-from mimbench.results import Result, provenance, read_result, write_result
+from mimbench.results.record import Result, provenance, read_result, write_result
 from mimbench.suite.running.launch import Slot, eval_command, start, stop
 from mimbench.suite.running.screen import Screen, last_lines
 from mimbench.system.progress import clock
