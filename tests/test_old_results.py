@@ -13,8 +13,7 @@ from PIL import Image
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.records import files_of, pictures_of, statistics_of
 from mimbench.report.page import make_report
-from mimbench.results import legacy
-from mimbench.results.record import read_result
+from mimbench.results.record import legacy, read_result
 from mimbench.scores.outcomes import TOLERANCE
 from mimbench.sharing.bundle import verify_bundle, write_bundle
 from mimbench.tables.comparison import choose, compare_measured
