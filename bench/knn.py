@@ -22,7 +22,8 @@ from torch import Tensor
 
 from knn.vote import Ballot, predict
 from mimbench.features.search import search
-from mimbench.scores.metrics import vote_scores
+from mimbench.scores.neighbours import vote_scores
+from mimbench.system.memory import peak_memory
 from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import configure_logging
 
@@ -147,7 +148,7 @@ def memory(case: str, scale: float) -> None:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory(torch.device("cpu"))
 
 
 def _now() -> int:

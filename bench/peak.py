@@ -5,13 +5,14 @@ On a GPU it is what the allocator held, on a CPU how much the process grew.
 
 import multiprocessing
 import resource
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mimbench.system.memory import peak_memory
 
 
 def peak_bytes(work: Callable[..., object], *arguments: Any) -> int:
@@ -37,6 +38,4 @@ def _resident() -> int:
 
 
 def _largest() -> int:
-    # kilobytes on Linux, bytes on macOS
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return peak_memory(torch.device("cpu"))

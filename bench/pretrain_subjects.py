@@ -150,7 +150,7 @@ def plain_twin(ours: OurStep) -> PlainStep:
 
 def normalised(ours: OurStep, images: Tensor) -> Tensor:
     """Return images as the plain step gets them."""
-    return (images.float() / 255 - ours.learner.mean) / ours.learner.std
+    return ours.learner.normalise.of_bytes(images)
 
 
 class Difference(NamedTuple):

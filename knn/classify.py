@@ -37,7 +37,8 @@ from mimbench.features.search import (
     search_approximate,
 )
 from mimbench.features.storage import storage_effect
-from mimbench.scores.metrics import vote_scores, write_outcomes
+from mimbench.scores.metrics import write_outcomes
+from mimbench.scores.neighbours import vote_scores
 from mimbench.system.files import write_json
 from mimbench.system.runtime import process_group
 from mimbench.vit.weights import VitWeights

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mimbench.features.search import Floats, Ids, usable_gpus
-from mimbench.scores.metrics import Neighbours, weighted_votes
+from mimbench.scores.neighbours import Neighbours, weighted_votes
 from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress
 

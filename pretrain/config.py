@@ -12,8 +12,8 @@ from mimbench.task import Machine
 from mimbench.training.learner import LoopConfig
 from pretrain import masks
 from pretrain.models.autoencoder import DecoderConfig
+from pretrain.models.reconstruction import LossPrediction, TargetName
 from pretrain.models.teacher import TeacherConfig
-from pretrain.objectives.reconstruction import LossPrediction, TargetName
 from pretrain.sections import EncoderConfig, TrainingConfig, moving_values
 from pretrain.sources.crops import DataConfig
 

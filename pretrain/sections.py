@@ -8,16 +8,8 @@ from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision
 from mimbench.training.learner import LoopConfig
+from mimbench.vit.sizes import SIZES
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, Triple, VitSpec
-
-SIZES = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-}
-"""Width, depth, heads."""
 
 BYSTANDERS = ("log_every", "save_every", "keep_every", "tensorboard", "steps")
 """Values of the training section that move no weight."""
@@ -54,7 +46,11 @@ class EncoderConfig:
         size = SIZES[self.size]
         width, depth, heads = (
             own if own is not None else usual
-            for own, usual in zip((self.width, self.depth, self.heads), size, strict=True)
+            for own, usual in (
+                (self.width, size.embed_dim),
+                (self.depth, size.depth),
+                (self.heads, size.num_heads),
+            )
         )
         if width % heads or width % 4:
             raise UserError(

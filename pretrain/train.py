@@ -10,8 +10,9 @@ import yaml
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_text
+from mimbench.system.generators import seed_everything
 from mimbench.system.runtime import Ranks, pick_device
-from mimbench.system.seeds import seed_everything
+from mimbench.training.curve import BOARD_FOLDER, remove_curve
 from mimbench.training.learner import RunContext
 from mimbench.training.loop import fit
 from pretrain import masks
@@ -28,7 +29,7 @@ from pretrain.sources.images import open_source
 
 logger = logging.getLogger(__name__)
 
-LEFT_BEHIND = ("checkpoints", "tensorboard")
+LEFT_BEHIND = ("checkpoints", BOARD_FOLDER)
 
 
 def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: bool = False) -> Path:
@@ -102,4 +103,4 @@ def clear(out: Path) -> None:
     """Remove a run's states and records; exports stay until new ones replace them."""
     for name in LEFT_BEHIND:
         shutil.rmtree(out / name, ignore_errors=True)
-    (out / "metrics.jsonl").unlink(missing_ok=True)
+    remove_curve(out)

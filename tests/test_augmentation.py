@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.system.config import from_mapping, merge
 from mimbench.system.errors import UserError
+from mimbench.system.generators import seeded
 from mimbench.system.runtime import Ranks
-from mimbench.system.seeds import derive_seed, seeded
+from mimbench.system.seeds import derive_seed
 from mimbench.training.batches import SeededSamples
 from mimbench.training.learner import RunContext, StepInfo
 from mimbench.training.loop import fit

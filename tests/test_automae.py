@@ -21,7 +21,7 @@ from pretrain.models.generator import (
     rectangles,
     shown,
 )
-from pretrain.objectives.reconstruction import pixel_loss
+from pretrain.models.reconstruction import pixel_loss
 
 GRID = (14, 14)
 

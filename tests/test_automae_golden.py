@@ -16,7 +16,7 @@ from pretrain.models.attention import backbone_attention
 from pretrain.models.autoencoder import DecoderConfig, take, to_patches
 from pretrain.models.blocks import Mlp
 from pretrain.models.generator import AdversarialAutoencoder, Discriminator
-from pretrain.objectives.reconstruction import normalise_patches, pixel_loss
+from pretrain.models.reconstruction import normalise_patches, pixel_loss
 
 GRID = (14, 14)
 
@@ -80,7 +80,7 @@ def test_attention_of_the_released_scorer(arrays: dict[str, Tensor], spec: VitSp
         spec=spec, tensors={n: state[n] for n in names}, format="mae", digest="golden"
     )
     backbone = build_backbone(weights)
-    images = arrays["images"] * backbone.std + backbone.mean
+    images = backbone.normalise.inverse(arrays["images"])
     close(backbone_attention(backbone, images), arrays["attention"])
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mimbench.features.cards import Cards, read_cards
 from mimbench.sample import generate
-from mimbench.suite.running.canary import Cards, beaten, examine, read_cards
+from mimbench.suite.running.canary import beaten, examine
 from mimbench.suite.running.rivals import HINTS, TWIN
 from mimbench.vit.network import build_vit
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec, VitWeights, random_weights

@@ -94,10 +94,10 @@ def test_mistakes_on_the_command_line_are_explained(
     assert main(arguments(place, "--show=2")) == 2
     assert "--show needs --eval-only" in capsys.readouterr().err
     assert main(arguments(place, f"--eval-only={place}")) == 2
-    assert "is not the folder of a detection run" in capsys.readouterr().err
+    assert "is not the folder of a run" in capsys.readouterr().err
     assert main([f"--eval-only={place}"]) == 2
     assert "needs the checkpoint" in capsys.readouterr().err
-    with pytest.raises(UserError, match="is not the folder of a detection run"):
+    with pytest.raises(UserError, match="is not the folder of a run"):
         draw(place, 1, None, threshold=0.5)
 
 

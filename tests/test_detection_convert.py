@@ -1,20 +1,23 @@
 """The name map into ViTDet: equal features, every tensor used, refusals with their reason."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from timm.layers.activations import QuickGELU
+from torch import Tensor, nn
 
 pytest.importorskip("detectron2")
 
 from detectron2.modeling.backbone.vit import ViT
 
+from mimbench.checkpoints.vitdet import Converted, vitdet_arguments
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
-from transfer.detection.convert import Converted, convert
+from transfer.detection.convert import convert
 
 SPEC = VitSpec(embed_dim=48, depth=3, num_heads=3, mlp_dim=192, patch_size=16, grid=(4, 4))
 
@@ -32,24 +35,10 @@ def noisy(spec: VitSpec, seed: int = 0) -> VitWeights:
 
 def build(spec: VitSpec, converted: Converted, **options: Any) -> ViT:
     """detectron2's ViT with global attention everywhere and the converted weights."""
-    from functools import partial
-
-    from torch import nn
-
     norm: Any = partial(nn.LayerNorm, eps=spec.norm_eps)
-    vit = ViT(
-        img_size=64,
-        patch_size=converted.patch_size,
-        embed_dim=spec.embed_dim,
-        depth=spec.depth,
-        num_heads=spec.num_heads,
-        mlp_ratio=spec.mlp_dim / spec.embed_dim,
-        qkv_bias=spec.qkv_bias,
-        norm_layer=norm,
-        pretrain_img_size=converted.table_side * converted.patch_size,
-        pretrain_use_cls_token=converted.class_row,
-        **options,
-    )
+    act: Any = QuickGELU if spec.activation == "quick_gelu" else nn.GELU
+    arguments = vitdet_arguments(spec, converted)
+    vit = ViT(img_size=64, norm_layer=norm, act_layer=act, **arguments, **options)
     lacking = vit.load_state_dict(dict(converted.tensors), strict=False)
     assert not lacking.unexpected_keys
     assert all("rel_pos" in name for name in lacking.missing_keys)
@@ -84,6 +73,8 @@ FAMILIES = {
     "eps 1e-5": replace(SPEC, norm_eps=1e-5),
     "antialias": replace(SPEC, position_rule="bicubic-antialias"),
     "offset": replace(SPEC, position_rule="bicubic-offset"),
+    "quick gelu": replace(SPEC, activation="quick_gelu"),
+    "uneven mlp": replace(SPEC, mlp_dim=125),
 }
 
 

@@ -11,13 +11,14 @@ from PIL import Image
 
 pytest.importorskip("detectron2")
 
+from mimbench.checkpoints.vitdet import Converted
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, random_weights
 from transfer.detection import recipe
 from transfer.detection.attention import FusedAttention, RecomputedBlock
-from transfer.detection.convert import Converted, convert
+from transfer.detection.convert import convert
 from transfer.detection.protocol import Config, levels, plan
 
 
@@ -116,7 +117,7 @@ def test_pictures_are_normalised_as_everywhere_and_padded_with_the_mean_to_a_squ
     assert found.shape == (1, 3, 64, 64)
     backbone = build_backbone(weights)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
-    wanted = (image - backbone.mean) / backbone.std
+    wanted = backbone.normalise(image)
     torch.testing.assert_close(found[:, :, :48], wanted, atol=1e-4, rtol=0)
     assert not found[:, :, 48:].any()
 

@@ -16,12 +16,12 @@ from detectron2.solver import LRMultiplier
 from torch import nn
 
 from mimbench.benchmarks.manifest import load_manifest
+from mimbench.checkpoints.vitdet import Converted
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec
 from transfer.detection import recipe
-from transfer.detection.convert import Converted
-from transfer.detection.protocol import Config, levels, plan, size_of, spread
+from transfer.detection.protocol import Config, column_of, levels, plan, spread
 
 SHAPES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
 TABLE = {
@@ -102,7 +102,7 @@ def test_sizes_without_official_configuration_say_so() -> None:
     notes = plan(Config(data=Path()), spec_of("S")).notes
     assert notes == ("ViT-S has no official config: it takes B's values",)
     tiny = VitSpec(embed_dim=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8, grid=(4, 4))
-    assert size_of(tiny).name == "S"
+    assert column_of(tiny).letter == "S"
     assert any("width 96" in note for note in plan(Config(data=Path()), tiny).notes)
 
 

@@ -23,9 +23,10 @@ from mimbench.system.runtime import Ranks
 from mimbench.task import Machine, load_task
 from mimbench.vit.weights import VitWeights, random_weights
 from tests.support.detection_run import SPEC, final, same, small
-from transfer.detection import vitdet
-from transfer.detection.train import Accumulator
-from transfer.detection.vitdet import evaluate_run, run
+from transfer.detection import train
+from transfer.detection.again import again
+from transfer.detection.loop import Accumulator
+from transfer.detection.vitdet import run
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +114,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         trainer.register_hooks([Stop(after)])
         original(trainer, course, out, ranks)
 
-    original = vitdet.fit
+    original = train.fit
     with monkeypatch.context() as patched:
-        patched.setattr(vitdet, "fit", interrupted)
+        patched.setattr(train, "fit", interrupted)
         with pytest.raises(SystemExit) as stopped:
             run(weights, small(coco), tmp_path)
     assert stopped.value.code == ExitCode.PREEMPTED
@@ -139,19 +140,19 @@ def test_a_finished_run_is_only_scored_again(
 def test_eval_only_reproduces_the_figures(whole: Path, coco: Path, weights: VitWeights) -> None:
     before = (whole / "detections.json").read_text()
     (whole / "detections.json").unlink()
-    metrics = evaluate_run(weights, whole)
+    metrics = again(weights, whole)
     assert metrics["box_ap"] >= 0
     assert (whole / "detections.json").read_text() == before
     with pytest.raises(UserError, match="was trained from weights"):
-        evaluate_run(random_weights(SPEC, 9), whole)
-    with pytest.raises(UserError, match="is not the folder of a detection run"):
-        evaluate_run(weights, coco)
+        again(random_weights(SPEC, 9), whole)
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        again(weights, coco)
 
 
 def test_a_folder_of_another_recipe_is_refused(
     whole: Path, coco: Path, weights: VitWeights
 ) -> None:
-    with pytest.raises(UserError, match="holds a run that differs in learning_rate"):
+    with pytest.raises(UserError, match="it differs in learning_rate"):
         run(weights, small(coco, learning_rate=2e-3), whole)
     with pytest.raises(UserError, match="differs in weights"):
         run(random_weights(SPEC, 5), small(coco), whole)

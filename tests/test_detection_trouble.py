@@ -12,12 +12,13 @@ from torch import Tensor, nn
 pytest.importorskip("detectron2")
 
 from mimbench.system.errors import UserError
+from mimbench.system.seeds import sequence_seed
 from mimbench.vit.weights import VitWeights, random_weights
 from tests.support.detection_run import SPEC, final, same, small
-from transfer.detection import order
-from transfer.detection.train import Accumulator, advice, save_period
+from transfer.detection.console import advice
+from transfer.detection.loop import Accumulator
+from transfer.detection.train import save_period
 from transfer.detection.vitdet import run
-from transfer.detection.watch import Curve
 
 
 @pytest.fixture(scope="module")
@@ -107,17 +108,10 @@ def test_a_loss_that_is_no_number_stops_with_advice(
         run(broken, small(coco), tmp_path)
 
 
-def test_the_curve_drops_what_an_interrupted_run_wrote_too_far(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 20, "lr": 1}\n{"step": 40, "lr": 1}\n')
-    Curve(path, 30).close()
-    assert path.read_text() == '{"step": 20, "lr": 1}\n'
-
-
 def test_states_are_saved_as_officially_and_more_often_in_short_runs() -> None:
     assert [save_period(steps) for steps in (184_375, 88_750, 300, 4)] == [5000, 5000, 30, 1]
 
 
 def test_seeds_of_positions_are_far_apart() -> None:
-    seeds = {order.mixed(seed, position) for seed in range(3) for position in range(200)}
+    seeds = {sequence_seed(seed, position) for seed in range(3) for position in range(200)}
     assert len(seeds) == 600

@@ -94,7 +94,7 @@ def test_6_only_global_crops_are_masked_and_the_teacher_sees_all(monkeypatch: An
         ("local", (12, 3, 16, 16)),
     ]
     assert torch.equal(seen[0][1], seen[1][1])
-    first = (batch().data["global"][:, 0].float() / 255 - run.mean) / run.std
+    first = run.normalise.of_bytes(batch().data["global"][:, 0])
     assert torch.equal(seen[0][1][:4], first)
 
 

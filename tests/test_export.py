@@ -1,6 +1,9 @@
 """Exports are read back as the same function, by us and by the models they are named for."""
 
+import ast
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +11,18 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers.activations import QuickGELU
 from timm.models.beit import Beit
+from torch import nn
 
 from mimbench.__main__ import dispatch
-from mimbench.checkpoints.export import export, folded
+from mimbench.checkpoints.export import export
 from mimbench.checkpoints.files import read_weights
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
-from mimbench.vit.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale, random_weights
 from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
+from transfer.detection.convert import convert
 
 
 def weights_of(spec: VitSpec) -> VitWeights:
@@ -116,11 +122,84 @@ def test_detectron2s_own_vit_loads_the_export_strictly(tmp_path: Path) -> None:
     model.load_state_dict(own, strict=True)
 
 
+REGISTERS = replace(TINY, register_tokens=4, position_rows_for_prefix=False)
+HELD = {
+    "plain": TINY,
+    "registers": REGISTERS,
+    "registers with rows": replace(TINY, register_tokens=2),
+    "quick gelu": replace(TINY, activation="quick_gelu"),
+    "layer scale": replace(TINY, layer_scale=True),
+    "no biases": replace(TINY, qkv_bias=False),
+    "another rule": replace(TINY, position_rule="bicubic-offset"),
+}
+
+
+def noisy(spec: VitSpec) -> VitWeights:
+    """Weights without a zero, so that nothing can be lost unseen."""
+    weights, g = random_weights(spec, 0), torch.Generator().manual_seed(0)
+    shaken = {n: t + 0.1 * torch.randn(t.shape, generator=g) for n, t in weights.tensors.items()}
+    return replace(weights, tensors=shaken)
+
+
+@pytest.mark.parametrize("spec", HELD.values(), ids=HELD)
+def test_detection_and_export_hold_the_same_tensors(spec: VitSpec, tmp_path: Path) -> None:
+    """The export refused registers and QuickGELU, which detection has always run."""
+    weights = noisy(spec)
+    notes = export(weights, "detectron2", tmp_path / "w.pth")
+    state = torch.load(tmp_path / "w.pth", weights_only=True)["model"]
+    own = convert(weights, patch_size=None, side=spec.grid[0])
+    assert {f"backbone.net.{name}" for name in own.tensors} <= state.keys()
+    for name, tensor in own.tensors.items():
+        found = state.pop(f"backbone.net.{name}")
+        if name == "pos_embed":
+            found, tensor = found[:, -16:], tensor[:, -16:]
+        assert torch.equal(found, tensor), name
+    # a ViT with biases holds weights without: they are zero
+    assert all(name.endswith(".qkv.bias") and not t.any() for name, t in state.items())
+    assert bool(spec.register_tokens) == ("register tokens dropped" in notes[0])
+    assert (spec.activation == "quick_gelu") == ("QuickGELU" in notes[1])
+
+
+@pytest.mark.parametrize("spec", HELD.values(), ids=HELD)
+def test_detectron2s_vit_built_as_the_note_says_gives_the_features(
+    spec: VitSpec, tmp_path: Path
+) -> None:
+    vit = pytest.importorskip("detectron2.modeling.backbone.vit")
+    weights = noisy(spec)
+    note = export(weights, "detectron2", tmp_path / "w.pth")[1]
+    given = dict(re.findall(r"(\w+)=([\d.]+|True|False)", note.partition(", act_layer")[0]))
+    arguments = {name: ast.literal_eval(value) for name, value in given.items() if name != "eps"}
+    quick = "timm.layers.activations.QuickGELU" in note
+    model = vit.ViT(
+        img_size=64,
+        act_layer=QuickGELU if quick else nn.GELU,
+        norm_layer=partial(nn.LayerNorm, eps=spec.norm_eps),
+        use_rel_pos=False,
+        out_feature="last",
+        **arguments,
+    ).eval()
+    state = torch.load(tmp_path / "w.pth", weights_only=True)["model"]
+    model.load_state_dict({n.removeprefix("backbone.net."): t for n, t in state.items()})
+    backbone = build_backbone(weights)
+    images = torch.rand(1, 3, 64, 64)
+    x = backbone.vit._pos_embed(backbone.vit.patch_embed(images))[:, spec.prefix_tokens :]
+    for i in range(spec.depth):
+        x = backbone.vit.get_submodule(f"blocks.{i}")(x)
+    wanted = x.transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(model(images)["last"], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_table_that_is_not_square_is_refused_by_detectron2s_names(tmp_path: Path) -> None:
+    weights = noisy(replace(TINY, grid=(2, 8)))
+    with pytest.raises(UserError, match="for 2x8 patches, and detectron2's ViT holds a square one"):
+        export(weights, "detectron2", tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("name", ["dinov2", "dinov3", "beit"])
 def test_folding_layer_scale_changes_nothing(name: str) -> None:
     weights = weights_of(LAYOUTS[name].spec(TINY))
-    state, notes = folded(weights)
-    assert "folded" in notes[0]
+    state = fold_layer_scale(weights)
+    assert not [name for name in state if "gamma" in name]
     plain = replace(weights, tensors=state, spec=replace(weights.spec, layer_scale=False))
     images = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(tokens(plain, images), tokens(weights, images), atol=1e-5, rtol=1e-5)
@@ -144,9 +223,10 @@ def test_dropping_a_key_bias_changes_nothing() -> None:
     ("name", "to", "reason"),
     [
         ("beit", "mae", "cannot hold position = 'relative'"),
-        ("dinov2-registers", "detectron2", "cannot hold register_tokens = 4"),
+        ("beit", "detectron2", "relative positions have no counterpart"),
+        ("dinov2-swiglu", "detectron2", "swiglu blocks have a gate"),
         ("dinov2-swiglu", "mae", "cannot hold mlp = 'swiglu'"),
-        ("openclip", "detectron2", "cannot hold pre_norm = True"),
+        ("openclip", "detectron2", "it has a norm before the first block"),
     ],
 )
 def test_what_a_target_cannot_hold_is_refused(

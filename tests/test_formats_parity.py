@@ -30,8 +30,8 @@ def shaken(model: nn.Module) -> nn.Module:
 def tokens_of(path: Path, images: Tensor, num_heads: int | None = None) -> Tensor:
     """Return every token for images that are already normalised."""
     backbone = build_backbone(read_weights(path, num_heads=num_heads))
-    backbone.mean.zero_()
-    backbone.std.fill_(1.0)
+    backbone.normalise.mean.zero_()
+    backbone.normalise.std.fill_(1.0)
     with torch.inference_mode():
         features = backbone(images)
     return torch.cat([features.cls[:, None], features.registers, features.patches.flatten(1, 2)], 1)

@@ -108,40 +108,78 @@ def test_rule_allows_what_is_right(path: str, source: str) -> None:
     assert violations(Path(path), source) == []
 
 
-def group_of(dotted: str) -> str:
-    """Return the folder or file directly under `mimbench` that a module belongs to, or ''."""
+HOUSES = {"mimbench": (24, 11), "pretrain": (13, 9)}
+"""The most rooms (files and folders directly under the name) and floors (the longest chain of them)."""
+
+
+def room_of(dotted: str, house: str) -> str:
+    """Return the folder or file directly under `house` that a module belongs to, or ''."""
     parts = dotted.split(".")
-    return parts[1] if parts[0] == "mimbench" and len(parts) > 1 else ""
+    return parts[1] if parts[0] == house and len(parts) > 1 else ""
 
 
-def groups(sources: Mapping[Path, str]) -> dict[str, set[str]]:
-    """Return what each folder or file of the library imports of the others."""
+def rooms(sources: Mapping[Path, str], house: str) -> dict[str, set[str]]:
+    """Return what each room of a house imports of the others."""
     found: dict[str, set[str]] = {}
+    names = {room_of(".".join(path.with_suffix("").parts), house) for path in sources}
     for path, source in sources.items():
         parts = path.with_suffix("").parts
-        here = group_of(".".join(parts))
-        there = {group_of(name) for name, _ in imported(source, parts[:-1])}
-        found.setdefault(here, set()).update(there - {here, ""})
+        here = room_of(".".join(parts), house)
+        # a package's own docstring is no room, and `python -m` a folder is a door of the house
+        if here in ("", "__init__") or (parts[-1] == "__main__" and here != "__main__"):
+            continue
+        there = {room_of(name, house) for name, _ in imported(source, parts[:-1])} & names
+        found.setdefault(here, set()).update(there - {here, "", "__init__"})
     return found
 
 
-def test_the_library_has_no_circle_among_its_folders() -> None:
-    inside = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "mimbench"]
-    found = groups({p.relative_to(ROOT): p.read_text(encoding="utf-8") for p in inside})
-    TopologicalSorter(found).prepare()
-    assert found["suite"] >= {"benchmarks", "tables"}
+def floors(found: Mapping[str, set[str]]) -> dict[str, int]:
+    """Return each room's floor: one above the highest room that it imports."""
+    out: dict[str, int] = {}
+    for room in TopologicalSorter(found).static_order():
+        out[room] = 1 + max((out[below] for below in found.get(room, ())), default=0)
+    return out
+
+
+@pytest.mark.parametrize("house", HOUSES)
+def test_a_house_has_few_rooms_on_few_floors_and_no_arrow_runs_up(house: str) -> None:
+    inside = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == house]
+    found = rooms({p.relative_to(ROOT): p.read_text(encoding="utf-8") for p in inside}, house)
+    most_rooms, most_floors = HOUSES[house]
+    assert len(found) <= most_rooms, f"{len(found)} rooms: {', '.join(sorted(found))}"
+    # a circle is an error here
+    levels = floors(found)
+    assert max(levels.values()) <= most_floors, sorted(levels.items(), key=lambda item: item[1])
+    if house == "mimbench":
+        assert found["suite"] >= {"benchmarks", "tables"}
 
 
 def test_rule_finds_a_circle() -> None:
-    found = groups(
+    found = rooms(
         {
             Path("mimbench/data/lists.py"): "from mimbench.training import batches",
             Path("mimbench/training/batches.py"): "from mimbench.data.lists import x",
-        }
+        },
+        "mimbench",
     )
     assert found == {"data": {"training"}, "training": {"data"}}
     with pytest.raises(CycleError):
-        TopologicalSorter(found).prepare()
+        floors(found)
+
+
+def test_floors_are_counted_by_the_longest_chain() -> None:
+    found = rooms(
+        {
+            Path("mimbench/__init__.py"): "from mimbench.a import x",
+            Path("mimbench/a.py"): "import torch",
+            Path("mimbench/b/deep/c.py"): "def f():\n    from mimbench.a import x",
+            Path("mimbench/b/__main__.py"): "from mimbench.d import x",
+            Path("mimbench/d.py"): "from mimbench import a, b, __version__",
+        },
+        "mimbench",
+    )
+    assert found == {"a": set(), "b": {"a"}, "d": {"a", "b"}}
+    assert floors(found) == {"a": 1, "b": 2, "d": 3}
 
 
 def test_no_top_level_name_hides_a_dependency() -> None:

@@ -23,13 +23,8 @@ from mimbench.features.search import (
     search,
     search_approximate,
 )
-from mimbench.scores.metrics import (
-    Neighbours,
-    rank_classes,
-    vote_scores,
-    weighted_votes,
-    write_outcomes,
-)
+from mimbench.scores.metrics import rank_classes, write_outcomes
+from mimbench.scores.neighbours import Neighbours, vote_scores, weighted_votes
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 
@@ -137,7 +132,7 @@ def test_votes_are_dinos_in_any_piece_size(monkeypatch: pytest.MonkeyPatch):
     for k in (5, 40):
         reference = dino_vote(similarity[:, :k], labels[:, :k], 12, 0.1)
         assert torch.equal(whole[k][:, 0], reference.argmax(1))
-    monkeypatch.setattr("mimbench.scores.metrics.VOTE_BYTES", 1)
+    monkeypatch.setattr("mimbench.scores.neighbours.VOTE_BYTES", 1)
     for k, ranked in weighted_votes(found, ks=[5, 40], temperature=0.1, classes=12).items():
         assert torch.equal(ranked, whole[k])
 

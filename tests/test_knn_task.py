@@ -13,7 +13,8 @@ from knn import classify, vote
 from knn.classify import Config
 from knn.vote import Ballot, predict
 from mimbench.features.search import search
-from mimbench.scores.metrics import Neighbours, rank_classes, weighted_votes
+from mimbench.scores.metrics import rank_classes
+from mimbench.scores.neighbours import Neighbours, weighted_votes
 from mimbench.system.config import from_mapping
 from mimbench.system.memory import Halving
 from mimbench.vit.weights import VitSpec, random_weights

@@ -14,10 +14,10 @@ from PIL import Image
 
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.features.bank import PARTS
-from mimbench.features.protocol import run_digest
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
+from mimbench.training.identity import run_digest
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import linear
 from transfer.classification.heads import Config, Heads, make_optimizer
@@ -266,5 +266,7 @@ def test_a_run_belongs_to_one_version_of_its_task(
     config = from_mapping(Config, {**settings, "resize": None})
     train, val = config.images()
     weights = random_weights(small_spec, 0)
-    one, two = (run_digest(weights, train, val, config, version=v) for v in (1, 2))
+    one, two = (
+        run_digest(weights, config, version=v, data=[train.digest, val.digest]) for v in (1, 2)
+    )
     assert one != two

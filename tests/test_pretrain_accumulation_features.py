@@ -11,12 +11,12 @@ from mimbench.training.batches import Batch
 from mimbench.vit.weights import VitWeights
 from pretrain.models.autoencoder import to_patches
 from pretrain.models.features import FeatureNetwork
-from pretrain.objectives.learner import Pretraining
-from pretrain.objectives.reconstruction import (
+from pretrain.models.reconstruction import (
     absolute_loss,
     feature_loss,
     normalise_patches,
 )
+from pretrain.objectives.learner import Pretraining
 from tests.support.tiny_pretrain import images, learner, rng, scored, step_info
 
 # 12 -----------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_ema_features_come_from_the_whole_image_without_class_token() -> None:
     assert run.teacher is not None
     assert run.student.reconstructor.pred.out_features == 24
     batch = images()
-    normalised = (batch.data.float() / 255 - run.mean) / run.std
+    normalised = run.normalise.of_bytes(batch.data)
     patches = to_patches(normalised, 8)
     _, views = run.look(patches, normalised, step_info())
     assert views is not None

@@ -23,14 +23,14 @@ from pretrain.models.autoencoder import (
     take,
     to_patches,
 )
-from pretrain.models.teacher import Teacher
-from pretrain.objectives.reconstruction import (
+from pretrain.models.reconstruction import (
     absolute_loss,
     normalise_patches,
     pair_signs,
     pixel_loss,
     relative_loss,
 )
+from pretrain.models.teacher import Teacher
 
 TOLERANCE = 1e-5
 DECODER = DecoderConfig(width=32, depth=2, heads=4)

@@ -23,7 +23,7 @@ from pretrain.models.autoencoder import (
     split,
     to_patches,
 )
-from pretrain.objectives.reconstruction import (
+from pretrain.models.reconstruction import (
     normalise_patches,
 )
 from tests.support.tiny_pretrain import learner, look, rng, step_info

@@ -22,8 +22,8 @@ from pretrain.checkpoints.stored import StoredModel, read_model
 from pretrain.config import Config
 from pretrain.masks.hard import Strategy as Hard
 from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
+from pretrain.models.reconstruction import normalise_patches
 from pretrain.models.teacher import Teacher
-from pretrain.objectives.reconstruction import normalise_patches
 from pretrain.viewing import drawing, view
 
 TINY = {

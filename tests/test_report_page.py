@@ -65,8 +65,8 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_curves_survive_a_torn_line_and_keep_first_and_last(tmp_path: Path) -> None:
     rows = [f'{{"step": {i}, "loss": {i * i}, "name": "x", "bad": NaN}}' for i in range(3000)]
-    (tmp_path / "m.jsonl").write_text("\n".join([*rows, '{"step": 9']))
-    curves = read_curves(tmp_path / "m.jsonl")
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, '{"step": 9']))
+    curves = read_curves(tmp_path)
     assert list(curves) == ["loss"]
     assert len(curves["loss"]) == 3000
     [svg] = charts({0: curves})

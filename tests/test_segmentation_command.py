@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from mimbench.checkpoints.files import write_weights
 from mimbench.vit.weights import VitSpec, random_weights
-from transfer.segmentation.__main__ import main
+from transfer.segmentation.command import main
 
 TINY = VitSpec(embed_dim=24, depth=4, num_heads=3, mlp_dim=96, patch_size=16, grid=(4, 4))
 

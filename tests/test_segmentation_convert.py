@@ -47,7 +47,7 @@ def build(weights: VitWeights, crop: tuple[int, int], **options: bool) -> nn.Mod
 
 def ours(weights: VitWeights, images: Tensor, *, norm: bool = False) -> list[Tensor]:
     model = build_backbone(weights)
-    features = model.blocks(images * model.std + model.mean, TAPS, norm=norm)
+    features = model.blocks(model.normalise.inverse(images), TAPS, norm=norm)
     return [f.patches.permute(0, 3, 1, 2) for f in features]
 
 

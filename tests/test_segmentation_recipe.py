@@ -13,7 +13,7 @@ from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.training.optim import plan_batch
 from mimbench.vit.weights import VitSpec
-from transfer.segmentation import linear, settings, upernet
+from transfer.segmentation import linear, protocol, upernet
 from transfer.segmentation.data import DataSource, open_source
 from transfer.segmentation.recipe import check_batch, full_config
 
@@ -153,7 +153,7 @@ def test_only_the_sizes_that_were_published_go_without_a_remark() -> None:
     ],
 )
 def test_other_families_take_their_own_values(
-    family: settings.Family, spec: VitSpec, expected: tuple[float, float, float]
+    family: protocol.Family, spec: VitSpec, expected: tuple[float, float, float]
 ) -> None:
     found = upernet.blueprint(spec, upernet.Config(data=Path(), family=family))
     assert (found.lr, found.layer_decay, found.backbone["drop_path_rate"]) == expected
@@ -177,7 +177,7 @@ def test_printed_recipe_is_complete(source: DataSource, tmp_path: Path) -> None:
 
 
 def test_multiscale_test_never_goes_below_the_window(source: DataSource) -> None:
-    cfg = whole(BASE, source, multiscale=settings.RATIOS)
+    cfg = whole(BASE, source, multiscale=protocol.RATIOS)
     scales, flips, *_ = cfg.tta_pipeline[1].transforms
     assert [step.scale for step in scales] == [
         (2048, 512), (2048, 512), (2048, 512), (2560, 640), (3072, 768), (3584, 896),
@@ -240,5 +240,5 @@ def test_impossible_schedules_are_refused(fields: dict[str, Any], message: str) 
 
 def test_too_shallow_a_backbone_is_refused() -> None:
     with pytest.raises(UserError, match="at least four blocks, this backbone has 3"):
-        settings.tap_blocks(3)
-    assert settings.tap_blocks(4) == (0, 1, 2, 3)
+        protocol.tap_blocks(3)
+    assert protocol.tap_blocks(4) == (0, 1, 2, 3)

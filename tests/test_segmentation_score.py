@@ -12,8 +12,8 @@ from sklearn.metrics import jaccard_score
 
 from transfer.segmentation.data import IGNORED, open_source
 from transfer.segmentation.labels import label_files
+from transfer.segmentation.protocol import SegmentationConfig
 from transfer.segmentation.score import Confusion, ConfusionMetric, Score, sample_parts, score
-from transfer.segmentation.settings import SegmentationConfig
 
 Maps = list[np.ndarray]
 

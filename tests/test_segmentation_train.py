@@ -24,8 +24,8 @@ from mimbench.training.watch import Preempted
 from mimbench.vit.weights import random_weights
 from tests.support.segmentation_runs import CPU, SPEC, WEIGHTS, linear_config, upernet_config
 from transfer.segmentation import console, hooks, linear, upernet
-from transfer.segmentation.__main__ import main
 from transfer.segmentation.again import again
+from transfer.segmentation.command import main
 from transfer.segmentation.score import Confusion, score
 
 Finished = tuple[Path, dict[str, float]]
@@ -144,7 +144,7 @@ def test_a_finished_run_is_scored_and_drawn_again(
         assert picture.width > 3 * 256
     # brick is drawn in the colour of ADE20K's wall
     assert (pixels == (120, 120, 120)).all(axis=1).any()
-    with pytest.raises(UserError, match="holds no segmentation run"):
+    with pytest.raises(UserError, match="is not the folder of a run"):
         again(out.parent)
 
 
@@ -199,13 +199,14 @@ def test_out_of_memory_becomes_advice(ade: Path, monkeypatch: pytest.MonkeyPatch
         total_memory = 24 * 2**30
 
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 23 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
     config = upernet_config(ade, machine=replace(CPU, max_batch=8), batch=16)
     with pytest.raises(UserError) as caught, console.advice(config):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     message = str(caught.value)
-    assert "23.0 of 24.0 GiB were in use" in message
+    assert "(peak 23.0 of 24.0 GiB on cuda:0): CUDA out of memory" in message
     assert "set machine.max_batch=4" in message
     assert "effective batch stays 16" in message
 
@@ -215,7 +216,7 @@ def test_a_cpu_that_runs_out_of_memory_gives_the_same_advice(ade: Path) -> None:
     config = upernet_config(ade, batch=16)
     with pytest.raises(UserError) as caught, console.advice(config):
         torch.empty(2**50, dtype=torch.uint8)
-    assert re.search(r"the process had used \d+\.\d GiB", str(caught.value))
+    assert re.search(r"peak \d+\.\d GiB of this process", str(caught.value))
     with pytest.raises(RuntimeError, match="shapes"), console.advice(config):
         torch.mm(torch.zeros(2, 3), torch.zeros(2, 3))
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import torch
-from mimbench.scores.metrics import Neighbours, weighted_votes
+from mimbench.scores.neighbours import Neighbours, weighted_votes
 from mimbench.task import Machine
 
 VERSION = 1

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,10 @@ from mimbench.scores.outcomes import intervals, keep_matches
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
+from mimbench.system.memory import peak_memory
 from mimbench.system.runtime import pick_device
 from mimbench.task import Task, load_task
+from mimbench.vit.sizes import model_name
 from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def make_result(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "",
             seed=int(getattr(config, "seed", 0)),
             seconds=round(seconds, 3),
-            peak_memory_mb=peak_memory_mb(device),
+            peak_memory_mb=peak_memory(device) / 2**20,
         ),
         # matching and resampling take a while, and only the main process's result is written
         extra=_extra(out, order, config, metrics) if _rank() == 0 else {},
@@ -111,13 +112,6 @@ def describe_weights(weights: VitWeights, name: str = "") -> dict[str, str]:
     }
 
 
-def model_name(embed_dim: int, depth: int, patch_size: int) -> str:
-    """Return B/16 for the published shapes, else the plain numbers."""
-    sizes = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
-    letter = sizes.get((embed_dim, depth))
-    return f"{letter}/{patch_size}" if letter else f"{embed_dim}x{depth}/{patch_size}"
-
-
 def check_metrics(task: str, main: str, metrics: Mapping[str, float]) -> None:
     """Refuse metrics that are no finite numbers or lack the main one."""
     if main not in metrics:
@@ -128,13 +122,6 @@ def check_metrics(task: str, main: str, metrics: Mapping[str, float]) -> None:
     }
     if bad:
         raise UserError(f"task {task} returned metrics that are not finite numbers: {bad}")
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Return the largest memory this process held: on the GPU if it used one, else in RAM."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _extra(out: Path, order: Order, config: Any, metrics: Mapping[str, float]) -> dict[str, Any]:

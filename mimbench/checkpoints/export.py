@@ -1,6 +1,7 @@
 """Canonical weights under other projects' names, so that their tools can read them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mimbench.checkpoints.files import write_weights
+from mimbench.checkpoints.vitdet import to_vitdet, vitdet_arguments
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path
-from mimbench.vit.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale
 
 Tensors = dict[str, Tensor]
+
+FOLDED = "LayerScale folded into the layers before it: exact for features, not for training"
 
 
 def export(weights: VitWeights, to: str, path: Path) -> list[str]:
@@ -47,26 +51,24 @@ def mae_state(weights: VitWeights) -> tuple[Tensors, list[str]]:
     spec = weights.spec
     _only(spec, "MAE's ViT", class_token=True, register_tokens=0, pre_norm=False, mlp="mlp")
     _only(spec, "MAE's ViT", activation="gelu", position_rows_for_prefix=True)
-    state, notes = folded(weights)
-    return with_biases(state, spec), notes
+    notes = [FOLDED] if spec.layer_scale else []
+    return with_biases(fold_layer_scale(weights), spec), notes
 
 
 def detectron2_state(weights: VitWeights) -> tuple[Tensors, list[str]]:
-    """Return the tensors of ViTDet's backbone: no class token and no final norm have a place there."""
-    spec = weights.spec
-    _only(spec, "detectron2's ViT", register_tokens=0, pre_norm=False, mlp="mlp")
-    _only(spec, "detectron2's ViT", activation="gelu")
-    state, notes = folded(weights)
-    state = with_biases(state, spec)
-    left = [n for n in state if n == "cls_token" or n.startswith(("norm.", "fc_norm."))]
-    kept = {f"backbone.net.{n}": t for n, t in state.items() if n not in left}
-    row = bool(spec.position_prefix)
-    notes += [
-        f"left out, no place in ViTDet: {', '.join(left) or 'nothing'}",
-        f"build the ViT with pretrain_img_size={spec.image_size[0]}, "
-        f"pretrain_use_cls_token={row}, patch_size={spec.patch_size}",
+    """Return the tensors of ViTDet's backbone, as detection loads them."""
+    converted = to_vitdet(weights)
+    # a ViT with detectron2's default of biases then holds the file
+    state = with_biases(converted.tensors, weights.spec)
+    spec = replace(weights.spec, qkv_bias=True)
+    built = ", ".join(f"{k}={v}" for k, v in vitdet_arguments(spec, converted).items())
+    if spec.activation == "quick_gelu":
+        built += ", act_layer=timm.layers.activations.QuickGELU"
+    built += f", norm_layer=LayerNorm with eps={spec.norm_eps:g}"
+    return {f"backbone.net.{name}": tensor for name, tensor in state.items()}, [
+        converted.report,
+        f"build the ViT with {built}",
     ]
-    return kept, notes
 
 
 def timm_state(weights: VitWeights) -> tuple[Tensors, list[str]]:
@@ -109,22 +111,6 @@ def _unfused(name: str, tensor: Tensor, spec: VitSpec) -> Tensors:
         gate, up = tensor.chunk(2)
         return {name.replace("fc1", "fc1_g"): gate, name.replace("fc1", "fc1_x"): up}
     return {name: tensor}
-
-
-def folded(weights: VitWeights) -> tuple[Tensors, list[str]]:
-    """Return the tensors with LayerScale multiplied into the layer before it."""
-    state = dict(weights.tensors)
-    if not weights.spec.layer_scale:
-        return state, []
-    for i in range(weights.spec.depth):
-        for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
-            gamma = state.pop(f"blocks.{i}.{scale}.gamma")
-            at = f"blocks.{i}.{layer}"
-            state[f"{at}.weight"] = state[f"{at}.weight"] * gamma[:, None]
-            state[f"{at}.bias"] = state[f"{at}.bias"] * gamma
-    return state, [
-        "LayerScale folded into the layers before it: exact for features, not for training"
-    ]
 
 
 def with_biases(state: Mapping[str, Tensor], spec: VitSpec) -> Tensors:

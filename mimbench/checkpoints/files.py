@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mimbench.checkpoints.formats import native, recognise
 from mimbench.checkpoints.reading.content import read_raw, source_digest
-from mimbench.checkpoints.reading.layout import Converted, Options, Raw, listed
+from mimbench.checkpoints.reading.layout import Converted, Options, Raw
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, value_digest
+from mimbench.system.listing import first_few
 from mimbench.vit.weights import VitWeights, mismatches
 
 
@@ -44,7 +45,7 @@ def read_weights(
     if reading.faults:
         raise UserError(
             f"{path}: read as {reading.format}, but not exactly its tensors: "
-            f"{listed(reading.faults)}; `python -m mimbench inspect {path}` shows all"
+            f"{first_few(reading.faults)}; `python -m mimbench inspect {path}` shows all"
         )
     converted = reading.converted
     return VitWeights(
@@ -113,7 +114,7 @@ def write_weights(path: Path, weights: VitWeights) -> None:
     """Write weights as our own safetensors file: the same weights give the same bytes."""
     faults = mismatches(weights.spec, weights.tensors)
     if faults:
-        raise UserError(f"{path}: refusing to write weights that do not fit: {listed(faults)}")
+        raise UserError(f"{path}: refusing to write weights that do not fit: {first_few(faults)}")
     header = {
         "version": 1,
         "spec": weights.spec.to_json(),

@@ -42,7 +42,8 @@ def main(args: argparse.Namespace) -> int:
     """Examine the checkpoint; return FAILED if it has a fault."""
     from mimbench.benchmarks.locations import SAMPLES, locate
     from mimbench.checkpoints.files import read_weights
-    from mimbench.suite.running.canary import examine, read_cards
+    from mimbench.features.cards import read_cards
+    from mimbench.suite.running.canary import examine
     from mimbench.system.config import to_mapping
     from mimbench.system.files import write_json
     from mimbench.system.runtime import pick_device

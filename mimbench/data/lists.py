@@ -13,6 +13,7 @@ from PIL import Image
 
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
+from mimbench.system.listing import first_few
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 
@@ -99,7 +100,7 @@ def check_classes(train: ImageList, val: ImageList) -> None:
         "train": sorted(set(train.classes) - set(val.classes)),
         "val": sorted(set(val.classes) - set(train.classes)),
     }
-    parts = [f"only in {split}: {_shorten(names)}" for split, names in only.items() if names]
+    parts = [f"only in {split}: {first_few(names, 20)}" for split, names in only.items() if names]
     raise UserError(
         f"{train.where} has {len(train.classes)} classes, {val.where} has {len(val.classes)}, and "
         f"they differ; {'; '.join(parts) or 'same names in another order'}; "
@@ -107,20 +108,13 @@ def check_classes(train: ImageList, val: ImageList) -> None:
     )
 
 
-def _shorten(names: Sequence[str], at_most: int = 20) -> str:
-    rest = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def read_folder(data: Path, split: str) -> ImageList:
     """Return the images of `data`/`split`/<class>/**, sorted by class and path."""
     folder = data / split
     if not folder.is_dir():
-        found = (
-            sorted(p.name for p in data.iterdir() if p.is_dir())[:10] if data.is_dir() else "none"
-        )
+        there = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
         raise UserError(
-            f"no folder '{split}' in {data} (folders there: {found}); "
+            f"no folder '{split}' in {data} (folders there: {first_few(there, 10)}); "
             f"expected {data}/{split}/<class>/<image>"
         )
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")

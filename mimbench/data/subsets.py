@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mimbench.data.lists import ImageList
 from mimbench.system.errors import UserError
+from mimbench.system.seeds import sequence_generator
 
 Indices = NDArray[np.int64]
 
@@ -59,7 +60,7 @@ def first_per_class(labels: NDArray[np.int64], count: int, *, offset: int = 0) -
 
 def draw_per_class(labels: NDArray[np.int64], count: int, *, draw: int) -> Indices:
     """Return `count` random indices of each class; draw i is always the same."""
-    rng = np.random.default_rng([draw, count])
+    rng = sequence_generator(draw, count)
     picked = []
     for label, rows in _by_class(labels):
         if len(rows) < count:
@@ -72,7 +73,7 @@ def draw_fraction(labels: NDArray[np.int64], fraction: float, *, draw: int) -> I
     """Return a random share of each class, at least one image; draw i is always the same."""
     if not 0 < fraction <= 1:
         raise UserError(f"fraction {fraction} is not within 0 and 1")
-    rng = np.random.default_rng([draw, round(fraction * 1e6)])
+    rng = sequence_generator(draw, round(fraction * 1e6))
     picked = [
         rng.choice(rows, size=max(1, round(fraction * len(rows))), replace=False)
         for _, rows in _by_class(labels)
@@ -82,7 +83,7 @@ def draw_fraction(labels: NDArray[np.int64], fraction: float, *, draw: int) -> I
 
 def hold_out(labels: NDArray[np.int64], share: float, *, seed: int) -> tuple[Indices, Indices]:
     """Return (kept, held out): a random share of each class with at least two images is held out."""
-    rng = np.random.default_rng([seed, 7919])
+    rng = sequence_generator(seed, 7919)
     held = []
     for _, rows in _by_class(labels):
         size = min(max(1, round(share * len(rows))), len(rows) - 1)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mimbench.doctor.check import Check, fault, ok
 from mimbench.doctor.child import ChildError, try_script
-from mimbench.doctor.folders import image_names, scan, shorten, subfolder_names
+from mimbench.doctor.folders import image_names, scan, subfolder_names
+from mimbench.system.listing import first_few
 
 TITLE = "ADE20K"
 CLASSES = 150
@@ -83,7 +84,7 @@ def _check_split(folder: Path, split: str) -> Check:
         return fault(name, detail, again)
     odd = {Path(i).stem for i in images} ^ {Path(label).stem for label in labels}
     if odd:
-        return fault(name, f"without their other half: {shorten(sorted(odd))}", again)
+        return fault(name, f"without their other half: {first_few(sorted(odd), 3)}", again)
     step = max(1, expected // _SAMPLED)
     paths = [str(folder / "annotations" / split / label) for label in labels[::step]]
     try:

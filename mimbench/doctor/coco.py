@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.doctor.check import Check, fault, ok
-from mimbench.doctor.folders import image_names, shorten
+from mimbench.doctor.folders import image_names
+from mimbench.system.listing import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +52,7 @@ def _check_split(folder: Path, split: str) -> Check:
     pictures = folder / f"{split}2017"
     missing = sorted(set(files) - set(image_names(pictures)))
     if missing:
-        detail = (
-            f"{len(missing):,} of {len(files):,} images are not in {pictures}: {shorten(missing)}"
-        )
+        detail = f"{len(missing):,} of {len(files):,} images are not in {pictures}: {first_few(missing, 3)}"
         return fault(name, detail, _fetch(folder, f"{split}2017.zip"))
     return ok(name, f"{len(files):,} images, {categories} categories, {objects:,} objects")
 

@@ -8,6 +8,7 @@ from mimbench.doctor import ade, coco, imagenet
 from mimbench.doctor.check import Check, fault, ok, python_module, warn
 from mimbench.doctor.folders import count_files
 from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
 
 SAMPLE_GENERATOR = "mimbench-sample"
 LAYOUTS = {"imagenet": imagenet, "coco": coco, "ade": ade}
@@ -87,7 +88,7 @@ def _check_sample(root: Path, manifest: dict[str, object]) -> Check:
     ]
     if missing or wrong:
         what = [f"{name}/ is missing" for name in missing] + wrong
-        return fault("sample data", f"{root} is damaged: {'; '.join(what[:5])}", mend)
+        return fault("sample data", f"{root} is damaged: {first_few(what, separator='; ')}", mend)
     total = sum(expected.values())
     return ok(
         "sample data", f"{total:,} files as its manifest says (version {manifest.get('version')})"

@@ -27,9 +27,3 @@ def subfolder_names(folder: Path) -> list[str]:
 def count_files(folder: Path) -> int:
     """Return how many files lie directly in `folder`."""
     return sum(entry.is_file() for entry in scan(folder))
-
-
-def shorten(names: list[str], shown: int = 3) -> str:
-    """Return the first few names and how many more there are."""
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

@@ -5,7 +5,8 @@ import shlex
 from pathlib import Path
 
 from mimbench.doctor.check import Check, fault, ok, python_module
-from mimbench.doctor.folders import image_names, scan, shorten, subfolder_names
+from mimbench.doctor.folders import image_names, scan, subfolder_names
+from mimbench.system.listing import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def check(folder: Path) -> list[Check]:
     if all(check.status == "ok" for check in checks):
         train, val = (set(subfolder_names(folder / split)) for split in IMAGES)
         if train != val:
-            odd = shorten(sorted(train ^ val))
+            odd = first_few(sorted(train ^ val), 3)
             checks.append(
                 fault(
                     f"{TITLE} classes",
@@ -56,7 +57,7 @@ def _check_split(folder: Path, split: str) -> Check:
     if flat:
         return _flat(folder, split, len(flat), len(classes))
     if archives := sorted(entry.name for entry in scan(path) if entry.name.endswith(".tar")):
-        detail = f"{len(archives):,} archives in {path} are not unpacked ({shorten(archives)})"
+        detail = f"{len(archives):,} archives in {path} are not unpacked ({first_few(archives, 3)})"
         return fault(name, detail, _unpack_classes(path))
     counts = {wnid: len(image_names(path / wnid)) for wnid in classes}
     found, empty = sum(counts.values()), [wnid for wnid, count in counts.items() if not count]
@@ -65,7 +66,7 @@ def _check_split(folder: Path, split: str) -> Check:
         return ok(name, detail)
     detail += f", expected {IMAGES[split]:,} in {CLASSES:,}"
     if empty:
-        detail += f"; without images: {shorten(empty)}"
+        detail += f"; without images: {first_few(empty, 3)}"
     return fault(name, detail, _unpack(folder, split))
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from scipy.io import loadmat
 
-from mimbench.doctor.folders import image_names, shorten
+from mimbench.doctor.folders import image_names
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
+from mimbench.system.listing import first_few
 from mimbench.system.options import Parser
 
 DEVKIT, SOLUTION = "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv"
@@ -54,7 +55,7 @@ def sort_validation(folder: Path) -> int:
     if unknown:
         raise UserError(
             f"{len(unknown):,} of {len(names):,} images in {val} have no known class "
-            f"({shorten(unknown)}); expected ILSVRC2012_val_00000001.JPEG to 00050000; nothing moved"
+            f"({first_few(unknown, 3)}); expected ILSVRC2012_val_00000001.JPEG to 00050000; nothing moved"
         )
     for name in names:
         target = val / classes[_number(name)]
@@ -117,7 +118,9 @@ def _checked(classes: dict[int, str], path: Path) -> dict[int, str]:
     """Refuse class names that are none: they become folders."""
     strange = sorted({wnid for wnid in classes.values() if not _WNID.fullmatch(wnid)})
     if strange:
-        raise UserError(f"{path} names classes {shorten(strange)}; expected names like n01440764")
+        raise UserError(
+            f"{path} names classes {first_few(strange, 3)}; expected names like n01440764"
+        )
     return classes
 
 

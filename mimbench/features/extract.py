@@ -214,7 +214,7 @@ def compute_in_pieces(
         fit: How many images at a time; out of memory halves it.
     """
     out: list[dict[str, Tensor]] = []
-    device = backbone.mean.device
+    device = backbone.normalise.mean.device
     done = 0
 
     def piece(size: int) -> dict[str, Tensor]:

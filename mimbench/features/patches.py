@@ -23,6 +23,7 @@ from mimbench.features.extract import fill
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
 from mimbench.system.runtime import Precision, Ranks
+from mimbench.system.seeds import sequence_generator
 from mimbench.task import Machine
 from mimbench.vit.backbone import Backbone, build_backbone
 from mimbench.vit.weights import VitWeights
@@ -256,6 +257,6 @@ def random_patches(images: int, grid: tuple[int, int], count: int, *, seed: int)
     total = math.prod(grid)
     if count >= total:
         return None
-    rng = np.random.default_rng([seed, 5437, count])
+    rng = sequence_generator(seed, 5437, count)
     order = rng.random((images, total)).argsort(axis=1)[:, :count]
     return np.sort(order, axis=1).astype(np.int64)

@@ -14,8 +14,6 @@ from mimbench.data.sources import Source
 from mimbench.data.subsets import Subset
 from mimbench.features.bank import BankSpec, FeatureBank
 from mimbench.features.extract import extract
-from mimbench.system.config import to_mapping
-from mimbench.system.files import value_digest
 from mimbench.system.runtime import Precision, Ranks
 from mimbench.task import Machine
 from mimbench.vit.weights import VitWeights
@@ -74,18 +72,6 @@ class FrozenConfig(ImageConfig):
     ) -> FeatureBank:
         """Return the complete bank of an image list."""
         return extract(weights, images, self.bank(view), self.machine, ranks=ranks)
-
-
-def run_digest(
-    weights: VitWeights, train: ImageList, val: ImageList, config: ImageConfig, *, version: int
-) -> str:
-    """Return what a training run's folder belongs to: anything else in it is refused."""
-    plain = to_mapping(config)
-    for place in ("data", "machine"):
-        del plain[place]
-    return value_digest(
-        [version, weights.digest, weights.spec.to_json(), train.digest, val.digest, plain]
-    )
 
 
 def from_main(work: Callable[[], T], ranks: Ranks) -> T:

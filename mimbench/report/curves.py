@@ -1,14 +1,13 @@
 """Training curves as small line charts, one for each figure that a benchmark logged."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mimbench.report.markup import colour, text
+from mimbench.training.curve import read_curve
 
-METRICS = "metrics.jsonl"
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 340, 190, 40, 22, 8
 MOST_POINTS, MOST_FIGURES = 400, 3
 TOLD = ("loss", "top1", "ap", "iou", "acc")
@@ -18,18 +17,10 @@ UNTOLD = re.compile(r"epoch|lr|.*(per_second|_time|images|gib|norm)")
 Line = list[tuple[float, float]]
 
 
-def read_curves(path: Path) -> dict[str, Line]:
-    """Return figure -> (step, value) points of a log; a torn last line is left out."""
+def read_curves(folder: Path) -> dict[str, Line]:
+    """Return figure -> (step, value) points of a run's curve."""
     curves: dict[str, Line] = {}
-    if not path.is_file():
-        return curves
-    for row in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(row)
-        except ValueError:
-            continue
-        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int | float):
-            continue
+    for entry in read_curve(folder):
         for name, value in entry.items():
             if name != "step" and _number(value):
                 curves.setdefault(name, []).append((float(entry["step"]), float(value)))

@@ -14,9 +14,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from mimbench.benchmarks.survey import child_environment
+from mimbench.features.cards import embed, read_cards
 from mimbench.report.markup import picture
+from mimbench.scores.neighbours import nearest
 from mimbench.scores.outcomes import DETECTION, TRUTH
-from mimbench.suite.running.canary import embed, read_cards
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitWeights
 
@@ -125,11 +126,8 @@ def neighbours(weights: VitWeights, data: Path, device: torch.device) -> list[st
     )
     backbone = build_backbone(weights).to(device)
     bank = embed(backbone, cards.bank, device)["avg"]
-    found = (
-        (embed(backbone, cards.queries[picked], device)["avg"] @ bank.T)
-        .topk(NEIGHBOURS, dim=1)
-        .indices
-    )
+    queries = embed(backbone, cards.queries[picked], device)["avg"]
+    found = nearest(bank, queries, NEIGHBOURS)[1]
     rows = []
     for query, near in zip(picked, found, strict=True):
         label = cards.query_labels[query]

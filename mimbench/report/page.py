@@ -10,7 +10,7 @@ from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.orders import ORDER_FILE, Order, read_order
 from mimbench.checkpoints.files import read_weights
 from mimbench.report.classes import class_bars, class_scores
-from mimbench.report.curves import METRICS, charts, read_curves
+from mimbench.report.curves import charts, read_curves
 from mimbench.report.gallery import detections, left_behind, masks, neighbours
 from mimbench.report.markup import legend, section, text
 from mimbench.results import Result
@@ -132,7 +132,7 @@ def _curves(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Mani
     found = []
     for benchmark in dict.fromkeys(r.benchmark for _, r in runs):
         mine = [(p, r) for p, r in runs if r.benchmark == benchmark]
-        curves = {_number(r, rows): read_curves(p / METRICS) for p, r in mine}
+        curves = {_number(r, rows): read_curves(p) for p, r in mine}
         if drawn := charts(curves):
             found.append(
                 f'<h3>{text(_title(mine[0][1], manifest))}</h3><div class="grid">{"".join(drawn)}</div>'

@@ -9,6 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from mimbench.sample.digits import SPLITS, digit_bank
+from mimbench.system.seeds import sequence_generator
 
 SIDE = 32
 SEED = 20_241
@@ -27,7 +28,7 @@ def card_digit(index: int) -> int:
 
 def make_card(split: str, index: int) -> NDArray[np.uint8]:
     """Return card `index` of `split` as 32 x 32 RGB; it depends on nothing else."""
-    rng = np.random.default_rng([SEED, SPLITS.index(split), index])
+    rng = sequence_generator(SEED, SPLITS.index(split), index)
     size = int(rng.integers(*_SIZES))
     coverage = digit_bank(split).draw(rng, card_digit(index), size)
     row, column = rng.integers(0, SIDE - size + 1, 2)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mimbench.sample.digits import SPLITS, DigitBank, contrasting_ink, digit_bank
 from mimbench.sample.textures import TextureBank, texture_bank
+from mimbench.system.seeds import sequence_generator
 
 SIDE = 128
 SEED = 20_242
@@ -56,7 +57,7 @@ def has_crowd(index: int) -> bool:
 
 def make_scene(split: str, index: int, textures: TextureBank | None = None) -> Scene:
     """Return scene `index` of `split`; it depends on nothing else but where textures come from."""
-    rng = np.random.default_rng([SEED, SPLITS.index(split), index])
+    rng = sequence_generator(SEED, SPLITS.index(split), index)
     textures = textures or texture_bank()
     canvas = _Canvas(rng, split, textures)
     if not is_empty(index):

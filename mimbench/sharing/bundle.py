@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, read_order
-from mimbench.report.curves import METRICS
 from mimbench.results import Result, protocol_digest
 from mimbench.scores.outcomes import (
     CLASSIFICATION,
@@ -25,13 +24,14 @@ from mimbench.system.files import atomic_path, file_digest
 from mimbench.system.source import library_versions, source_state
 from mimbench.tables.formats import as_json
 from mimbench.tables.table import make_table, read_results, read_results_with_folders
+from mimbench.training.curve import CURVE_FILE
 
 logger = logging.getLogger(__name__)
 PACKED = (
     RESULT_FILE,
     ORDER_FILE,
     LOG_FILE,
-    METRICS,
+    CURVE_FILE,
     "extra.json",
     CLASSIFICATION,
     SEGMENTATION,

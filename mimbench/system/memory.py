@@ -1,8 +1,11 @@
-"""Out of memory: try again with half as many images at a time, at the same effective batch."""
+"""Memory: how much was used at most, whether it ran out, and what to do then."""
 
 import gc
 import logging
-from collections.abc import Callable
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -29,6 +32,44 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(p in str(error).lower() for p in PHRASES)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes used so far: on a GPU what torch held, on a CPU what this process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # kilobytes on Linux, bytes on macOS
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+@contextmanager
+def memory_advice(doing: str, remedy: str) -> Iterator[None]:
+    """Turn running out of memory into an error that says what was measured and what to set.
+
+    Args:
+        doing: What did not fit, as in "out of memory {doing}".
+        remedy: What to set.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"out of memory {doing} ({_peak_text(error)}): {first}\n{remedy}"
+        ) from error
+
+
+def _peak_text(error: BaseException) -> str:
+    """Return how much was used where memory ran out: the CPU's can run out beside a GPU."""
+    of_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    if of_cpu or not torch.cuda.is_initialized():
+        return f"peak {peak_memory(torch.device('cpu')) / 2**30:.1f} GiB of this process"
+    card = torch.device("cuda", torch.cuda.current_device())
+    whole = torch.cuda.get_device_properties(card).total_memory
+    return f"peak {peak_memory(card) / 2**30:.1f} of {whole / 2**30:.1f} GiB on {card}"
 
 
 @dataclass(kw_only=True)

@@ -1,13 +1,12 @@
-"""Seeds: mixed from parts, and set where others draw from global state."""
+"""Seeds mixed from parts, by one of two rules; who needs torch's or NumPy's global state is elsewhere.
+
+`derive_seed` is the rule. The other functions mix by NumPy's SeedSequence: the sample data, random
+subsets, detection and segmentation have always drawn by it, and their numbers must not move.
+"""
 
 import hashlib
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
-import torch
-from torch.utils.data import get_worker_info
 
 
 def derive_seed(*parts: int) -> int:
@@ -16,28 +15,17 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python, NumPy and torch on the CPU; outside loader workers, put them back afterwards."""
-    keep = get_worker_info() is None
-    saved = (random.getstate(), np.random.get_state(), torch.get_rng_state()) if keep else None  # noqa: NPY002
-    random.seed(seed)
-    # augmentations of third parties draw from NumPy's global state
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    # torch.manual_seed would also reset the GPU's generator
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        if saved is not None:
-            random.setstate(saved[0])
-            np.random.set_state(saved[1])  # noqa: NPY002
-            torch.set_rng_state(saved[2])
+def sequence_generator(*parts: int) -> np.random.Generator:
+    """Return NumPy's generator of the parts: a draw, an epoch's order, a picture of the sample data."""
+    return np.random.default_rng(list(parts))
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch; entry points call it once, libraries never."""
-    random.seed(seed)
-    # third-party augmentations draw from NumPy's global state
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
+def sequence_seed(*parts: int) -> int:
+    """Return a seed (63 bits) of the parts: what a position of detection's stream draws."""
+    return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def sequence_words(*parts: int) -> tuple[int, int]:
+    """Return two seeds (32 bits) of the parts: what a position of segmentation's stream draws."""
+    first, second = np.random.SeedSequence(list(parts)).generate_state(2)
+    return int(first), int(second)

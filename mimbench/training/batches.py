@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from mimbench.data.images import CorruptImageError, naming
 from mimbench.system.errors import UserError
+from mimbench.system.generators import seeded
 from mimbench.system.runtime import Ranks
-from mimbench.system.seeds import derive_seed, seeded
+from mimbench.system.seeds import derive_seed
 from mimbench.training.optim import BatchPlan
 
 logger = logging.getLogger(__name__)

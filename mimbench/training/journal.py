@@ -1,24 +1,17 @@
-"""The record of a training run: figures kept on the device, one JSON line now and then, TensorBoard."""
+"""The record of a training run: figures summed on the device, shown and written now and then."""
 
-import json
-import logging
-import math
-import resource
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mimbench.system.files import write_text
+from mimbench.system.memory import peak_memory
 from mimbench.system.progress import Progress
+from mimbench.training.curve import Curve
 from mimbench.training.learner import RunContext, StepInfo
-
-logger = logging.getLogger(__name__)
 
 
 class Meter:
@@ -61,43 +54,12 @@ class Meter:
         }
 
 
-class Journal:
-    """metrics.jsonl and TensorBoard of one run; a resumed run continues both without a seam."""
-
-    def __init__(self, out: Path, *, resumed_at: int, tensorboard: bool) -> None:
-        self.path = out / "metrics.jsonl"
-        self._drop_after(resumed_at)
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = _summary_writer(out / "tensorboard", resumed_at) if tensorboard else None
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Record the figures of a step."""
-        plain = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        self.file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for name, value in figures.items():
-                self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Finish both files."""
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
-
-    def _drop_after(self, step: int) -> None:
-        # an interrupted run may have written lines that the resumed one will write again
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        write_text(self.path, "".join(f"{line}\n" for line in lines if _is_until(line, step)))
-
-
 class Record:
-    """What the main process tells while a run goes on: the live line, and the journal."""
+    """What the main process tells while a run goes on: the live line, and the curve."""
 
     def __init__(self, context: RunContext, at: StepInfo, *, total: int, tensorboard: bool) -> None:
         self.bar = Progress(context.label, total, start=at.step)
-        self.journal = Journal(context.out, resumed_at=at.step, tensorboard=tensorboard)
+        self.curve = Curve(context.out, resumed_at=at.step, tensorboard=tensorboard)
         self.since, self.step = time.monotonic(), at.step
 
     def count(self) -> None:
@@ -111,41 +73,15 @@ class Record:
         now = time.monotonic()
         images, spent = (at.step - self.step) * at.batch, max(now - self.since, 1e-9)
         self.since, self.step = now, at.step
-        speed, memory = images / spent, peak_memory(device)
+        speed, memory = images / spent, peak_memory(device) / 2**30
         more = {"lr": lr, "images_per_second": speed, "memory_gib": memory}
-        self.journal.write(at.step, {"epoch": at.fraction, **figures, **more})
+        self.curve.write(at.step, {"epoch": at.fraction, **figures, **more})
         shown = {**figures, "img/s": speed, "GiB": memory}
         del shown["broken_images"]
         self.bar.step(0, **shown)
 
     def close(self, *, finished: bool) -> None:
         """Finish the files, and the line of a run that came to its end."""
-        self.journal.close()
+        self.curve.close()
         if finished:
             self.bar.close()
-
-
-def _is_until(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError):
-        # cut off when the process was killed
-        return False
-
-
-def _summary_writer(folder: Path, resumed_at: int) -> Any:
-    try:
-        # an optional package, and slow to import
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
-    except ImportError:
-        logger.warning("no TensorBoard files: the package tensorboard is not installed")
-        return None
-    return SummaryWriter(str(folder), purge_step=resumed_at + 1)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Return the most memory used so far in GiB: the device's, or this process's on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)

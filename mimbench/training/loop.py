@@ -237,7 +237,7 @@ class _Run:
         figures = self.now.whole_epoch.means() | own
         self.now.whole_epoch.reset()
         if own and self.record is not None:
-            self.record.journal.write(self.now.step, {"epoch": self.at().fraction, **own})
+            self.record.curve.write(self.now.step, {"epoch": self.at().fraction, **own})
         return self.now.improves(figures, self.config)
 
     def _wrap(self) -> nn.Module:

@@ -8,7 +8,9 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from mimbench.system.errors import UserError
-from mimbench.system.seeds import derive_seed, seed_everything
+from mimbench.system.generators import seed_everything
+from mimbench.system.seeds import derive_seed
+from mimbench.training.identity import check_state
 from mimbench.training.journal import Meter
 from mimbench.training.learner import LAST, Learner, LoopConfig, RunContext
 from mimbench.training.snapshots import (
@@ -92,11 +94,7 @@ class TrainingState:
     def _restore(self) -> None:
         ranks = self.context.ranks
         state = read_state(self.context.checkpoints / LAST)
-        if state["digest"] != self.context.digest:
-            raise UserError(
-                f"{self.context.out} holds a run of another configuration; "
-                "choose another folder, or start afresh with --fresh"
-            )
+        check_state(self.context.out, state["digest"], self.context.digest)
         self.learner.model.load_state_dict(state["model"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():

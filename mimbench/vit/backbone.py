@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 from mimbench.system.errors import UserError
 from mimbench.vit.network import Vit, build_vit, load_encoder
+from mimbench.vit.normalise import Normalisation
 from mimbench.vit.relative import build_relative_vit
 from mimbench.vit.rotary import build_rotary_vit
 from mimbench.vit.weights import VitSpec, VitWeights
@@ -27,17 +27,11 @@ class Features(NamedTuple):
 class Backbone(nn.Module):
     """A ViT behind one contract: images (b, 3, H, W) in [0, 1] go in, features come out."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, vit: Vit) -> None:
         super().__init__()
         self.vit = vit
         self.spec = vit.spec
-        self.register_buffer(
-            "mean", torch.tensor(self.spec.mean).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer("std", torch.tensor(self.spec.std).view(1, 3, 1, 1), persistent=False)
+        self.normalise = Normalisation(self.spec.mean, self.spec.std)
 
     def forward(self, images: Tensor) -> Features:
         """Return the features after the final norm."""
@@ -77,7 +71,7 @@ class Backbone(nn.Module):
             )
         vit = self.vit
         grid = (height // p, width // p)
-        x = vit.embed((images - self.mean) / self.std)
+        x = vit.embed(self.normalise(images))
         out: list[Tensor] = []
         for i in range(blocks[-1] + 1):
             x = vit.run_block(i, x, grid)

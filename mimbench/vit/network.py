@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
 from mimbench.vit.positions import resize_table
 from mimbench.vit.weights import VitSpec, VitWeights, mismatches
 
@@ -139,6 +140,6 @@ def load_encoder(
         f"nothing fills {name}" for name in own if name not in weights.tensors and name not in fresh
     ]
     if faults:
-        shown = "; ".join(faults[:5]) + (f" and {len(faults) - 5} more" if len(faults) > 5 else "")
+        shown = first_few(faults, separator="; ")
         raise UserError(f"{weights.name or 'weights'}: the tensors do not fit the model: {shown}")
     model.load_state_dict({**own, **weights.tensors})

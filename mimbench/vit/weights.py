@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mimbench.system.config import from_mapping, to_mapping
+from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
+from mimbench.system.listing import first_few
 from mimbench.vit.positions import PositionRule, sincos_table
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -159,6 +161,29 @@ def mismatches(spec: VitSpec, tensors: Mapping[str, Tensor]) -> list[str]:
         elif tuple(tensor.shape) != wanted[name]:
             faults.append(f"{name} has shape {tuple(tensor.shape)}, expected {wanted[name]}")
     return faults
+
+
+def require_fit(weights: VitWeights) -> None:
+    """Raise `UserError` unless the tensors are exactly what the specification asks for."""
+    if faults := mismatches(weights.spec, weights.tensors):
+        raise UserError(
+            f"{weights.name or 'weights'} do not fit their specification: "
+            f"{first_few(faults, separator='; ')}"
+        )
+
+
+def fold_layer_scale(weights: VitWeights) -> dict[str, Tensor]:
+    """Return the tensors with LayerScale multiplied into the layer before it: exact for features."""
+    state = dict(weights.tensors)
+    if not weights.spec.layer_scale:
+        return state
+    for i in range(weights.spec.depth):
+        for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
+            gamma = state.pop(f"blocks.{i}.{scale}.gamma")
+            at = f"blocks.{i}.{layer}"
+            state[f"{at}.weight"] = state[f"{at}.weight"] * gamma[:, None]
+            state[f"{at}.bias"] = state[f"{at}.bias"] * gamma
+    return state
 
 
 def random_weights(spec: VitSpec, seed: int) -> VitWeights:

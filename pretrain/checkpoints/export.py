@@ -22,6 +22,7 @@ from mimbench.system.files import atomic_path, value_digest, write_json
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_option
 from mimbench.training.learner import StepInfo
+from mimbench.vit.sizes import size_of
 from mimbench.vit.weights import VitSpec, VitWeights
 from pretrain.checkpoints.layouts import to_official
 from pretrain.checkpoints.stored import CARD, MODEL, StoredModel, read_model
@@ -99,8 +100,9 @@ def write_released(path: Path, stored: StoredModel, layout: str) -> None:
 
 
 def _released_name(spec: VitSpec) -> str:
-    size = {768: "base", 1024: "large", 1280: "huge"}.get(spec.embed_dim, f"width{spec.embed_dim}")
-    return f"mae_vit_{size}_patch{spec.patch_size}_dec512d8b"
+    size = size_of(spec.embed_dim, spec.depth)
+    name = size.name if size else f"width{spec.embed_dim}"
+    return f"mae_vit_{name}_patch{spec.patch_size}_dec512d8b"
 
 
 def parser() -> Parser:

@@ -17,6 +17,7 @@ from mimbench.checkpoints.files import read_weights
 from mimbench.checkpoints.reading.content import read_raw
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
 from mimbench.training.learner import LAST
 from mimbench.training.snapshots import FORMAT, read_state
 from mimbench.vit.weights import VitSpec
@@ -232,7 +233,7 @@ def _overlay(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[
     missing = [n for n in own if n not in known and n not in TABLES]
     wrong += [f"missing {n}" for n in missing if n.startswith("encoder.")]
     if wrong:
-        shown = "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        shown = first_few(wrong, separator="; ")
         raise UserError(f"{path} does not fit this run's model: {shown}")
     for extra in sorted({n.split(".")[0] for n in state if n not in own}):
         logger.info("%s: '%s' has no place in this model and is left out", path, extra)

@@ -87,7 +87,7 @@ def backbone_attention(
     size = [side * spec.patch_size for side in grid]
     if list(images.shape[2:]) != size:
         images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
-    x = vit.embed((images - backbone.mean) / backbone.std)
+    x = vit.embed(backbone.normalise(images))
     for index in range(spec.depth - 1):
         x = vit.run_block(index, x, grid)
     return vit_attention(vit, x, grid)

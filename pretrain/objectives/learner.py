@@ -11,13 +11,13 @@ from mimbench.system.seeds import derive_seed
 from mimbench.training.batches import Batch
 from mimbench.training.learner import LAST, Learner, StepInfo
 from mimbench.training.optim import Schedule, scaled_lr
+from mimbench.vit.normalise import Normalisation
 from pretrain import masks
 from pretrain.checkpoints.export import write_export
 from pretrain.config import Config
 from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, split, take, to_patches
 from pretrain.models.features import FeatureNetwork
-from pretrain.models.teacher import Teacher, Views
-from pretrain.objectives.reconstruction import (
+from pretrain.models.reconstruction import (
     PIXEL_TARGETS,
     absolute_loss,
     feature_loss,
@@ -27,6 +27,7 @@ from pretrain.objectives.reconstruction import (
     rank_correlation,
     relative_loss,
 )
+from pretrain.models.teacher import Teacher, Views
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -77,8 +78,7 @@ class Pretraining(Learner):
             floor=o.min_lr,
         )
         self.generator = torch.Generator(device)
-        self.mean = torch.tensor(self.spec.mean, device=device).view(3, 1, 1)
-        self.std = torch.tensor(self.spec.std, device=device).view(3, 1, 1)
+        self.normalise = Normalisation(self.spec.mean, self.spec.std).to(device)
 
     def networks(self, outputs: int | None) -> MaskedAutoencoder:
         """Return what is trained."""
@@ -111,7 +111,7 @@ class Pretraining(Learner):
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the images (b, 3, H, W), normalised, and their patches."""
-        normalised = (batch.data.float() / 255 - self.mean) / self.std
+        normalised = self.normalise.of_bytes(batch.data)
         return normalised, to_patches(normalised, self.spec.patch_size)
 
     def look(

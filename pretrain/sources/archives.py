@@ -12,6 +12,7 @@ from typing import NamedTuple
 from mimbench.data.images import CorruptImageError
 from mimbench.data.lists import SUFFIXES
 from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
 
 OPEN_FILES = 64
 """Shards that a process keeps open: a data set may have more than a process may open."""
@@ -39,8 +40,7 @@ class ArchiveSource:
             except (OSError, tarfile.TarError) as error:
                 raise UserError(f"cannot index the tar file {shard}: {error}") from error
         if not self.entries:
-            more = f" and {len(shards) - 1} more tar files" if len(shards) > 1 else ""
-            raise UserError(f"no image in {shards[0]}{more}")
+            raise UserError(f"no image in {first_few(shards, 1)}")
         self.files: OrderedDict[tuple[int, int], int] = OrderedDict()
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from mimbench.checkpoints.files import read_weights
 from mimbench.data.images import read
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import Backbone, build_backbone
+from mimbench.vit.normalise import Normalisation
 from mimbench.vit.weights import VitSpec
 from pretrain import masks
 from pretrain.checkpoints.stored import MODEL, read_model
@@ -23,8 +24,8 @@ from pretrain.masks import MaskInput, MaskStrategy
 from pretrain.models.attention import backbone_attention
 from pretrain.models.autoencoder import MaskedAutoencoder, split, take, to_patches
 from pretrain.models.generator import Generator
+from pretrain.models.reconstruction import PIXEL_TARGETS, normalise_patches, pixel_loss
 from pretrain.models.teacher import Teacher
-from pretrain.objectives.reconstruction import PIXEL_TARGETS, normalise_patches, pixel_loss
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +136,8 @@ class Observer:
         )
 
     def _patches(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.spec.mean, self.spec.std))
-        return to_patches((images - mean) / std, self.spec.patch_size)
+        normalise = Normalisation(self.spec.mean, self.spec.std)
+        return to_patches(normalise(images), self.spec.patch_size)
 
     def true_loss(self, patches: Tensor) -> Tensor:
         """Return each patch's reconstruction loss (b, n), averaged over random masks that hide it."""

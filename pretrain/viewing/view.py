@@ -15,20 +15,21 @@ from torchvision.transforms.v2 import functional as vision
 
 from mimbench.data.images import CorruptImageError, read
 from mimbench.system.errors import UserError
+from mimbench.vit.normalise import Normalisation
 from mimbench.vit.weights import VitSpec
 from pretrain import masks
 from pretrain.checkpoints.stored import StoredModel
 from pretrain.masks import MaskInput, MaskStrategy
 from pretrain.masks.hard import Strategy as Hard
 from pretrain.models.autoencoder import MaskedAutoencoder, from_patches, split, take, to_patches
-from pretrain.models.teacher import Teacher
-from pretrain.objectives.reconstruction import (
+from pretrain.models.reconstruction import (
     EPSILON,
     normalise_patches,
     pair_signs,
     pixel_loss,
     rank_correlation,
 )
+from pretrain.models.teacher import Teacher
 
 Pixels = Literal["pixels", "normalised"]
 
@@ -161,11 +162,11 @@ def look(
     spec = stored.spec
     model, teacher = open_networks(stored, path)
     raw = load_images(pictures, spec).float() / 255
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
-    patches = to_patches((raw - mean) / std, spec.patch_size)
+    normalise = Normalisation(spec.mean, spec.std)
+    normal = normalise(raw)
+    patches = to_patches(normal, spec.patch_size)
     found = None if teacher is None else teacher(patches, difficulty=True).difficulty
     strategy = strategy_of(stored, foretells=teacher is not None)
-    normal = (raw - mean) / std
     stages = [stage(strategy, at, normal, spec, found, seed) for at in moments(strategy)]
     mask = stages[-1].kinds != VISIBLE
     visible, hidden = split(mask, int(mask[0].sum()))
@@ -177,7 +178,7 @@ def look(
     if pixels is not None:
         content = outputs.prediction if pixels == "pixels" else restored(outputs.prediction, wanted)
         whole = patches.scatter(1, hidden.unsqueeze(-1).expand_as(content), content)
-        filled = (from_patches(whole, spec.patch_size, spec.grid) * std + mean).clamp(0, 1)
+        filled = normalise.inverse(from_patches(whole, spec.patch_size, spec.grid)).clamp(0, 1)
         true = pixel_loss(
             outputs.prediction, wanted if pixels == "pixels" else normalise_patches(wanted)
         )

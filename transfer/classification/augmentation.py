@@ -18,7 +18,8 @@ from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossE
 from torch import Tensor, nn
 
 from mimbench.data.preprocess import Interpolation
-from mimbench.system.seeds import derive_seed, seeded
+from mimbench.system.generators import seeded
+from mimbench.system.seeds import derive_seed
 from mimbench.vit.weights import VitSpec
 
 

@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from mimbench.data.lists import ImageList
-from mimbench.features.protocol import run_digest
 from mimbench.scores.metrics import write_outcomes
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.memory import Halving, is_out_of_memory
 from mimbench.system.runtime import Ranks, process_group
+from mimbench.training.identity import run_digest
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
 from mimbench.vit.weights import VitWeights
@@ -66,7 +66,7 @@ def train_classifier(
     mixes = config.augment.mixes
     first = micro_batch(recipe.batch, ranks.world, config.machine.max_batch, even=mixes)
     room = Halving(size=first)
-    digest = run_digest(weights, train, val, config, version=VERSION)
+    digest = run_digest(weights, config, version=VERSION, data=[train.digest, val.digest])
 
     def attempt(size: int, learner: FineTune | None = None) -> FineTune:
         # made anew, so that a failed attempt leaves nothing behind; fit restores what was saved

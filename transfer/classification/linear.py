@@ -23,12 +23,12 @@ from pathlib import Path
 from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
 from mimbench.features.bank import PARTS
-from mimbench.features.protocol import run_digest
 from mimbench.scores.metrics import top_percent, write_outcomes
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.runtime import Ranks, process_group
 from mimbench.task import Machine
+from mimbench.training.identity import run_digest
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
 from mimbench.vit.weights import VitWeights
@@ -60,7 +60,7 @@ def train_probe(
 ) -> dict[str, float]:
     """Train all heads on one list, score them on the other."""
     check_groups(config, ranks.world)
-    digest = run_digest(weights, train, val, config, version=VERSION)
+    digest = run_digest(weights, config, version=VERSION, data=[train.digest, val.digest])
     needed = sorted({part for choice in config.choices for part in PARTS[choice]})
 
     def scored(images: ImageList) -> Scored:

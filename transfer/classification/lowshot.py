@@ -28,13 +28,8 @@ from mimbench.features.bank import Choice, FeatureBank, open_bank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
 from mimbench.logistic.grid import Grid, choose_and_fit, solve
-from mimbench.scores.metrics import (
-    Neighbours,
-    rank_classes,
-    top_percent,
-    weighted_votes,
-    write_outcomes,
-)
+from mimbench.scores.metrics import rank_classes, top_percent, write_outcomes
+from mimbench.scores.neighbours import knn
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.progress import Progress
@@ -46,7 +41,6 @@ VERSION = 1
 MAIN_METRIC = "top1"
 
 Method = Literal["knn", "logreg"]
-QUERIES = 512
 ENOUGH = 5
 """Images of a class from which one can be held out to choose C."""
 
@@ -212,20 +206,14 @@ def vote(
     k = 1 if config.per_class == 1 else config.k
     if k > len(shots):
         raise UserError(f"k = {k} neighbours among {len(shots)} images; lower k")
-    similarity, ids = [], []
-    for start in range(0, len(queries), QUERIES):
-        scores = queries[start : start + QUERIES] @ shots.T
-        values, best = scores.topk(min(k + 1, len(shots)), dim=1)
-        tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
-        best = best[:, :k]
-        if tied.any():
-            best[tied] = rank_classes(scores[tied], k)
-        similarity.append(scores.gather(1, best).cpu())
-        ids.append(best.cpu())
-    found = Neighbours(
-        similarity=torch.cat(similarity), labels=torch.from_numpy(labels)[torch.cat(ids)]
+    return knn(
+        shots,
+        torch.from_numpy(labels),
+        queries,
+        k=k,
+        temperature=config.temperature,
+        classes=classes,
     )
-    return weighted_votes(found, ks=[k], temperature=config.temperature, classes=classes)[k]
 
 
 def regress(

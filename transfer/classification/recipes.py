@@ -8,10 +8,9 @@ published no recipe for a size, the nearest size's is taken, and the result says
 from dataclasses import dataclass
 from typing import Literal
 
-Name = Literal["mae", "hpm", "beit"]
-Size = Literal["S", "B", "L", "H"]
+from mimbench.vit.sizes import SIZES
 
-WIDTHS: dict[int, Size] = {384: "S", 768: "B", 1024: "L", 1280: "H"}
+Name = Literal["mae", "hpm", "beit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ def _beit(
     )
 
 
-RECIPES: dict[Name, dict[Size, Recipe]] = {
+RECIPES: dict[Name, dict[str, Recipe]] = {
     "mae": {
         "S": _mae(100, 5e-4, 0.65, 0.1, "MAE published no recipe for S: that of B"),
         "B": _mae(100, 5e-4, 0.65, 0.1),
@@ -115,9 +114,11 @@ RECIPES: dict[Name, dict[Size, Recipe]] = {
 
 def recipe_for(name: Name, width: int) -> Recipe:
     """Return the recipe for a model's width; for another width, that of the nearest size."""
-    nearest = min(WIDTHS, key=lambda known: (abs(known - width), known))
-    recipe = RECIPES[name][WIDTHS[nearest]]
-    if nearest == width:
+    known = [size for size in SIZES.values() if size.letter in RECIPES[name]]
+    nearest = min(known, key=lambda size: (abs(size.embed_dim - width), size.embed_dim))
+    recipe = RECIPES[name][nearest.letter]
+    if nearest.embed_dim == width:
         return recipe
-    note = f"width {width} is none of S, B, L, H: the recipe of {WIDTHS[nearest]}"
+    letters = ", ".join(size.letter for size in known)
+    note = f"width {width} is none of {letters}: the recipe of {nearest.letter}"
     return Recipe(**{**recipe.__dict__, "note": f"{note}. {recipe.note}".strip()})

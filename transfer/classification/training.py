@@ -22,6 +22,7 @@ from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import Precision, Ranks, autocast
 from mimbench.task import Machine
+from mimbench.vit.normalise import Normalisation
 from mimbench.vit.weights import VitSpec
 
 
@@ -95,14 +96,6 @@ class CropTo:
         return TF.pil_to_tensor(out)
 
 
-def normalise(pixels: Tensor, spec: VitSpec) -> Tensor:
-    """Return uint8 images as the plain ViT reads them."""
-    mean, std = (
-        torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (spec.mean, spec.std)
-    )
-    return (pixels.float() / 255 - mean) / std
-
-
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -123,6 +116,7 @@ def predict(
         Decoded(images, preprocess), batch_sampler=plan, num_workers=machine.workers
     )
     ranked = torch.zeros(len(images), 5, dtype=torch.int64, device=device)
+    normalise = Normalisation(spec.mean, spec.std).to(device)
     fit = Halving(size=size)
     bar = Progress("val", len(mine)) if ranks.main else None
     training = model.training
@@ -134,7 +128,7 @@ def predict(
             def piece(count: int, pixels: Tensor = pixels, done: int = done) -> Tensor:
                 part = pixels[done : done + count].to(device, non_blocking=True)
                 with autocast(device, precision):
-                    return rank_classes(model(normalise(part, spec)))
+                    return rank_classes(model(normalise.of_bytes(part)))
 
             found = fit.attempt(piece)
             ranked[indices[done : done + len(found)].to(device)] = found

@@ -21,11 +21,12 @@ from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import process_group
-from transfer.detection.job import RECORD, read_record
+from mimbench.training.identity import RUN_FILE, read_identity
+from transfer.detection.again import again
 from transfer.detection.show import show
-from transfer.detection.vitdet import DETECTIONS, Config, evaluate_run
+from transfer.detection.vitdet import DETECTIONS, TASK, Config
 
-TASK, PROGRAM = "transfer.detection.vitdet", "python -m transfer.detection"
+PROGRAM = "python -m transfer.detection"
 
 
 def add_options(parser: Parser) -> None:
@@ -59,7 +60,7 @@ def before(args: argparse.Namespace) -> int | None:
         raise UserError("--eval-only needs the checkpoint that the run started from")
     weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
     with process_group(args.device or "auto") as ranks:
-        scores = evaluate_run(weights, args.eval_only, data_root=args.data, device=args.device)
+        scores = again(weights, args.eval_only, data_root=args.data, device=args.device)
         if not ranks.main:
             return 0
     sys.stdout.write("".join(f"{name}\t{value:.4f}\n" for name, value in scores.items()))
@@ -70,10 +71,10 @@ def before(args: argparse.Namespace) -> int | None:
 
 def draw(run: Path, count: int, data: Path | None, *, threshold: float) -> list[Path]:
     """Write pictures of a run's detections."""
-    mapping = dict(read_record(run)["config"])
+    mapping = dict(read_identity(run)["config"])
     if data is not None:
         mapping["data"] = data
-    config = from_mapping(Config, mapping, str(run / RECORD))
+    config = from_mapping(Config, mapping, str(run / RUN_FILE))
     return show(run / "pictures", run / DETECTIONS, config, count=count, threshold=threshold)
 
 

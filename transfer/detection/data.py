@@ -14,6 +14,7 @@ from detectron2.data.datasets import load_coco_json
 
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
+from mimbench.system.listing import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def check_same_classes(train: Split, val: Split) -> None:
         )
         raise UserError(
             f"{train.annotations.name} and {val.annotations.name} disagree on their categories: "
-            f"{len(differing)} differ, for example {sorted(differing)[:SHOWN]}"
+            f"{len(differing)} differ: {first_few(sorted(differing), SHOWN)}"
         )
 
 

@@ -17,6 +17,8 @@ from torch.utils.data import Dataset, Sampler
 
 from mimbench.data.images import FAULTS
 from mimbench.system.errors import UserError
+from mimbench.system.generators import seeded
+from mimbench.system.seeds import sequence_generator, sequence_seed
 
 POSITION = "position"
 
@@ -36,7 +38,7 @@ class Order(Sampler[tuple[int, int]]):
         while True:
             if position // self.size != epoch:
                 epoch = position // self.size
-                shuffle = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+                shuffle = sequence_generator(self.seed, epoch).permutation(self.size)
             yield position, int(shuffle[position % self.size])
             position += self.world
 
@@ -72,23 +74,14 @@ class Positioned(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Return the picture at (position, index) as the model takes it."""
         position, index = key
-        state = np.random.get_state()  # noqa: NPY002
         # detectron2's augmentations draw from NumPy's global generator
-        np.random.seed(mixed(self.seed, position) % 2**32)  # noqa: NPY002
-        try:
+        with seeded(sequence_seed(self.seed, position)):
             item = self.reader(self.records[index])
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
         item[POSITION] = position
         return item
-
-
-def mixed(seed: int, position: int) -> int:
-    """Return a seed for one position that shares nothing with its neighbours'."""
-    return int(np.random.SeedSequence([seed, position]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def seed_model(seed: int, batch: Sequence[Mapping[str, Any]]) -> None:
     """Seed what detectron2 draws inside the model (sampled regions, dropped paths) for a batch."""
     # detectron2 draws from torch's global generator only
-    torch.manual_seed(mixed(seed, batch[0][POSITION]))
+    torch.manual_seed(sequence_seed(seed, batch[0][POSITION]))

@@ -8,6 +8,7 @@ from typing import Literal
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision
 from mimbench.task import Machine
+from mimbench.vit.sizes import SIZES, Size
 from mimbench.vit.weights import VitSpec
 
 STEPS = 184_375
@@ -24,10 +25,9 @@ SCALES = (4.0, 2.0, 1.0, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class Column:
     """A column of the recipe table: what the official configs change with the model's size."""
 
-    name: str
     layer_decay: float
     drop_path: float
     share: Fraction = Fraction(1)
@@ -36,13 +36,13 @@ class Size:
     """Weight decay for norms and positions too (the official ViT-H config empties the exceptions)."""
 
 
-SIZES = {
-    384: Size(name="S", layer_decay=0.7, drop_path=0.1),
-    768: Size(name="B", layer_decay=0.7, drop_path=0.1),
-    1024: Size(name="L", layer_decay=0.8, drop_path=0.4),
-    1280: Size(name="H", layer_decay=0.9, drop_path=0.5, share=Fraction(3, 4), decay_all=True),
+TABLE = {
+    "S": Column(layer_decay=0.7, drop_path=0.1),
+    "B": Column(layer_decay=0.7, drop_path=0.1),
+    "L": Column(layer_decay=0.8, drop_path=0.4),
+    "H": Column(layer_decay=0.9, drop_path=0.5, share=Fraction(3, 4), decay_all=True),
 }
-"""By width. S has no official config: it takes B's values."""
+"""By the model's size. S has no official config: it takes B's values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,10 @@ class Config:
             raise ValueError(f"images is {self.images}, less than one batch of {self.batch}")
 
 
-def size_of(spec: VitSpec) -> Size:
-    """Return the column of the recipe table for a model: the nearest width that is not narrower."""
-    return next((SIZES[width] for width in SIZES if spec.embed_dim <= width), SIZES[1280])
+def column_of(spec: VitSpec) -> Size:
+    """Return the size whose column a model takes: the nearest width that is not narrower."""
+    sizes = [size for size in SIZES.values() if size.letter in TABLE]
+    return next((size for size in sizes if spec.embed_dim <= size.embed_dim), sizes[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,26 +151,27 @@ class Plan:
 
 def plan(config: Config, spec: VitSpec) -> Plan:
     """Return what the recipe means for a model of this size."""
-    size = size_of(spec)
-    length = int(STEPS * size.share) if config.images is None else config.images // config.batch
+    size = column_of(spec)
+    column = TABLE[size.letter]
+    length = int(STEPS * column.share) if config.images is None else config.images // config.batch
     notes = []
     if config.images is None:
         length = length * BATCH // config.batch
-        if spec.embed_dim not in SIZES:
+        if spec.embed_dim != size.embed_dim:
             notes.append(
-                f"width {spec.embed_dim} has no official config: it takes {size.name}'s values"
+                f"width {spec.embed_dim} has no official config: it takes {size.letter}'s values"
             )
-        if size.name == "S":
+        if size.letter == "S":
             notes.append("ViT-S has no official config: it takes B's values")
-    share = size.share if config.images is None else Fraction(1)
+    share = column.share if config.images is None else Fraction(1)
     first, second = (int(round(drop * STEPS) * share) for drop in config.drops)
     return Plan(
         steps=length,
         schedule=(first, second, int(STEPS * share)),
         warmup=config.warmup,
-        layer_decay=size.layer_decay if config.layer_decay is None else config.layer_decay,
-        drop_path=size.drop_path if config.drop_path is None else config.drop_path,
-        decay_all=size.decay_all if config.decay_all is None else config.decay_all,
+        layer_decay=column.layer_decay if config.layer_decay is None else config.layer_decay,
+        drop_path=column.drop_path if config.drop_path is None else config.drop_path,
+        decay_all=column.decay_all if config.decay_all is None else config.decay_all,
         global_blocks=spread(config.global_blocks, spec.depth),
         notes=tuple(notes),
     )

@@ -19,10 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from timm.layers.activations import QuickGELU
 from torch import nn
 
+from mimbench.checkpoints.vitdet import Converted, vitdet_arguments
 from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
+from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
-from transfer.detection.convert import Converted
 from transfer.detection.crop import LimitedCrop
 from transfer.detection.protocol import Config, Levels, Plan, levels
 
@@ -56,8 +58,8 @@ def build_model_config(
     _edit_vit(model.backbone.net, config, plan, spec, converted)
     _edit_proposals(model.proposal_generator, config, pyramid)
     _edit_heads(model.roi_heads, config, pyramid, classes)
-    model.pixel_mean = [round(255 * value, 6) for value in spec.mean]
-    model.pixel_std = [round(255 * value, 6) for value in spec.std]
+    model.pixel_mean = on_bytes(spec.mean)
+    model.pixel_std = on_bytes(spec.std)
     model.input_format = "RGB"
     return model
 
@@ -65,22 +67,14 @@ def build_model_config(
 def _edit_vit(
     net: DictConfig, config: Config, plan: Plan, spec: VitSpec, converted: Converted
 ) -> None:
-    net.img_size, net.patch_size = config.image_size, converted.patch_size
-    net.embed_dim, net.depth, net.num_heads = spec.embed_dim, spec.depth, spec.num_heads
-    # detectron2 floors width x ratio: half a unit more keeps an uneven ratio from losing one
-    whole = spec.mlp_dim % spec.embed_dim == 0
-    net.mlp_ratio = (
-        spec.mlp_dim // spec.embed_dim if whole else (spec.mlp_dim + 0.5) / spec.embed_dim
-    )
-    net.qkv_bias = spec.qkv_bias
+    net.update(vitdet_arguments(spec, converted))
+    net.img_size = config.image_size
     net.norm_layer = partial(nn.LayerNorm, eps=spec.norm_eps)
     net.act_layer = QuickGELU if spec.activation == "quick_gelu" else nn.GELU
     net.drop_path_rate = plan.drop_path
     net.window_size = config.window
     net.window_block_indexes = [i for i in range(spec.depth) if i not in plan.global_blocks]
     net.use_rel_pos = config.relative_positions
-    net.pretrain_img_size = converted.table_side * converted.patch_size
-    net.pretrain_use_cls_token = converted.class_row
 
 
 def _edit_backbone(backbone: DictConfig, config: Config, pyramid: Levels) -> None:
@@ -215,7 +209,7 @@ def fill(model: nn.Module, converted: Converted) -> None:
         if name not in converted.tensors and "rel_pos" not in name
     ]
     if faults:
-        raise UserError(f"the backbone does not fit ViTDet: {'; '.join(faults[:5])}")
+        raise UserError(f"the backbone does not fit ViTDet: {first_few(faults, separator='; ')}")
     vit.load_state_dict({**own, **converted.tensors})
 
 

@@ -20,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_text
+from mimbench.system.listing import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ def score(annotations: Path, detections: Sequence[Detection], *, engine: Engine 
         strangers = {d["image_id"] for d in detections} - set(truth.getImgIds())
         if strangers:
             raise UserError(
-                f"{len(strangers)} detected pictures are not in {annotations.name}, for example "
-                f"{sorted(strangers)[:3]}: these detections belong to other data"
+                f"{len(strangers)} detected pictures are not in {annotations.name} "
+                f"({first_few(sorted(strangers), 3)}): these detections belong to other data"
             )
         metrics: dict[str, float] = {}
         per_class: dict[str, dict[str, float]] = {}

@@ -1,82 +1,30 @@
-"""Training: detectron2's AMP trainer with accumulation, its hooks, and state that resumes exactly."""
+"""Training: detectron2's trainer and hooks, and state that resumes exactly."""
 
 import logging
-import resource
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.engine import AMPTrainer, hooks
+from detectron2.data import build as loaders
+from detectron2.engine import create_ddp_model, hooks
 from fvcore.common.param_scheduler import ParamScheduler
-from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
-from mimbench.system.errors import UserError
-from mimbench.system.runtime import Precision, Ranks, autocast
+from mimbench.system.runtime import Ranks
 from mimbench.training.watch import StopSignals
-from transfer.detection.order import seed_model
-from transfer.detection.watch import Bar, Checkpoints, Curve, Leave
+from transfer.detection import recipe
+from transfer.detection.console import advice
+from transfer.detection.hooks import Bar, Checkpoints, CurveWriter, Leave
+from transfer.detection.inference import evaluate
+from transfer.detection.loop import Accumulator
+from transfer.detection.order import Order, Positioned, Reader
+from transfer.detection.prepare import Job
 
 logger = logging.getLogger(__name__)
 
 WRITE_EVERY = 20
-
-
-class Accumulator(AMPTrainer):
-    """detectron2's AMP trainer over several micro-batches for each optimizer step.
-
-    The gradient is the mean over micro-batches, as data parallelism takes the mean over processes:
-    n processes with one micro-batch and one process with n of them take the same step.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loader: Iterable[Any],
-        optimizer: Optimizer,
-        *,
-        micro_steps: int,
-        precision: Precision,
-        seed: int | None,
-    ) -> None:
-        self.device = next(model.parameters()).device
-        scaler = GradScaler(self.device.type, enabled=precision == "fp16")
-        super().__init__(model, loader, optimizer, grad_scaler=scaler)
-        self.micro_steps, self.seed = micro_steps, seed
-        self.mixed: Precision = precision
-
-    def run_step(self) -> None:
-        """Take one optimizer step over `micro_steps` batches of the loader."""
-        self.optimizer.zero_grad()
-        totals: dict[str, Tensor] = {}
-        waited = 0.0
-        for micro in range(self.micro_steps):
-            start = time.perf_counter()
-            batch = next(self._data_loader_iter)
-            waited += time.perf_counter() - start
-            if self.seed is not None:
-                seed_model(self.seed, batch)
-            for name, loss in self._micro_step(batch, last=micro == self.micro_steps - 1).items():
-                totals[name] = totals.get(name, 0.0) + loss.detach() / self.micro_steps
-        self.after_backward()
-        self._write_metrics(totals, waited)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-    def _micro_step(self, batch: Any, *, last: bool) -> Mapping[str, Tensor]:
-        alone = last or not isinstance(self.model, DistributedDataParallel)
-        with nullcontext() if alone else self.model.no_sync():
-            with autocast(self.device, self.mixed):
-                losses = self.model(batch)
-                total = sum(losses.values(), torch.zeros((), device=self.device)) / self.micro_steps
-            self.grad_scaler.scale(total).backward()
-        return losses
+# detectron2 wraps it so that a type checker cannot see its arguments
+TRAIN_LOADER: Any = loaders.build_detection_train_loader
 
 
 def save_period(steps: int) -> int:
@@ -119,44 +67,54 @@ def fit(trainer: Accumulator, course: Course, out: Path, ranks: Ranks) -> None:
         logger.info("training goes on after step %d of %d", start, course.steps)
     course.begin(start)
     if main:
-        curve = Curve(out / "metrics.jsonl", start)
-        trainer.register_hooks([hooks.PeriodicWriter([curve], WRITE_EVERY), Bar()])
+        writers = [CurveWriter(out, start)]
+        trainer.register_hooks([hooks.PeriodicWriter(writers, WRITE_EVERY), Bar()])
     with StopSignals(ranks) as signals, advice(trainer.device):
         trainer.register_hooks([Leave(checkpoints, signals)])
         trainer.train(start, course.steps)
 
 
-@contextmanager
-def advice(device: torch.device) -> Iterator[None]:
-    """Turn what stops a training for lack of memory or sense into advice."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise UserError(
-            f"{error}\nthe weights saved last are still sound; train with precision: bf16, or "
-            "with a lower learning_rate"
-        ) from error
-    except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
-            raise
-        raise UserError(
-            f"out of memory on {device} ({peak_memory(device)}): {str(error).splitlines()[0]}\n"
-            "lower max_batch (the effective batch stays: more micro-steps make it up), pass "
-            "--recompute, or set attention: fused or precision: bf16; "
-            "then run again: training goes on from the last saved state"
-        ) from error
-
-
-def _lacks_memory(error: BaseException) -> bool:
-    known = "DefaultCPUAllocator" in str(error) or "out of memory" in str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or known
-
-
-def peak_memory(device: torch.device) -> str:
-    """Return the measured peak of this process in words."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**30
-        whole = torch.cuda.get_device_properties(device).total_memory / 2**30
-        return f"peak {peak:.1f} of {whole:.1f} GiB"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return f"peak {peak:.1f} GiB of resident memory"
+def fit_job(job: Job, out: Path) -> None:
+    """Train the detector to the end of the recipe, from wherever `out` stands."""
+    config, ranks = job.config, job.ranks
+    records = recipe.instantiate(job.sets.train.dataset)
+    order = Order(len(records), seed=config.seed, rank=ranks.rank, world=ranks.world)
+    reader = Reader(recipe.instantiate(job.sets.train.mapper))
+    loader = TRAIN_LOADER(
+        dataset=Positioned(records, reader, seed=config.seed),
+        mapper=None,
+        sampler=order,
+        total_batch_size=job.batch.per_process * ranks.world,
+        # grouping by shape would tie pictures to the batch size; with one picture a process, as in
+        # the published runs, it does nothing
+        aspect_ratio_grouping=False,
+        num_workers=config.machine.workers,
+    )
+    optimizer = recipe.build_optimizer_config(config, job.plan, job.spec)
+    optimizer.params.model = job.model
+    gpu = job.device.type == "cuda"
+    trainer = Accumulator(
+        create_ddp_model(
+            job.model,
+            fp16_compression=gpu and config.precision == "fp16",
+            device_ids=[ranks.local] if gpu else None,
+            broadcast_buffers=False,
+        ),
+        loader,
+        recipe.instantiate(optimizer),
+        micro_steps=job.batch.micro_steps,
+        precision=config.precision,
+        seed=config.seed,
+    )
+    fit(
+        trainer,
+        Course(
+            steps=job.plan.steps,
+            schedule=recipe.instantiate(recipe.build_schedule_config(job.plan)),
+            eval_every=config.eval_every,
+            evaluate=lambda: evaluate(job, None),
+            begin=lambda step: setattr(order, "start", step * config.batch),
+        ),
+        out,
+        ranks,
+    )

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
+from mimbench.training.identity import read_identity
 from mimbench.vit.weights import VitSpec
 from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.data import open_source
-from transfer.segmentation.identity import read_run
+from transfer.segmentation.inference import evaluate
 from transfer.segmentation.labels import check_labels
 from transfer.segmentation.prepare import build_model, set_up
-from transfer.segmentation.scoring import evaluate
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 from transfer.segmentation.show import PICTURE_FOLDER, show
 from transfer.segmentation.train import MODEL_FILE, figures
 
@@ -33,7 +33,7 @@ def again(
         device: Where to test.
         pictures: Also draw this many validation images.
     """
-    identity = read_run(run)
+    identity = read_identity(run)
     if not (run / MODEL_FILE).is_file():
         raise UserError(f"the run in {run} is not finished: it has no {MODEL_FILE}")
     task: Any = importlib.import_module(identity["task"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
 from mimbench.vit.network import build_vit
 from mimbench.vit.positions import resize_table
 from mimbench.vit.weights import VitSpec, VitWeights
@@ -174,7 +175,7 @@ def load(
     if faults:
         raise UserError(
             f"{weights.name or 'weights'}: the tensors do not fit mmseg's {kind}: "
-            + "; ".join(faults[:5])
+            + first_few(faults, separator="; ")
         )
     backbone.load_state_dict({**own, **tensors})
     return converted

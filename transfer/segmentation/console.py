@@ -5,17 +5,15 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TextIO
 
-import torch
 from mmengine.logging import MMLogger
 
-from mimbench.system.errors import UserError
-from mimbench.system.memory import is_out_of_memory
+from mimbench.system.memory import memory_advice
 from mimbench.system.runtime import Ranks
-from mimbench.training.journal import peak_memory
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 
 REMARKS = (
     "Default ``avg_non_ignore`` is False",
@@ -48,31 +46,11 @@ def _redirect_logger(stream: TextIO) -> None:
             handler.stream = stream
 
 
-@contextlib.contextmanager
-def advice(config: SegmentationConfig) -> Iterator[None]:
+def advice(config: SegmentationConfig) -> AbstractContextManager[None]:
     """Turn running out of memory into what to do about it."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if isinstance(error, torch.OutOfMemoryError):
-            card = torch.cuda.current_device()
-            total = torch.cuda.get_device_properties(card).total_memory / 2**30
-            measured = (
-                f"{peak_memory(torch.device('cuda', card)):.1f} of {total:.1f} GiB were in use"
-            )
-        else:
-            measured = f"the process had used {peak_memory(torch.device('cpu')):.1f} GiB"
-        raise UserError(memory_advice(config, measured)) from error
-
-
-def memory_advice(config: SegmentationConfig, measured: str) -> str:
-    """Return what failed, what was measured and what to set."""
     now = min(config.machine.max_batch, config.batch)
-    smaller = max(2, now // 2)
-    return (
-        f"out of memory with up to {now} images of {config.crop[0]}x{config.crop[1]} at once "
-        f"({measured}); set machine.max_batch={smaller}: the effective batch stays {config.batch} "
-        "by accumulation, batch norm then sees fewer images, and the run goes on from its last state"
+    return memory_advice(
+        f"with up to {now} images of {config.crop[0]}x{config.crop[1]} at once",
+        f"set machine.max_batch={max(2, now // 2)}: the effective batch stays {config.batch} by "
+        "accumulation, batch norm then sees fewer images, and the run goes on from its last state",
     )

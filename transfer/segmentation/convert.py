@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mimbench.system.errors import UserError
 from mimbench.vit.positions import resize_table
-from mimbench.vit.weights import VitSpec, VitWeights, mismatches
+from mimbench.vit.weights import VitSpec, VitWeights, require_fit
 from transfer.segmentation.bias import resize_bias
 
 Kind = Literal["MAE", "BEiT", "TimmMAE"]
@@ -109,11 +109,7 @@ def convert(weights: VitWeights, kind: Kind, crop: tuple[int, int], *, tap_norm:
         crop: Height and width that position tables are resized for, once.
         tap_norm: The backbone has the final norm.
     """
-    faults = mismatches(weights.spec, weights.tensors)
-    if faults:
-        raise UserError(
-            f"{weights.name or 'weights'} do not fit their specification: {'; '.join(faults[:5])}"
-        )
+    require_fit(weights)
     table = TIMM_NAMES if kind == "TimmMAE" else MMSEG_NAMES
     tensors: dict[str, Tensor] = {}
     unused: dict[str, str] = {}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mimbench.system.errors import UserError
 from transfer.segmentation.framework import ADE20KDataset
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 
 Split = Literal["train", "val"]
 

@@ -1,12 +1,10 @@
 """What happens around training steps: exact resume, seeds, the curve, progress with time left."""
 
-import json
 import logging
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +14,11 @@ from mmengine.runner import Runner
 from typing_extensions import override
 
 from mimbench.system.errors import UserError
-from mimbench.system.files import atomic_path, write_text
+from mimbench.system.files import atomic_path
 from mimbench.system.progress import Progress
+from mimbench.system.seeds import sequence_words
+from mimbench.training.curve import Curve
+from mimbench.training.identity import check_state
 from mimbench.training.watch import Preempted, StopSignals
 from transfer.segmentation.loop import trained_parts
 
@@ -27,7 +28,7 @@ STATE_FILE = "state.pth"
 SAVE_SECONDS = 600.0
 """Between saved states; a preemption signal saves at once."""
 LOG_LINES = 1_000
-"""Lines in metrics.jsonl for a whole run, about."""
+"""Lines in the curve of a whole run, about."""
 
 
 class StateHook(Hook):
@@ -93,11 +94,7 @@ def read_state(file: Path, digest: str) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     state = torch.load(file, map_location="cpu", weights_only=True)
-    if state["digest"] != digest:
-        raise UserError(
-            f"{file.parent} holds an unfinished run of another configuration or checkpoint; "
-            "choose another folder or delete it"
-        )
+    check_state(file.parent, state["digest"], digest)
     return state
 
 
@@ -110,30 +107,29 @@ class StepSeedHook(Hook):
     @override
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed torch for this step."""
-        words = np.random.SeedSequence([self.seed, batch_idx, get_rank()]).generate_state(2)
-        torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
+        first, second = sequence_words(self.seed, batch_idx, get_rank())
+        torch.manual_seed(first << 31 ^ second)
 
 
 class CurveHook(Hook):
-    """Shows progress with time left, writes metrics.jsonl, and stops when the loss is no number.
+    """Shows progress with time left, records the curve, and stops when the loss is no number.
 
     Args:
-        file: The curve, one JSON object for each logged step.
+        out: The run's folder.
         total: Optimiser steps of the whole run.
         start: Steps already done.
     """
 
-    def __init__(self, file: Path, total: int, start: int):
-        self.file, self.total, self.start = file, total, start
+    def __init__(self, out: Path, total: int, start: int):
+        self.out, self.total, self.start = out, total, start
         self.every = max(1, min(50, total // LOG_LINES or 1))
-        self.stream: TextIO | None = None
+        self.curve: Curve | None = None
 
     @override
     def before_train(self, runner: Runner) -> None:
         """Open the curve; lines after the resumed step are dropped."""
         if get_rank() == 0:
-            write_text(self.file, "".join(kept_lines(self.file, self.start)))
-            self.stream = self.file.open("a", encoding="utf-8")
+            self.curve = Curve(self.out, resumed_at=self.start)
             self.progress = Progress("train", self.total, start=self.start)
 
     @override
@@ -150,11 +146,11 @@ class CurveHook(Hook):
         if step % self.every == 0 or step == self.total:
             figures = {name: float(value) for name, value in outputs.items()}
             self._stop_if_lost(step, figures["loss"])
-        if self.stream is None:
+        if self.curve is None:
             return
         if figures:
             rates = [group["lr"] for group in trained_parts(runner).optimizer.param_groups]
-            self._write({"step": step, **figures, "lr": max(rates)})
+            self.curve.write(step, {**figures, "lr": max(rates)})
             self.progress.step(loss=figures["loss"], lr=max(rates))
         else:
             self.progress.step()
@@ -162,20 +158,15 @@ class CurveHook(Hook):
     @override
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Put scores on the way into the curve."""
-        if self.stream is not None and metrics:
-            self._write({"step": runner.iter, **{k: float(v) for k, v in metrics.items()}})
+        if self.curve is not None and metrics:
+            self.curve.write(runner.iter, {k: float(v) for k, v in metrics.items()})
 
     @override
     def after_train(self, runner: Runner) -> None:
         """Close the curve."""
-        if self.stream is not None:
+        if self.curve is not None:
             self.progress.close()
-            self.stream.close()
-
-    def _write(self, line: dict[str, float | int]) -> None:
-        assert self.stream is not None
-        self.stream.write(json.dumps(line) + "\n")
-        self.stream.flush()
+            self.curve.close()
 
     def _stop_if_lost(self, step: int, loss: float) -> None:
         if not math.isfinite(loss):
@@ -183,14 +174,6 @@ class CurveHook(Hook):
                 f"the loss is {loss} at step {step}; try a lower learning rate (lr=...), "
                 "or precision=bf16 instead of fp16"
             )
-
-
-def kept_lines(file: Path, start: int) -> Sequence[str]:
-    """Return the lines of a curve up to a step."""
-    if not start or not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
 
 
 class TestProgressHook(Hook):

@@ -16,8 +16,8 @@ from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation import heads  # noqa: F401
 from transfer.segmentation.convert import Kind, obstacles
+from transfer.segmentation.protocol import SegmentationConfig, rehearsal, tap_blocks
 from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
-from transfer.segmentation.settings import SegmentationConfig, rehearsal, tap_blocks
 from transfer.segmentation.train import run_task
 
 __all__ = ["MAIN_METRIC", "VERSION", "Config", "blueprint", "rehearsal", "run"]

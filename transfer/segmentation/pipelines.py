@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 
 
 def train_pipeline(config: SegmentationConfig) -> list[dict[str, Any]]:

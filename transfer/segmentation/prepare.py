@@ -7,16 +7,16 @@ from mmengine.config import Config
 from torch import nn
 
 from mimbench.system.errors import UserError
+from mimbench.system.generators import seed_everything
 from mimbench.system.runtime import Ranks, pick_device
-from mimbench.system.seeds import seed_everything
 from mimbench.training.optim import BatchPlan, plan_batch
 from mimbench.vit.weights import VitSpec
-from transfer.segmentation import decay, feed, precision  # noqa: F401
+from transfer.segmentation import decay, order, precision  # noqa: F401
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import MODELS
 from transfer.segmentation.loop import synchronises
+from transfer.segmentation.protocol import SegmentationConfig
 from transfer.segmentation.recipe import Blueprint, full_config
-from transfer.segmentation.settings import SegmentationConfig
 
 
 @dataclass(frozen=True, kw_only=True)

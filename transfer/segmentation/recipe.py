@@ -7,12 +7,13 @@ from mmengine.config import Config
 
 from mimbench.system.errors import UserError
 from mimbench.training.optim import BatchPlan
+from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec
 from transfer.segmentation.convert import Kind
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import SCOPE
 from transfer.segmentation.pipelines import multiscale_pipeline, test_pipeline, train_pipeline
-from transfer.segmentation.settings import SegmentationConfig
+from transfer.segmentation.protocol import SegmentationConfig
 
 SYNC_BN = {"type": "SyncBN", "requires_grad": True}
 
@@ -73,7 +74,7 @@ def statistics(spec: VitSpec) -> tuple[list[float], list[float]]:
     """Return mean and deviation on 0-255: the backbone's own, ImageNet's for BEiT as published."""
     relative = spec.position == "relative"
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if relative else (spec.mean, spec.std)
-    return [round(255 * m, 6) for m in mean], [round(255 * s, 6) for s in std]
+    return on_bytes(mean), on_bytes(std)
 
 
 def full_config(

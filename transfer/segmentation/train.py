@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -13,6 +12,7 @@ from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_json, write_text
 from mimbench.system.runtime import process_group
+from mimbench.training.identity import claim, run_identity
 from mimbench.training.snapshots import gather
 from mimbench.training.watch import StopSignals
 from mimbench.vit.weights import VitWeights
@@ -21,19 +21,18 @@ from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.convert import Converted
 from transfer.segmentation.data import open_source
 from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
-from transfer.segmentation.identity import RUN_FILE, refuse_other_run, run_identity
+from transfer.segmentation.inference import evaluate
 from transfer.segmentation.labels import LabelReport, check_labels
 from transfer.segmentation.loop import PlainRunner, runner_options
 from transfer.segmentation.prepare import Setup, build_model, set_up
+from transfer.segmentation.protocol import SegmentationConfig
 from transfer.segmentation.recipe import Blueprint, check_batch
 from transfer.segmentation.score import Score, sample_parts
-from transfer.segmentation.scoring import evaluate
-from transfer.segmentation.settings import SegmentationConfig
 from transfer.segmentation.show import PICTURE_FOLDER, SMALL, show
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE, CURVE_FILE = "model.safetensors", "metrics.jsonl"
+MODEL_FILE = "model.safetensors"
 LEFT_BEHIND = 4
 """Pictures that each run leaves for the report, small ones; `--show` makes more and larger ones."""
 
@@ -59,12 +58,11 @@ def run_task(
     out.mkdir(parents=True, exist_ok=True)
     identity = run_identity(task, version, weights, config)
     with process_group(config.machine.device) as ranks, quiet(out, ranks), advice(config):
-        refuse_other_run(out, identity["digest"])
         setup = set_up(weights.spec, config, blueprint, ranks, open_source(config))
         check_batch(setup.plan, synchronised=setup.synchronised)
         labels = [check_labels(setup.source, part, show=ranks.main) for part in ("train", "val")]
+        claim(out, identity, main=ranks.main)
         if ranks.main:
-            write_json(out / RUN_FILE, identity)
             write_text(out / "mmengine_config.py", setup.cfg.pretty_text)
         model = build_model(setup)
         kind, crop = blueprint.kind, config.crop
@@ -151,7 +149,7 @@ def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
             **validation,
             custom_hooks=[
                 StepSeedHook(config.seed),
-                CurveHook(out / CURVE_FILE, config.iterations, start),
+                CurveHook(out, config.iterations, start),
                 StateHook(out / STATE_FILE, digest, signals),
             ],
             **runner_options(cfg, setup.ranks, out, "train"),
@@ -166,7 +164,6 @@ def extras(
     setup: Setup, used: Converted, labels: list[LabelReport], scores: dict[str, Score]
 ) -> dict[str, Any]:
     """Return what a reader of the numbers should know beside them."""
-    peak = torch.cuda.max_memory_allocated(setup.device) if setup.device.type == "cuda" else 0
     return {
         "backbone": setup.blueprint.backbone["type"],
         "tensors_used": used.summary,
@@ -178,7 +175,6 @@ def extras(
         "processes": setup.ranks.world,
         "batch_norm": setup.batch_norm,
         "mixed_precision": setup.config.precision,
-        "peak_gpu_mb": peak / 2**20,
         "selection": "last iteration",
         "classes_averaged": scores[""].averaged,
         "labels": [to_mapping(report) for report in labels],

@@ -13,14 +13,14 @@ from typing import Any
 
 from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation.convert import choose
-from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
-from transfer.segmentation.settings import (
+from transfer.segmentation.protocol import (
     Family,
     SegmentationConfig,
     published,
     rehearsal,
     tap_blocks,
 )
+from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
 from transfer.segmentation.train import run_task
 
 __all__ = ["MAIN_METRIC", "VERSION", "Config", "blueprint", "rehearsal", "run"]

@@ -5,8 +5,9 @@ import pkgutil
 from typing import Protocol, cast
 
 from mimbench.checkpoints.formats import native
-from mimbench.checkpoints.reading.layout import Converted, Options, Raw, listed
+from mimbench.checkpoints.reading.layout import Converted, Options, Raw
 from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
 
 
 class Format(Protocol):
@@ -47,6 +48,6 @@ def recognise(raw: Raw) -> Format:
     if not claimants:
         raise UserError(
             f"{raw.path}: no known format; looked for {', '.join(formats)}; "
-            f"the file's first tensors are {listed(sorted(raw.names))}"
+            f"the file's first tensors are {first_few(sorted(raw.names))}"
         )
     return formats[claimants[0]]

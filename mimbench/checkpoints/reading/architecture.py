@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mimbench.system.errors import UserError
+from mimbench.vit import sizes
 from mimbench.vit.positions import PositionRule
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, Triple, VitSpec
 
@@ -16,7 +17,7 @@ HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1536: 24, 4096: 32}
+HEADS = sizes.HEADS | {1536: 24, 4096: 32}
 """Width -> heads of the published sizes: head width 64, but 80 for H."""
 
 

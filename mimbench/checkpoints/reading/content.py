@@ -10,6 +10,7 @@ from mimbench.checkpoints.reading.layout import Raw
 from mimbench.checkpoints.reading.tensorfile import read_safetensors
 from mimbench.system.errors import UserError
 from mimbench.system.files import file_digest, value_digest
+from mimbench.system.listing import first_few
 
 MISTAKEN = [
     (b"version https://git-lfs", "a Git LFS pointer, not the file: run `git lfs pull`"),
@@ -55,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(parts, dict) or not parts:
                 raise UserError(f"{index}: has no 'weight_map'")
             return [_inside(folder, part, index) for part in sorted(set(map(str, parts.values())))]
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    found = first_few(sorted(p.name for p in folder.iterdir()), 8)
     raise UserError(
         f"{folder}: a folder needs {' or '.join(SINGLE)} (or its .index.json); it holds {found}"
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
 from mimbench.vit.weights import VitSpec
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -130,7 +131,7 @@ def choose(
         if container in raw.networks
     }
     if not present:
-        raise UserError(f"{raw.path}: holds no network; its entries are {listed(raw.top)}")
+        raise UserError(f"{raw.path}: holds no network; its entries are {first_few(raw.top)}")
     chosen = which or next(iter(present))
     if chosen not in present:
         raise UserError(
@@ -142,13 +143,6 @@ def choose(
         raw.networks[present[chosen]],
         tuple(present) if several else (),
     )
-
-
-def listed(names: Iterable[Any], limit: int = 5) -> str:
-    """Return the first few names in readable form."""
-    shown = [str(name)[:80] for name in names]
-    rest = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return (", ".join(shown[:limit]) or "none") + rest
 
 
 Table = Sequence[tuple[str, str]]

@@ -6,13 +6,14 @@ from torch import Tensor
 from mimbench.checkpoints.reading.architecture import PARTS, Family, infer_spec
 from mimbench.checkpoints.reading.layout import Options, Tensors, fuse_qkv, joined, per_block
 from mimbench.system.errors import UserError
+from mimbench.vit import sizes
 from mimbench.vit.positions import ROTATION_BASE, rotation_periods
 from mimbench.vit.weights import VitSpec
 
 GRID = (14, 14)
 """No table shows a grid; the family is pre-trained and evaluated at 224 with patch 16."""
 
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 20, 4096: 32}
+HEADS = sizes.HEADS | {1280: 20, 4096: 32}
 FAMILY = Family(
     heads=HEADS, norm_eps=1e-5, position="rotary", grid=GRID, requires=(*PARTS, "reg_token")
 )

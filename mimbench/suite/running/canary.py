@@ -10,17 +10,14 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mimbench.data.lists import ImageList, read_folder
-from mimbench.data.preprocess import Preprocess
-from mimbench.features.bank import average
-from mimbench.scores.metrics import Neighbours, weighted_votes
+from mimbench.features.cards import Cards, embed
+from mimbench.scores.neighbours import knn
 from mimbench.suite.running.rivals import HINTS, TWIN, position_faults, rivals_of, untouched
-from mimbench.vit.backbone import Backbone, build_backbone
+from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitWeights
 
 NEIGHBOURS, TEMPERATURE = 10, 0.07
@@ -28,17 +25,6 @@ TWIN_SIGMAS = 2.0
 """How many standard errors the lead over random weights must have."""
 SIGMAS = 1.0
 """The same, over the checkpoint's own rearrangements."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cards:
-    """A small labelled set, decoded: bank and queries."""
-
-    bank: Tensor
-    bank_labels: Tensor
-    queries: Tensor
-    query_labels: Tensor
-    classes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,36 +38,7 @@ class Verdict:
     """Rivals for which the time did not suffice."""
 
 
-def read_cards(
-    data: Path, size: int, *, classes: int = 50, bank: int = 20, queries: int = 10
-) -> Cards:
-    """Return a few images of each class from an ImageNet-like folder, the same ones every time."""
-    resize = max(size, round(size * 256 / 224)) if size >= 128 else size
-    preprocess = Preprocess(size=size, resize=resize)
-    train, val = (read_folder(data, split) for split in ("train", "val"))
-    chosen = range(0, len(train.classes), max(1, len(train.classes) // classes))[:classes]
-    parts = [
-        _few(images, chosen, count, preprocess) for images, count in ((train, bank), (val, queries))
-    ]
-    return Cards(
-        bank=parts[0][0],
-        bank_labels=parts[0][1],
-        queries=parts[1][0],
-        query_labels=parts[1][1],
-        classes=len(train.classes),
-    )
-
-
-def _few(
-    images: ImageList, classes: range, count: int, preprocess: Preprocess
-) -> tuple[Tensor, Tensor]:
-    labels = torch.from_numpy(images.labels)
-    picked = torch.cat([torch.nonzero(labels == c)[:count, 0] for c in classes])
-    pixels = torch.stack([preprocess(images.open(int(i))) for i in picked])
-    return pixels, labels[picked]
-
-
-def knn(
+def hits_of(
     weights: VitWeights, cards: Cards, device: torch.device, batch: int = 64
 ) -> dict[str, Tensor]:
     """Return hits (queries,) of a weighted k-NN for class token and mean of patches."""
@@ -89,25 +46,16 @@ def knn(
     bank, queries = (embed(backbone, x, device, batch) for x in (cards.bank, cards.queries))
     hits = {}
     for name in bank:
-        found = (queries[name] @ bank[name].T).topk(min(NEIGHBOURS, len(bank[name])), dim=1)
-        neighbours = Neighbours(similarity=found.values, labels=cards.bank_labels[found.indices])
-        k = neighbours.labels.shape[1]
-        ranked = weighted_votes(neighbours, ks=[k], temperature=TEMPERATURE, classes=cards.classes)
-        hits[name] = (ranked[k][:, 0] == cards.query_labels).float()
+        ranked = knn(
+            bank[name],
+            cards.bank_labels,
+            queries[name],
+            k=NEIGHBOURS,
+            temperature=TEMPERATURE,
+            classes=cards.classes,
+        )
+        hits[name] = (ranked[:, 0] == cards.query_labels).float()
     return hits
-
-
-@torch.inference_mode()
-def embed(
-    backbone: Backbone, images: Tensor, device: torch.device, batch: int = 64
-) -> dict[str, Tensor]:
-    """Return the unit-length class token and mean of patches of uint8 images."""
-    found: dict[str, list[Tensor]] = {"cls": [], "avg": []}
-    for part in images.split(batch):
-        features = backbone(part.to(device).float() / 255)
-        found["cls"].append(features.cls.cpu())
-        found["avg"].append(average(backbone, features).cpu())
-    return {k: torch.nn.functional.normalize(torch.cat(v).float(), dim=1) for k, v in found.items()}
 
 
 def examine(
@@ -123,7 +71,7 @@ def examine(
     """
     began = time.monotonic()
     faults = list(untouched(weights)) + position_faults(weights)
-    own = knn(weights, cards, device)
+    own = hits_of(weights, cards, device)
     choice = max(own, key=lambda name: float(own[name].mean()))
     rivals: dict[str, float] = {}
     rest = []
@@ -131,7 +79,7 @@ def examine(
         if rivals and time.monotonic() - began > budget:
             rest.append(name)
             continue
-        hits = knn(replace(weights, tensors={**weights.tensors, **change()}), cards, device)
+        hits = hits_of(replace(weights, tensors={**weights.tensors, **change()}), cards, device)
         # the twin may take its better feature; a rearrangement is judged on the same one
         theirs = max(hits.values(), key=lambda h: float(h.mean())) if name == TWIN else hits[choice]
         rivals[name] = 100 * float(theirs.mean())

@@ -14,6 +14,7 @@ from mimbench.system.seeds import derive_seed
 from mimbench.training.batches import Batch
 from mimbench.training.learner import LAST, Learner, StepInfo
 from mimbench.training.optim import Schedule, scaled_lr
+from mimbench.vit.normalise import Normalisation
 from mimbench.vit.weights import VitWeights
 from pretrain import masks
 from pretrain.checkpoints.export import ENCODER, TEACHER_ENCODER
@@ -60,8 +61,7 @@ class Distillation(Learner):
         self.last = [
             p for name, p in self.student.head.named_parameters() if not name.startswith("mlp.")
         ]
-        self.mean = torch.tensor(self.spec.mean, device=device).view(3, 1, 1)
-        self.std = torch.tensor(self.spec.std, device=device).view(3, 1, 1)
+        self.normalise = Normalisation(self.spec.mean, self.spec.std).to(device)
 
     def rate(self, at: StepInfo) -> float:
         """Return the learning rate."""
@@ -80,8 +80,7 @@ class Distillation(Learner):
 
     def crops(self, images: Tensor) -> Tensor:
         """Return (b, crops, 3, s, s) normalised, crop after crop."""
-        flat = images.transpose(0, 1).flatten(0, 1)
-        return (flat.float() / 255 - self.mean) / self.std
+        return self.normalise.of_bytes(images.transpose(0, 1).flatten(0, 1))
 
     def hide(self, attention: Tensor | None, images: int, at: StepInfo) -> Tensor:
         """Return the masks (2 b, n) of both global crops, in the crops' order."""

@@ -1,17 +1,16 @@
 """How pictures reach the loop: the same pictures, crops and order after any interruption."""
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 
 from mimbench.data.images import naming
 from mimbench.system.errors import UserError
+from mimbench.system.generators import seeded
+from mimbench.system.seeds import sequence_words
 from transfer.segmentation.data import IGNORED
 from transfer.segmentation.framework import DATASETS, TRANSFORMS
 
@@ -36,20 +35,6 @@ class PositionSampler(InfiniteSampler):
                 yield Draw(index, position)
 
 
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Seed what mmcv's transforms draw from (Python's and NumPy's global state), and put it back."""
-    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    words = np.random.SeedSequence(key).generate_state(2)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-
-
 @DATASETS.register_module()
 class SeededDataset:
     """A dataset whose augmentation depends on the seed and the draw's position, on nothing else.
@@ -72,7 +57,9 @@ class SeededDataset:
 
     def __getitem__(self, draw: Draw) -> Any:
         name = str(self.dataset.get_data_info(draw.picture)["img_path"])
-        with seeded(self.seed, draw.position), naming(name):
+        # mmcv's transforms draw from Python's and NumPy's global generators
+        first, second = sequence_words(self.seed, draw.position)
+        with seeded(first, numpy=second), naming(name):
             return self.dataset[draw.picture]
 
 

@@ -1,6 +1,5 @@
 """What watches a training: its saved states, its curve, its progress, and the signal to leave."""
 
-import json
 import logging
 import pickle
 from pathlib import Path
@@ -14,6 +13,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_text
 from mimbench.system.progress import Progress
+from mimbench.training.curve import Curve
 from mimbench.training.watch import Preempted, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -50,16 +50,11 @@ class Checkpoints(DetectionCheckpointer):
         return True
 
 
-class Curve(EventWriter):
-    """Writes the training curve: one JSON object with `step` and figures per line."""
+class CurveWriter(EventWriter):
+    """Hands detectron2's figures to the run's curve."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # an interrupted run may have written beyond the state that it resumes from
-        kept = [line for line in lines if json.loads(line)["step"] <= start]
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self.file = path.open("a", encoding="utf-8")
-        self.written = start
+    def __init__(self, out: Path, start: int) -> None:
+        self.curve, self.written = Curve(out, resumed_at=start), start
 
     def write(self) -> None:
         """Append the newest value of each figure that is newer than the last line."""
@@ -67,12 +62,11 @@ class Curve(EventWriter):
         fresh = {k: v for k, (v, at) in storage.latest().items() if at + 1 > self.written}
         if fresh:
             self.written = storage.iter + 1
-            self.file.write(json.dumps({"step": self.written, **fresh}) + "\n")
-            self.file.flush()
+            self.curve.write(self.written, fresh)
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        self.curve.close()
 
 
 class Bar(HookBase):

@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision
 from mimbench.task import Machine
+from mimbench.vit.sizes import size_of
 from mimbench.vit.weights import VitSpec
 
 Pair = tuple[int, int]
@@ -105,21 +106,14 @@ OPTIMA: dict[Family, dict[str, Optimum]] = {
 }
 """Sizes that a family did not publish take its B values, and the run says so."""
 
-SIZES = {(384, 12): "S", (768, 12): "B", (1024, 24): "L"}
-
-
-def size_name(spec: VitSpec) -> str:
-    """Return S, B or L; '' for a shape without published values."""
-    return SIZES.get((spec.embed_dim, spec.depth), "")
-
 
 def published(family: Family, spec: VitSpec) -> tuple[Optimum, str]:
     """Return the family's values for this size of ViT, and a remark where they are another size's."""
     table = OPTIMA[family]
-    size = size_name(spec)
-    if size in table:
-        return table[size], ""
-    shape = f"ViT-{size}" if size else f"width {spec.embed_dim} and depth {spec.depth}"
+    size = size_of(spec.embed_dim, spec.depth)
+    if size and size.letter in table:
+        return table[size.letter], ""
+    shape = f"ViT-{size.letter}" if size else f"width {spec.embed_dim} and depth {spec.depth}"
     remark = (
         f"no learning rate, layer decay and drop path are published for {family} at {shape}; "
         f"the values of {table['B'].source} stand in (sweep lr over 3e-5, 1e-4, 3e-4 for a fair row)"

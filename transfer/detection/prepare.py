@@ -1,31 +1,22 @@
-"""A run before it starts: data checked, weights converted, detector built, folder claimed."""
+"""A run before it starts: data checked, weights converted, detector built."""
 
-import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from mimbench.system.config import to_mapping
+from mimbench.checkpoints.vitdet import Converted
 from mimbench.system.errors import UserError
-from mimbench.system.files import write_json
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.optim import BatchPlan, plan_batch
 from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.detection import data, recipe
-from transfer.detection.convert import Converted, convert, target_patch
+from transfer.detection.convert import convert, target_patch
 from transfer.detection.protocol import Config, Plan, plan
 
 logger = logging.getLogger(__name__)
-
-RECORD = "run.json"
-FREE = ("data", "machine")
-"""Fields that may change between the parts of one run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,41 +77,3 @@ def prepare(weights: VitWeights, config: Config, ranks: Ranks) -> Job:
         ranks=ranks,
         batch=plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch),
     )
-
-
-def claim(out: Path, job: Job, weights: VitWeights, *, version: int) -> None:
-    """Write down whose folder this is, or refuse a folder that holds another run."""
-    mine = {
-        "version": version,
-        "weights": weights.digest,
-        "name": weights.name,
-        "config": to_mapping(job.config),
-        "tensors": job.converted.report,
-    }
-    if (out / RECORD).exists():
-        theirs = read_record(out)
-        differing = [key for key in ("version", "weights") if theirs[key] != mine[key]]
-        differing += [
-            key
-            for key, value in mine["config"].items()
-            if key not in FREE and theirs["config"].get(key) != value
-        ]
-        if differing:
-            raise UserError(
-                f"{out} holds a run that differs in {', '.join(differing)}; "
-                "choose another folder or delete this one"
-            )
-    comm.synchronize()
-    if job.ranks.main:
-        write_json(out / RECORD, mine)
-    comm.synchronize()
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return what `claim` wrote."""
-    try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder} is not the folder of a detection run: {RECORD} cannot be read ({error})"
-        ) from error

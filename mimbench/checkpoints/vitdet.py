@@ -1,0 +1,158 @@
+"""Canonical ViT weights as detectron2's ViT holds them: the one map, for detection and for export.
+
+A pure map that needs no detectron2. ViTDet attends patches alone and has no norm after the last block,
+so class token, registers and final norm have no place in it; all else keeps its function.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import resample_patch_embed
+from torch import Tensor
+
+from mimbench.system.errors import UserError
+from mimbench.system.listing import first_few
+from mimbench.vit.positions import resize_table
+from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale, require_fit
+
+PLACELESS = ("cls_token", "reg_token", "norm.", "fc_norm.")
+"""What ViTDet has no place for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """Tensors for detectron2's ViT, and what its constructor must know about them."""
+
+    tensors: Mapping[str, Tensor]
+    patch_size: int
+    table_side: int
+    """Rows and columns of the stored position table."""
+    class_row: bool
+    """The stored table still has the class token's row; ViTDet cuts it off on every forward."""
+    used: int
+    placeless: tuple[str, ...]
+    """Canonical tensors without a place in ViTDet, by the rule in `PLACELESS`."""
+    notes: tuple[str, ...]
+
+    @property
+    def report(self) -> str:
+        """Return the line that says what was loaded."""
+        text = f"{self.used} of {self.used} backbone tensors used"
+        if self.placeless:
+            text += f"; ViTDet has no place for {', '.join(self.placeless)}"
+        return "; ".join([text, *self.notes])
+
+
+def to_vitdet(
+    weights: VitWeights, *, patch_size: int | None = None, side: int | None = None
+) -> Converted:
+    """Return the weights as detectron2's ViT holds them; every tensor is used or listed.
+
+    Args:
+        weights: Canonical weights.
+        patch_size: The patch size to run at; None for the checkpoint's own.
+        side: Patches per side of the images to come; None keeps the position table's own grid.
+    """
+    spec = weights.spec
+    require_fit(weights)
+    refuse(spec)
+    left = fold_layer_scale(weights)
+    notes = ["LayerScale folded into attn.proj and mlp.fc2"] if spec.layer_scale else []
+    target = patch_size or spec.patch_size
+    out = _patches(left, spec, target, notes)
+    out["pos_embed"], table_side, class_row = _positions(left.pop("pos_embed"), spec, side, notes)
+    out |= {name: left.pop(name) for name in [*left] if name.startswith("blocks.")}
+    if spec.register_tokens:
+        notes.append(f"{spec.register_tokens} register tokens dropped: ViTDet attends patches only")
+    if unplaced := [name for name in left if not name.startswith(PLACELESS)]:
+        raise UserError(f"no rule maps {first_few(unplaced)} to ViTDet")
+    return Converted(
+        tensors=out,
+        patch_size=target,
+        table_side=table_side,
+        class_row=class_row,
+        used=len(weights.tensors) - len(left),
+        placeless=tuple(sorted(left)),
+        notes=tuple(notes),
+    )
+
+
+def refuse(spec: VitSpec) -> None:
+    """Raise `UserError` with the reason when ViTDet cannot hold the function of such weights."""
+    reasons = []
+    if spec.position != "absolute":
+        reasons.append(
+            f"its {spec.position} positions have no counterpart: ViTDet's are an absolute table "
+            "and decomposed tables that start from zero"
+        )
+    if spec.pre_norm:
+        reasons.append(
+            "it has a norm before the first block (norm_pre, as CLIP): ViTDet's ViT has none there, "
+            "and it cannot be folded into the patch projection, because it follows the positions"
+        )
+    if spec.mlp != "mlp":
+        reasons.append(f"its {spec.mlp} blocks have a gate that ViTDet's MLP lacks")
+    if reasons:
+        raise UserError("ViTDet cannot run this backbone: " + "; ".join(reasons))
+
+
+def vitdet_arguments(spec: VitSpec, converted: Converted) -> dict[str, Any]:
+    """Return what detectron2's ViT must be built with, beside what the detector decides."""
+    # detectron2 floors width x ratio: half a unit more keeps an uneven ratio from losing one
+    whole = spec.mlp_dim % spec.embed_dim == 0
+    ratio = spec.mlp_dim // spec.embed_dim if whole else (spec.mlp_dim + 0.5) / spec.embed_dim
+    return {
+        "patch_size": converted.patch_size,
+        "embed_dim": spec.embed_dim,
+        "depth": spec.depth,
+        "num_heads": spec.num_heads,
+        "mlp_ratio": ratio,
+        "qkv_bias": spec.qkv_bias,
+        "pretrain_img_size": converted.table_side * converted.patch_size,
+        "pretrain_use_cls_token": converted.class_row,
+    }
+
+
+def _patches(
+    left: dict[str, Tensor], spec: VitSpec, target: int, notes: list[str]
+) -> dict[str, Tensor]:
+    kernel = left.pop("patch_embed.proj.weight")
+    bias = left.pop("patch_embed.proj.bias", None)
+    if target != spec.patch_size:
+        kernel = resample_patch_embed(kernel, [target, target], verbose=False)
+        notes.append(f"patch kernel resampled from {spec.patch_size} to {target} (pseudo-inverse)")
+    if bias is None:
+        bias = torch.zeros(spec.embed_dim)
+    return {"patch_embed.proj.weight": kernel, "patch_embed.proj.bias": bias}
+
+
+def _positions(
+    table: Tensor, spec: VitSpec, side: int | None, notes: list[str]
+) -> tuple[Tensor, int, bool]:
+    """Return the table, its side, and whether it has the class token's row."""
+    prefix, (rows, columns) = spec.position_prefix, spec.grid
+    if side is None:
+        if rows != columns:
+            raise UserError(
+                f"its position table is for {rows}x{columns} patches, and detectron2's ViT holds a "
+                "square one"
+            )
+        if spec.position_rule != "bicubic":
+            notes.append(
+                f"at other sizes than its own, detectron2 resizes positions by another rule than the "
+                f"family's ({spec.position_rule})"
+            )
+        return (table, rows, prefix == 1) if prefix <= 1 else (table[:, prefix:], rows, False)
+    if spec.position_rule == "bicubic" and rows == columns and prefix <= 1:
+        return table, rows, prefix == 1
+    # detectron2 resizes by its own rule at every forward; at the target size it leaves the table be
+    resized = resize_table(
+        table, grid=spec.grid, to=(side, side), prefix=prefix, rule=spec.position_rule
+    )
+    notes.append(
+        f"position table resized once from {rows}x{columns} to {side}x{side} "
+        f"by the family's rule ({spec.position_rule})"
+    )
+    return resized[:, prefix:], side, False

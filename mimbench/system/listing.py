@@ -1,0 +1,19 @@
+"""Long lists in messages: the first few, and how many more there are."""
+
+from collections.abc import Iterable
+
+
+def first_few(items: Iterable[object], most: int = 5, *, separator: str = ", ") -> str:
+    """Return "a, b, c and 7 more"; "none" for an empty list.
+
+    Args:
+        items: What is listed; an item longer than 200 characters is cut.
+        most: How many are shown.
+        separator: What stands between two of them; "; " where items are sentences.
+    """
+    texts = [str(item) for item in items]
+    shown = separator.join(
+        text if len(text) <= 200 else f"{text[:197]}..." for text in texts[:most]
+    )
+    rest = len(texts) - most
+    return (shown or "none") + (f" and {rest:,} more" if rest > 0 else "")
