@@ -17,7 +17,7 @@ def class_scores(folder: Path, extra: Mapping[str, Any] | None = None) -> dict[s
 
     Args:
         folder: A run's, with its outcomes.
-        extra: What the task said beside its numbers: segmentation and detection name their classes.
+        extra: The notes of the result: segmentation and detection name their classes.
     """
     extra = extra or {}
     if isinstance(named := extra.get("per_class"), Mapping):

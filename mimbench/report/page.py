@@ -223,7 +223,7 @@ def _provenance(runs: Sequence[Run]) -> str:
             "code": f"commit {source.commit or 'unknown'}{', with changes' if source.dirty else ''}, Python {source.python}",
             "libraries": ", ".join(f"{k} {v}" for k, v in source.libraries.items()),
             "machine": f"{source.device}, {source.host_cores} cores, {source.seconds:.0f} s, peak {source.peak_memory_mb:.0f} MB, seed {source.seed}",
-            "said beside": ", ".join(
+            "notes": ", ".join(
                 f"{k}: {v}" for k, v in r.extra.items() if len(str(v)) <= SHOWN_LENGTH
             ),
         }

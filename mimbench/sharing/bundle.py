@@ -134,8 +134,8 @@ def check_run(folder: Path, result: Result) -> list[str]:
     outcomes = read_outcomes(folder)
     for metric, outcome in outcomes.items():
         stored, found = result.metrics.get(metric), outcome.whole()
-        told = metric in result.extra.get("intervals", {})
-        if stored is not None and told and abs(stored - found) > TOLERANCE:
+        stated = metric in result.extra.get("intervals", {})
+        if stored is not None and stated and abs(stored - found) > TOLERANCE:
             faults.append(f"{metric} is stored as {stored:.4f}, the outcomes give {found:.4f}")
     return faults
 

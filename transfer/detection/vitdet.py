@@ -49,7 +49,7 @@ def rehearsal(config: Config) -> Config:
 
 
 def conclude(job: Job, out: Path) -> dict[str, float]:
-    """Score the trained detector; keep its detections and what is to be said beside the figures."""
+    """Score the trained detector; keep its detections and notes."""
     verdict = judge(job, out / DETECTIONS if job.ranks.main else None)
     metrics: dict[str, float] = {}
     if verdict.scores is not None:

@@ -121,7 +121,7 @@ def check_sums(path: Path) -> None:
 
 
 def _without_sums(archive: zipfile.ZipFile, error: BaseException) -> bool:
-    """Return whether the archive was written without checksums (torch can be told so)."""
+    """Return whether the archive was written without checksums (torch has an option for it)."""
     stored = {entry.CRC for entry in archive.infolist() if entry.file_size}
     return "CRC" in str(error) and stored == {0}
 
