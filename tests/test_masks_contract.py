@@ -131,21 +131,6 @@ def test_half_precision_inputs(strategy: MaskStrategy) -> None:
     assert strategy(half, rng()).sum(1).tolist() == [strategy.count(196)] * 3
 
 
-@pytest.mark.gpu
-def test_the_mask_lies_on_the_inputs_device(strategy: MaskStrategy) -> None:
-    device = torch.device("cuda")
-    inp = look(3)
-    moved = {
-        name: value.to(device)
-        for name in ("difficulty", "attention", "images", "log_probability")
-        if isinstance(value := getattr(inp, name), Tensor)
-    }
-    generator = torch.Generator(device).manual_seed(0)
-    mask = strategy(replace(inp, device=device, **moved), generator)
-    assert mask.device.type == "cuda"
-    assert mask.sum(1).tolist() == [strategy.count(196)] * 3
-
-
 def test_what_is_not_needed_is_not_looked_at(strategy: MaskStrategy) -> None:
     inp = look(4)
     fields = {

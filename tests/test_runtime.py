@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mimbench.system.errors import UserError
-from mimbench.system.runtime import process_group
+from mimbench.system.runtime import pick_device, process_group
 from tests.support.processes import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -113,3 +113,12 @@ def test_a_process_that_fails_alone_does_not_wait_for_the_others(
         with pytest.raises(type(error)):
             work()
     assert bool(left) == leaves
+
+
+def test_picking_a_device_turns_tf32_off() -> None:
+    """torch's default is TF32 for convolutions: fp32 features of a GPU would not be the CPU's."""
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+    pick_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

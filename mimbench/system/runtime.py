@@ -35,8 +35,19 @@ class Ranks:
         return self.rank == 0
 
 
+def fp32_means_fp32() -> None:
+    """Turn TF32 off for products and convolutions, so that `precision: fp32` is what it says.
+
+    By torch's default convolutions round their inputs to TF32's 11 bits: a frozen patch embedding
+    would give other features on a GPU than on a CPU.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """Return the device that the name asks for: auto, cpu, cuda or cuda:N."""
+    """Return the device that the name asks for (auto, cpu, cuda or cuda:N), with TF32 off."""
+    fp32_means_fp32()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):

@@ -85,7 +85,11 @@ class MaskInput:
         """
         whole = self.batch if self.whole is None else self.whole
         drawn = torch.rand(whole, *shape, generator=rng, device=rng.device)
-        return drawn[self.first : self.first + self.batch].to(self.device)
+        own = drawn[self.first : self.first + self.batch]
+        if self.device.type == "cuda" and not own.is_cuda:
+            # from pageable memory the copy would make the host wait for the device
+            return own.pin_memory().to(self.device, non_blocking=True)
+        return own.to(self.device)
 
 
 @runtime_checkable

@@ -77,7 +77,8 @@ class Pretraining(Learner):
             warmup=o.warmup_epochs,
             floor=o.min_lr,
         )
-        self.generator = torch.Generator(device)
+        # on the host: a seed gives the same masks on every device
+        self.generator = torch.Generator()
         self.normalise = Normalisation(self.spec.mean, self.spec.std).to(device)
 
     def networks(self, outputs: int | None) -> MaskedAutoencoder:

@@ -11,9 +11,9 @@ from torch import nn
 
 from mimbench.system.runtime import Ranks
 from transfer.segmentation.data import DataSource
-from transfer.segmentation.framework import SegTTAModel
 from transfer.segmentation.hooks import TestProgressHook
 from transfer.segmentation.loop import PlainRunner, runner_options
+from transfer.segmentation.multiscale import StreamingTTA
 from transfer.segmentation.score import Confusion, ConfusionMetric, Score, score
 
 
@@ -65,7 +65,7 @@ def confusion_of(
     label = "test"
     if several:
         loader["dataset"] = {**source.dataset("val", list(cfg.tta_pipeline))}
-        model, label = SegTTAModel(cast(Any, model)), "multi-scale test"
+        model, label = StreamingTTA(cast(Any, model)), "multi-scale test"
     metric = ConfusionMetric()
     runner = PlainRunner(
         chosen=device,

@@ -114,7 +114,7 @@ class Distillation(Learner):
 
     def _seeded(self, at: StepInfo, *parts: int) -> torch.Generator:
         seed = derive_seed(self.config.training.seed, at.step, *parts)
-        return torch.Generator(self.device).manual_seed(seed)
+        return torch.Generator().manual_seed(seed)
 
     def before_update(self, at: StepInfo) -> None:
         """Clip each tensor's gradient, keep the last layer still at first, move the weight decay."""
