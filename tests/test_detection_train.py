@@ -218,6 +218,20 @@ def test_micro_batches_of_one_are_the_same_for_any_machine(
     ]
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_how_many_pictures_fit_at_once_moves_no_weight(
+    coco: Path, weights: VitWeights, tmp_path: Path, *, recompute: bool
+) -> None:
+    """The mask loss averaged over a micro-batch's objects, and draws followed its first picture."""
+    ends = []
+    for most in (1, 2, 4):
+        machine = Machine(device="cpu", workers=0, max_batch=most, recompute=recompute)
+        run(weights, small(coco, machine=machine, images=12, drop_path=0.5), tmp_path / str(most))
+        ends.append(final(tmp_path / str(most)))
+    assert same(ends[0], ends[1], 2e-5)
+    assert same(ends[0], ends[2], 2e-5)
+
+
 def test_scores_on_the_way_do_not_disturb_training(
     whole: Path, coco: Path, weights: VitWeights, tmp_path: Path
 ) -> None:

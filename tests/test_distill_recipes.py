@@ -4,12 +4,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mimbench.system.config import load_yaml, to_mapping
 from mimbench.system.errors import UserError
+from mimbench.training.learner import StepInfo
 from pretrain.objectives.distill.config import (
     DistillConfig,
     HeadConfig,
@@ -158,3 +160,38 @@ def test_mistakes(override: str, message: str) -> None:
         tiny(override)
     with pytest.raises(UserError, match="no config 'attmask_vit_smal_16_100'; did you mean"):
         read_recipe("attmask_vit_smal_16_100", [])
+
+
+def test_local_positions_follow_dinos_scale_and_offset() -> None:
+    """DINO scales the table by (n + 0.1) / N; resizing to n patches gives other positions."""
+    run = learner()
+    vit, spec = run.student.backbone, run.spec
+    assert spec.position_rule == "bicubic-offset"
+    table = vit.pos_embed
+    assert table is not None
+    side = 16 // spec.patch_size
+    body = table[:, 1:].unflatten(1, spec.grid).permute(0, 3, 1, 2)
+    scale = ((side + 0.1) / spec.grid[0], (side + 0.1) / spec.grid[1])
+    wanted = torch.nn.functional.interpolate(body, scale_factor=scale, mode="bicubic")
+    tokens = vit.embed(torch.zeros(1, 3, 16, 16))
+    vit.pos_embed = torch.nn.Parameter(torch.zeros_like(table))
+    found = (tokens - vit.embed(torch.zeros(1, 3, 16, 16)))[:, 1:]
+    torch.testing.assert_close(found, wanted.flatten(2).transpose(1, 2), atol=1e-6, rtol=0)
+
+
+def test_the_class_token_starts_as_dinos() -> None:
+    token = learner("encoder.width=192", "encoder.heads=3").student.backbone.cls_token
+    assert token is not None
+    assert token.std().item() == pytest.approx(0.02, rel=0.25)
+
+
+def test_the_warm_ups_last_step_takes_the_peak() -> None:
+    run = learner("optimizer.warmup_epochs=2", "training.epochs=4")
+    rates = [
+        run.rate(StepInfo(step=step, steps_per_epoch=5, epochs=4, batch=8)) for step in range(20)
+    ]
+    peak = run.schedule.peak
+    # numpy.linspace(0, peak, 10), then a cosine that begins at the peak again
+    np.testing.assert_allclose(rates[:10], np.linspace(0, peak, 10))
+    assert rates[10] == pytest.approx(peak)
+    assert rates[11] < peak

@@ -18,10 +18,13 @@ from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
 from mimbench.training.identity import run_digest
+from mimbench.training.learner import StepInfo
+from mimbench.training.optim import Schedule
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import linear
 from transfer.classification.heads import Config, Heads, make_optimizer
 from transfer.classification.linear import train_probe
+from transfer.classification.probe import Probe
 from transfer.classification.training import Crop
 
 SMALL = {
@@ -270,3 +273,21 @@ def test_a_run_belongs_to_one_version_of_its_task(
         run_digest(weights, config, version=v, data=[train.digest, val.digest]) for v in (1, 2)
     )
     assert one != two
+
+
+def test_dinos_probe_keeps_one_rate_for_an_epoch(tmp_path: Path) -> None:
+    """torch's CosineAnnealingLR, moved on once an epoch, as the released evaluation does."""
+    recipe = load_manifest().recipe("in-lin-dino", "paper")[1]
+    settings = from_mapping(Config, {**recipe, "epochs": 5, "data": str(tmp_path)})
+    assert settings.anneal == "epoch"
+    probe = object.__new__(Probe)
+    probe.config = settings
+    probe.schedule = Schedule(peak=1.0, epochs=5, warmup=settings.warmup)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5, eta_min=0)
+    for epoch in range(5):
+        for step in range(4):
+            at = StepInfo(step=4 * epoch + step, steps_per_epoch=4, epochs=5, batch=8)
+            assert probe.rate(at) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()

@@ -37,6 +37,8 @@ class Config(FrozenConfig):
     batch: int = 16384
     epochs: int = 90
     warmup: float = 10
+    anneal: Literal["step", "epoch"] = "step"
+    """When the cosine moves on: DINO's probe keeps one rate for a whole epoch."""
     crop: Crop = field(default_factory=lambda: Crop(kind="byol"))
     report: Literal["last", "best"] = "last"
     """Which epoch `top1` is of; of several heads it is the best one on val."""

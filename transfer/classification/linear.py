@@ -38,7 +38,7 @@ from transfer.classification.training import TrainImages
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 MAIN_METRIC = "top1"
 
 

@@ -71,7 +71,7 @@ class Probe(Learner):
 
     def rate(self, at: StepInfo) -> float:
         """Return the common factor of all heads' learning rates."""
-        return self.schedule(at.fraction)
+        return self.schedule(at.epoch if self.config.anneal == "epoch" else at.fraction)
 
     def after_update(self, at: StepInfo) -> None:
         """Move the running statistics."""

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from mimbench.system.runtime import Precision, autocast
-from transfer.detection.order import seed_model
+from transfer.detection.pictures import PictureSeeds
 
 
 class Accumulator(AMPTrainer):
@@ -36,7 +36,8 @@ class Accumulator(AMPTrainer):
         self.device = next(model.parameters()).device
         scaler = GradScaler(self.device.type, enabled=precision == "fp16")
         super().__init__(model, loader, optimizer, grad_scaler=scaler)
-        self.micro_steps, self.seed = micro_steps, seed
+        self.micro_steps = micro_steps
+        self.seeds = None if seed is None else PictureSeeds(model, seed)
         self.mixed: Precision = precision
 
     def run_step(self) -> None:
@@ -48,8 +49,8 @@ class Accumulator(AMPTrainer):
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             waited += time.perf_counter() - start
-            if self.seed is not None:
-                seed_model(self.seed, batch)
+            if self.seeds is not None:
+                self.seeds(batch, self.device)
             for name, loss in self._micro_step(batch, last=micro == self.micro_steps - 1).items():
                 totals[name] = totals.get(name, 0.0) + loss.detach() / self.micro_steps
         self.after_backward()

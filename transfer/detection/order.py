@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from torch.utils.data import Dataset, Sampler
@@ -79,9 +78,3 @@ class Positioned(Dataset[dict[str, Any]]):
             item = self.reader(self.records[index])
         item[POSITION] = position
         return item
-
-
-def seed_model(seed: int, batch: Sequence[Mapping[str, Any]]) -> None:
-    """Seed what detectron2 draws inside the model (sampled regions, dropped paths) for a batch."""
-    # detectron2 draws from torch's global generator only
-    torch.manual_seed(sequence_seed(seed, batch[0][POSITION]))

@@ -26,6 +26,7 @@ from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
 from transfer.detection.crop import LimitedCrop
+from transfer.detection.pictures import by_picture
 from transfer.detection.protocol import Config, Levels, Plan, levels
 
 
@@ -58,6 +59,7 @@ def build_model_config(
     _edit_vit(model.backbone.net, config, plan, spec, converted)
     _edit_proposals(model.proposal_generator, config, pyramid)
     _edit_heads(model.roi_heads, config, pyramid, classes)
+    by_picture(model)
     model.pixel_mean = on_bytes(spec.mean)
     model.pixel_std = on_bytes(spec.std)
     model.input_format = "RGB"

@@ -27,7 +27,7 @@ from transfer.detection.train import fit_job
 
 __all__ = ["MAIN_METRIC", "VERSION", "Config", "run"]
 
-VERSION = 1
+VERSION = 2
 MAIN_METRIC = "box_ap"
 TASK = "transfer.detection.vitdet"
 

@@ -1,7 +1,7 @@
 """The schema of a distillation recipe: base.yaml beside it spells out every default."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mimbench.system.errors import UserError
@@ -151,8 +151,8 @@ class DistillConfig:
         self.loop()
 
     def spec(self) -> VitSpec:
-        """Return the encoder's specification."""
-        return self.encoder.spec(self.data)
+        """Return the encoder's specification; positions of small crops are resized as DINO does."""
+        return replace(self.encoder.spec(self.data), position_rule="bicubic-offset")
 
     def loop(self) -> LoopConfig:
         """Return the training loop's configuration; clipping is ours, tensor by tensor."""

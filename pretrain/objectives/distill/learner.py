@@ -64,7 +64,10 @@ class Distillation(Learner):
         self.normalise = Normalisation(self.spec.mean, self.spec.std).to(device)
 
     def rate(self, at: StepInfo) -> float:
-        """Return the learning rate."""
+        """Return the learning rate; as in DINO the last step of the warm-up takes the peak already."""
+        warmup = round(self.config.optimizer.warmup_epochs * at.steps_per_epoch)
+        if at.step < warmup:
+            return self.schedule.peak * at.step / max(warmup - 1, 1)
         return self.schedule(at.fraction)
 
     def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:

@@ -54,6 +54,9 @@ class Student(Network):
     def __init__(self, spec: VitSpec, head: HeadConfig, *, drop_path: float, patches: bool) -> None:
         super().__init__(spec, head, drop_path=drop_path)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, spec.embed_dim))
+        if self.backbone.cls_token is not None:
+            # timm starts it near zero, DINO as it starts positions
+            nn.init.trunc_normal_(self.backbone.cls_token, std=0.02)
         self.patches = patches
 
     def forward(self, images: Tensor, mask: Tensor, local: Tensor | None) -> Logits:
