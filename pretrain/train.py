@@ -9,7 +9,7 @@ import yaml
 
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
-from mimbench.system.files import write_text
+from mimbench.system.files import sweep_parts, write_text
 from mimbench.system.generators import seed_everything
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.curve import BOARD_FOLDER, remove_curve
@@ -41,8 +41,10 @@ def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: boo
         ranks: This process among its peers.
         fresh: Forget what the folder holds.
     """
-    if fresh and ranks.main:
-        clear(out)
+    if ranks.main:
+        sweep_parts(out)
+        if fresh:
+            clear(out)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     device = pick_device(config.machine.device, ranks.local)

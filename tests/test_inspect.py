@@ -74,7 +74,9 @@ def test_a_file_that_cannot_be_read_is_a_verdict_not_a_crash(
     (tmp_path / "empty.pth").touch()
     code, out = inspect(capsys, str(tmp_path / "empty.pth"), "--json")
     assert code == 1
-    assert json.loads(out)["reason"].endswith("empty.pth: the file is empty")
+    assert json.loads(out)["reason"].endswith(
+        "empty.pth: the file is empty; download or copy it again"
+    )
 
 
 def test_doubts_make_a_file_suspicious(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

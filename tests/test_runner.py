@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimbench.benchmarks.cells import Cell, finished, safe_name
+from mimbench.benchmarks.cells import Cell, finished
 from mimbench.benchmarks.manifest import Manifest
+from mimbench.benchmarks.orders import safe_name
 from mimbench.results import read_result
 from mimbench.suite.running.launch import Slot, eval_command, make_slots
 from mimbench.suite.running.runner import run_cells

@@ -1,7 +1,6 @@
 """Cells of the table to come: benchmark x checkpoint x seed, each with a folder of its own."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from mimbench.benchmarks.orders import (
     STALE,
     Order,
     read_order,
+    safe_name,
 )
 from mimbench.benchmarks.survey import Finding, Question, survey
 from mimbench.checkpoints.files import read_weights
@@ -95,11 +95,6 @@ class Cell:
         return f"{self.order.benchmark} · {self.candidate.weights['name']}" + (
             f" · seed {seed}" if seed else ""
         )
-
-
-def safe_name(text: str) -> str:
-    """Return text that is safe as a part of a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40] or "checkpoint"
 
 
 def read_candidate(

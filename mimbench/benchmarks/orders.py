@@ -1,5 +1,6 @@
 """An order: everything one evaluation needs, as the file config.yaml that can be run again."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from mimbench.system.files import write_text
 
 NOT_PROTOCOL = frozenset({"data", "seed", "machine"})
 ORDER_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"
+LEFT_FILE = ".interrupted"
+"""Left by a process that was told to leave: torchrun's own exit code does not say so."""
 STALE = ".stale-"
 """Marks the folder of an earlier run that another recipe or `--fresh` replaced."""
 
@@ -36,6 +39,11 @@ class Order:
     num_heads: int | None = None
     weights_digest: str = ""
     """What the checkpoint held when the order was written; empty: whatever it holds now."""
+
+
+def safe_name(text: str) -> str:
+    """Return text that is safe as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40] or "checkpoint"
 
 
 def write_order(path: Path, order: Order) -> None:

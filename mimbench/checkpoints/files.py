@@ -12,10 +12,10 @@ from torch import Tensor
 from mimbench.checkpoints.formats import native, recognise
 from mimbench.checkpoints.reading.content import read_raw, source_digest
 from mimbench.checkpoints.reading.layout import Converted, Options, Raw
-from mimbench.system.errors import UserError
+from mimbench.system.errors import UserError, printable
 from mimbench.system.files import atomic_path, value_digest
 from mimbench.system.listing import first_few
-from mimbench.vit.weights import VitWeights, mismatches
+from mimbench.vit.weights import VitWeights, check_spec, mismatches, shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def read_weights(
         tensors=converted.tensors,
         format=reading.format,
         digest=reading.digest,
-        name=path.stem,
+        name=printable(path.stem, 120),
         which=converted.which,
         extras=converted.extras,
         notes=converted.notes,
@@ -64,39 +64,75 @@ def read_checkpoint(
     path: Path, *, which: str | None = None, num_heads: int | None = None
 ) -> Reading:
     """Return what a file holds and every way in which it is not what its format promises."""
+    try:
+        return _read(path, Options(which=which, num_heads=num_heads))
+    except UserError as error:
+        # a file's own name must not break the message into lines that look like ours
+        shown = str(UserError(str(path)))
+        raise UserError(str(error).replace(shown, printable(shown))) from error
+
+
+def _read(path: Path, options: Options) -> Reading:
     raw = read_raw(path)
-    name, converted = convert_raw(raw, Options(which=which, num_heads=num_heads))
+    name, converted = convert_raw(raw, options)
+    try:
+        check_spec(converted.spec)
+    except UserError as error:
+        raise UserError(f"{path} ({name}): {error}") from error
     faults = mismatches(converted.spec, converted.tensors)
-    faults += [fault for name, t in converted.tensors.items() if (fault := _value_fault(name, t))]
-    tensors = {name: t.detach().float() for name, t in converted.tensors.items()}
+    wanted = shapes(converted.spec)
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in converted.tensors.items():
+        # what is not wanted is never looked at: a file may promise any amount of it
+        if not tensor.is_floating_point():
+            faults.append(f"{key} is {tensor.dtype}, expected floating point".replace("torch.", ""))
+        elif key in wanted:
+            tensors[key] = tensor.detach().float()
+            faults += _value_faults(key, tensors[key])
     return Reading(
         raw=raw,
         format=name,
-        converted=replace(converted, tensors=tensors),
+        converted=replace(
+            converted,
+            tensors={n: tensors.get(n, t) for n, t in converted.tensors.items()},
+            notes=(*converted.notes, *raw.notes),
+        ),
         digest=_identity(path, converted),
         faults=tuple(faults),
         dtypes={n: str(t.dtype).removeprefix("torch.") for n, t in converted.tensors.items()},
     )
 
 
+UNFIT = (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError)
+"""What names and shapes that no network has can raise in a format's code."""
+
+
 def convert_raw(raw: Raw, options: Options) -> tuple[str, Converted]:
     """Return the name of the one format that claims the content, and what it makes of it."""
-    module = recognise(raw)
+    path, name = str(raw.path), "no format yet"
     try:
-        return module.NAME, module.convert(raw, options)
+        module = recognise(raw)
+        name = module.NAME
+        return name, module.convert(raw, options)
     except UserError as error:
-        text, path = str(error), str(raw.path)
-        raise UserError(text if path in text else f"{path} ({module.NAME}): {text}") from error
+        text = str(error)
+        told = str(UserError(path)) in text
+        raise UserError(text if told else f"{path} ({name}): {text}") from error
+    except UNFIT as error:
+        # formats are written for the shapes that networks have; a file may hold any other
+        first = printable(str(error).partition("\n")[0], 120)
+        raise UserError(
+            f"{path} ({name}): names as in this format, shapes or settings as in no network "
+            f"({type(error).__name__}: {first}); download or copy the file again"
+        ) from error
 
 
-def _value_fault(name: str, tensor: Tensor) -> str:
-    if not tensor.is_floating_point():
-        return f"{name} is {tensor.dtype}, expected floating point".replace("torch.", "")
+def _value_faults(name: str, tensor: Tensor) -> list[str]:
     if tensor.numel() and not tensor.is_meta:
         low, high = torch.aminmax(tensor)
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            return f"{name} holds NaN or infinite values"
-    return ""
+            return [f"{name} holds NaN or infinite values, or some beyond float32"]
+    return []
 
 
 def _identity(path: Path, converted: Converted) -> str:

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from mimbench.checkpoints.files import Reading
 from mimbench.checkpoints.reading.plausibility import doubts
+from mimbench.system.errors import printable
 from mimbench.vit.weights import shapes
+
+LINE = 400
+"""Longest note or fault shown: a file may hold longer ones."""
 
 
 def describe(path: Path, reading: Reading) -> dict[str, Any]:
@@ -102,13 +106,13 @@ def text(description: Mapping[str, Any], *, limit: int) -> str:
     lines = [("file", _file(description))]
     if "spec" in description:
         lines += _facts(description)
-    out = [f"{key:<13}{value}" for key, value in lines]
+    out = [f"{key:<13}{printable(value)}" for key, value in lines]
     if "groups" in description:
         out += ["", *_table(description["groups"])]
     for title, key in (("faults", "faults"), ("doubts", "suspicions"), ("notes", "notes")):
         items = description.get(key, [])
         if items:
-            out += ["", title, *(f"  - {item}" for item in items[:limit])]
+            out += ["", title, *(f"  - {printable(item, LINE)}" for item in items[:limit])]
             if len(items) > limit:
                 out.append(f"  ... and {len(items) - limit} more (--all shows them)")
     return "\n".join([*out, "", f"{'verdict':<13}{_verdict(description)}"]) + "\n"
@@ -156,7 +160,7 @@ def _table(groups: list[dict[str, Any]]) -> list[str]:
     head = ["tensors", "count", "parameters", "stored as", "status"]
     rows = [
         [
-            row["group"],
+            printable(row["group"], 60),
             row["tensors"],
             "" if row["parameters"] is None else f"{row['parameters']:,}",
             row["dtype"],
@@ -181,4 +185,4 @@ def _verdict(description: Mapping[str, Any]) -> str:
         return "ok: every tensor of the encoder is there, and nothing else is taken"
     if verdict == "suspicious":
         return "suspicious: it can be evaluated, but look at the doubts above first"
-    return f"refused: {description['reason']}"
+    return f"refused: {printable(description['reason'])}"

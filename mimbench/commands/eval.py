@@ -4,6 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from mimbench.system.exit_codes import ExitCode
 from mimbench.system.options import Parser
 
 logger = logging.getLogger(__name__)
@@ -17,11 +18,17 @@ def add_arguments(parser: Parser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the order."""
     from mimbench.benchmarks.evaluation import evaluate
-    from mimbench.benchmarks.orders import read_order
+    from mimbench.benchmarks.orders import LEFT_FILE, read_order
     from mimbench.suite.running.launch import follow_parent
 
     follow_parent()
-    result = evaluate(read_order(args.order), args.order.parent)
+    try:
+        result = evaluate(read_order(args.order), args.order.parent)
+    except SystemExit as left:
+        if left.code == ExitCode.PREEMPTED:
+            logger.warning("interrupted, the state is saved: the same command goes on")
+            (args.order.parent / LEFT_FILE).touch()
+        raise
     for name, value in result.metrics.items():
         logger.info("%s %.4f", name, value)
     return 0

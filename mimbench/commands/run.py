@@ -8,6 +8,7 @@ from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, load_manifest
 from mimbench.commands.table import parse_choices
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
+from mimbench.system.lock import work_without_locks
 from mimbench.system.options import Parser, add_option, add_reading
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def add_request_arguments(parser: Parser) -> None:
         "--compile", action="store_true", help="compile the network (torch.compile)"
     )
     add_option(machine, "--recompute")
+    add_option(machine, "--no-lock")
 
 
 def options_of(args: argparse.Namespace) -> "Options":
@@ -109,6 +111,8 @@ def options_of(args: argparse.Namespace) -> "Options":
     if args.seeds < 1:
         raise UserError(f"--seeds is {args.seeds}, expected 1 or more")
     demo = bool(getattr(args, "demo", False))
+    if args.no_lock:
+        work_without_locks()
     return Options(
         profile=args.profile or ("demo" if demo else "paper"),
         only=tuple(name for name in args.only.split(",") if name),

@@ -165,9 +165,16 @@ class FeatureBank:
         return np.array(rows, dtype=np.int64), torch.cat(parts)
 
     def _read(self, shard: int, names: Sequence[str]) -> dict[str, Tensor]:
-        with safe_open(self.path(shard), "pt") as file:
-            own = set(file.keys())
-            return {name: file.get_tensor(name).float() for name in names if name in own}
+        path = self.path(shard)
+        try:
+            with safe_open(path, "pt") as file:
+                own = set(file.keys())
+                return {name: file.get_tensor(name).float() for name in names if name in own}
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path} was removed or damaged since it was written ({error}); start the same "
+                "command again: what is missing is computed again"
+            ) from error
 
     def missing(self) -> list[int]:
         """Return the shards that are absent or damaged (the latter are computed again)."""

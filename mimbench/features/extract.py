@@ -20,6 +20,7 @@ from mimbench.system.files import atomic_path, write_json
 from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
+from mimbench.system.signals import leave_signals_to_parent
 from mimbench.task import Machine
 from mimbench.vit.backbone import Backbone, build_backbone
 from mimbench.vit.weights import VitWeights
@@ -172,6 +173,7 @@ def _batches(
         batch_sampler=plan,
         num_workers=machine.workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_parent,
     )
     for (at, pixels), planned in zip(loader, plan, strict=True):
         assert at.tolist() == planned

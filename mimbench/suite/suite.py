@@ -1,13 +1,11 @@
 """From checkpoints to the table: read, check, run, show."""
 
 import logging
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,9 +17,9 @@ from mimbench.benchmarks.cells import (
     finished,
     make_cells,
     read_candidate,
-    safe_name,
 )
 from mimbench.benchmarks.manifest import Manifest, Profile
+from mimbench.benchmarks.orders import safe_name
 from mimbench.benchmarks.survey import child_environment
 from mimbench.checkpoints.files import read_weights, write_weights
 from mimbench.suite.costs.footprint import check_room
@@ -32,9 +30,11 @@ from mimbench.suite.running.launch import Slot, gpu_slot, hidden_gpus, make_slot
 from mimbench.suite.running.runner import Ended, run_cells
 from mimbench.suite.running.watchman import watch
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import value_digest, write_text
 from mimbench.system.lock import folder_lock
 from mimbench.system.runtime import usable_cores
+from mimbench.system.signals import Interrupts
 from mimbench.tables.formats import FORMATS, SUFFIXES
 from mimbench.tables.table import TWIN, Table, make_table, read_results
 from mimbench.task import Machine
@@ -112,9 +112,7 @@ def run_suite(
     manifest: Manifest, checkpoints: Sequence[tuple[str, Path]], options: Options, running: Running
 ) -> int:
     """Evaluate the checkpoints; return 0 only if every requested cell has a number."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    options.out.mkdir(parents=True, exist_ok=True)
-    with folder_lock(options.out, f"another run is using {options.out}"):
+    with Interrupts(), folder_lock(options.out, f"another run is using {options.out}"):
         candidates = read_candidates(checkpoints, options, twin=running.twin)
         cells = make_cells(manifest, candidates, options.request(manifest))
         slots = [Slot()]
@@ -200,7 +198,6 @@ def show_plan(
     patience: float = PATIENCE,
 ) -> str:
     """Return the plan of a run, from short measurements."""
-    options.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(options.out, f"another run is using {options.out}"):
         candidates = read_candidates(checkpoints, options)
         cells = make_cells(manifest, candidates, options.request(manifest))
@@ -245,6 +242,8 @@ def _report(out: Path, running: Running) -> None:
 
 
 def _verdict(cells: Sequence[Cell], ended: Sequence[Ended]) -> int:
+    if left := [e.cell.label for e in ended if e.status == "interrupted"]:
+        logger.warning("interrupted: %s; the same command goes on", ", ".join(left))
     failed = [e.cell for e in ended if e.status == "failed"]
     if failed:
         logger.error(
@@ -253,8 +252,5 @@ def _verdict(cells: Sequence[Cell], ended: Sequence[Ended]) -> int:
             len(cells),
             ", ".join(c.label for c in failed),
         )
-    return 1 if failed else 0
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        return 1
+    return ExitCode.PREEMPTED if left else ExitCode.OK

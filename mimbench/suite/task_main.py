@@ -15,6 +15,7 @@ from mimbench.results import Result
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
+from mimbench.system.lock import work_without_locks
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_checkpoint, add_option, add_reading
 from mimbench.task import Machine
@@ -49,6 +50,8 @@ def _evaluate(
     args: argparse.Namespace,
     before: Callable[[argparse.Namespace], int | None] | None,
 ) -> int:
+    if args.no_lock:
+        work_without_locks()
     if before and (code := before(args)) is not None:
         return code
     if args.checkpoint is None:
@@ -80,6 +83,7 @@ def task_parser(
     add_option(parser, "--workers")
     add_option(parser, "--max-batch")
     add_option(parser, "--recompute")
+    add_option(parser, "--no-lock")
     add_reading(parser)
     add_option(parser, "--fresh", "old results are kept aside")
     if extend:

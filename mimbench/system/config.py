@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 import yaml
 
 from mimbench.system.errors import UserError, did_you_mean
+from mimbench.system.yaml_limits import FILE_BYTES, check_cost
 
 T = TypeVar("T")
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -18,16 +19,28 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def load_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file, safely loaded."""
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+        text = _text(path)
+        check_cost(text, LOADER)
+        value = yaml.load(text, Loader=LOADER)
+    except UserError as error:
+        raise UserError(f"{path} is not read: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise UserError(
             f"{path} should hold a mapping of names to values, found {type(value).__name__}"
         )
     return value
+
+
+def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise UserError("it is no file")
+    if path.is_file() and path.stat().st_size > FILE_BYTES:
+        raise UserError(f"it has more than {FILE_BYTES:,} bytes")
+    return path.read_text(encoding="utf-8")
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

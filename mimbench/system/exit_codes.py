@@ -1,12 +1,13 @@
 """How a command ends: one table of exit codes, one form of error message."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from enum import IntEnum
 from typing import ParamSpec
 
-from mimbench.system.errors import UserError
+from mimbench.system.errors import UserError, printable
 
 P = ParamSpec("P")
 
@@ -27,8 +28,8 @@ MEANINGS = {
     ExitCode.OK: "Everything asked for is there: every requested cell has a number, every check passed.",
     ExitCode.FAILED: "A cell has no number, a check found a fault, or mimbench itself has a bug (with a traceback).",
     ExitCode.USAGE: "The command line, a configuration or an input file is wrong; the message says what to change.",
-    ExitCode.PREEMPTED: "SIGTERM or SIGUSR1 asked a training to leave; its state is saved. Run the same command again.",
-    ExitCode.INTERRUPTED: "Ctrl-C, or SIGTERM while `run` was at work. Run the same command again: finished cells are kept.",
+    ExitCode.PREEMPTED: "SIGTERM, SIGUSR1 or SIGHUP asked a training to leave; its state is saved. Run the same command again.",
+    ExitCode.INTERRUPTED: "Ctrl-C, a closed terminal, or SIGTERM while `run` was at work. Run the same command again: finished cells are kept.",
     ExitCode.CLOSED_PIPE: "The reader of the output went away, as in `mimbench table | head`.",
 }
 """What docs/reference says about each code."""
@@ -48,7 +49,8 @@ def run_command(body: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> in
         report_error(str(error))
         return ExitCode.USAGE
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            sys.stderr.write("interrupted\n")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more at exit; that must not fail again.
@@ -58,10 +60,5 @@ def run_command(body: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> in
 
 def report_error(message: str) -> None:
     """Write `error: ...` to stderr: one line, then what to type if there is more, indented."""
-    first, *more = printable(message).splitlines() or ["unknown"]
+    first, *more = map(printable, message.split("\n"))
     sys.stderr.write("".join([f"error: {first}\n", *(f"  {line}\n" for line in more)]))
-
-
-def printable(text: str) -> str:
-    """Return the text with control characters escaped: a file's name may hold anything."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

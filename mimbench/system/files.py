@@ -1,23 +1,38 @@
 """Files that matter: written whole or not at all, identified by what they hold."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mimbench.system.errors import UserError
+
+PART = ".part"
+MINUTE, DAY = 60.0, 24 * 3600.0
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is gone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make {path.parent} a folder that can be "
+            "written, or choose another"
+        ) from error
     part = Path(name)
     try:
+        with contextlib.suppress(OSError):  # some file systems know no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())
@@ -27,6 +42,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def sweep_parts(folder: Path) -> list[Path]:
+    """Delete what interrupted writes left under a folder; return it. Writes under way are kept.
+
+    A writer locks its file, and the kernel drops the lock with the process. Where locks do not work,
+    a file that nobody touched for a day is nobody's.
+    """
+    swept = []
+    for part in folder.rglob(f".*{PART}"):
+        if part.is_file() and not part.is_symlink() and _abandoned(part):
+            part.unlink(missing_ok=True)
+            swept.append(part)
+    return swept
+
+
+def _abandoned(part: Path) -> bool:
+    found = None
+    try:
+        found = part.stat()
+        if not found.st_size and time.time() - found.st_mtime < MINUTE:
+            return False  # made just now, perhaps not locked yet
+        with part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        return False
+    except OSError:
+        return found is not None and time.time() - found.st_mtime > DAY
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from mimbench.system.errors import printable
+
 
 def first_few(items: Iterable[object], most: int = 5, *, separator: str = ", ") -> str:
     """Return "a, b, c and 7 more"; "none" for an empty list.
@@ -13,7 +15,7 @@ def first_few(items: Iterable[object], most: int = 5, *, separator: str = ", ") 
     """
     texts = [str(item) for item in items]
     shown = separator.join(
-        text if len(text) <= 200 else f"{text[:197]}..." for text in texts[:most]
+        printable(text, 197 if len(text) > 200 else None) for text in texts[:most]
     )
     rest = len(texts) - most
     return (shown or "none") + (f" and {rest:,} more" if rest > 0 else "")

@@ -21,6 +21,10 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "--images": {"type": int, "metavar": "N", "help": "how many images"},
     "--json": {"action": "store_true", "help": "print JSON"},
     "--max-batch": {"type": int, "metavar": "N", "help": "images that fit one process at once"},
+    "--no-lock": {
+        "action": "store_true",
+        "help": "for file systems without locks; make sure that this is the only run",
+    },
     "--nodes": {"type": int, "metavar": "N", "help": "how many machines"},
     "--num-heads": {"type": int, "metavar": "N", "help": "attention heads, if the file is silent"},
     "--only": {"metavar": "A,B", "help": "benchmark ids or groups, separated by commas"},

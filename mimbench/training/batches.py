@@ -14,6 +14,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.generators import seeded
 from mimbench.system.runtime import Ranks
 from mimbench.system.seeds import derive_seed
+from mimbench.system.signals import leave_signals_to_parent
 from mimbench.training.optim import BatchPlan
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ def loader(samples: Samples, sampler: StepSampler, *, workers: int, pin: bool) -
         collate_fn=collate,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=leave_signals_to_parent,
         # else the loader would draw from the global generator, once more in a resumed run
         generator=torch.Generator(),
     )

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from mimbench.system.exit_codes import ExitCode
 from mimbench.system.runtime import Ranks
+from mimbench.system.signals import LEAVE, ignored
 from mimbench.training.snapshots import gather
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class LossWatch:
 
 
 class StopSignals:
-    """SIGTERM and SIGUSR1 ask for the end of the run; all processes leave after the same step."""
+    """SIGTERM, SIGUSR1 and SIGHUP ask for the end of the run; all processes leave after one step."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.requested = False
@@ -108,7 +109,9 @@ class StopSignals:
         self.flag, self.pending = torch.zeros(1), None
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in LEAVE:
+            if ignored(number):
+                continue
             try:
                 self.previous[number] = signal.signal(number, self._note)
             except ValueError:

@@ -1,5 +1,6 @@
 """What a checkpoint *means*: a specification and canonical tensors, the meeting point of all tasks."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -149,6 +150,33 @@ def _block_shapes(spec: VitSpec, at: str) -> dict[str, tuple[int, ...]]:
     if spec.layer_scale:
         out[f"{at}ls2.gamma"] = (D,)
     return out
+
+
+SIDES = {
+    "embed_dim": (1, 1 << 15), "depth": (1, 1000), "num_heads": (1, 1024), "mlp_dim": (1, 1 << 18),
+    "patch_size": (1, 512), "register_tokens": (0, 1024),
+}  # fmt: skip
+"""Field -> smallest and largest value; the largest published ViT is far inside."""
+GRID_SIDE = 1024
+
+
+def check_spec(spec: VitSpec) -> None:
+    """Refuse a specification that no network can have."""
+    faults = [
+        f"{name} is {getattr(spec, name)}, expected {low} to {high}"
+        for name, (low, high) in SIDES.items()
+        if not low <= getattr(spec, name) <= high
+    ]
+    if not all(1 <= side <= GRID_SIDE for side in spec.grid):
+        faults.append(f"grid is {spec.grid}, expected sides of 1 to {GRID_SIDE}")
+    if not faults and spec.embed_dim % spec.num_heads:
+        faults.append(f"{spec.num_heads} heads do not divide the width {spec.embed_dim}")
+    if not 0 < spec.norm_eps < 1:
+        faults.append(f"norm_eps is {spec.norm_eps:g}, expected a small positive number")
+    if not all(math.isfinite(v) for v in spec.mean) or not all(0 < v < math.inf for v in spec.std):
+        faults.append(f"mean {spec.mean} and std {spec.std} normalise no image")
+    if faults:
+        raise UserError(f"this is no ViT: {'; '.join(faults)}")
 
 
 def mismatches(spec: VitSpec, tensors: Mapping[str, Tensor]) -> list[str]:

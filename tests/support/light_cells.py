@@ -20,6 +20,8 @@ print(config.get("say", "working"), flush=True)
 starts = len((out / "starts").read_text()) if (out / "starts").exists() else 0
 (out / "starts").write_text("x" * (starts + 1))
 time.sleep(config["seconds"] if not starts else config.get("later", config["seconds"]))
+if "leave" in config:
+    sys.exit(config["leave"])
 if config.get("fail"):
     print("broken on purpose", flush=True); sys.exit(3)
 weights = {"name": "a", "digest": order["weights_digest"], "format": "hpm", "which": "", "model": "B/16"}

@@ -21,6 +21,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import Precision, Ranks, autocast
+from mimbench.system.signals import leave_signals_to_parent
 from mimbench.task import Machine
 from mimbench.vit.normalise import Normalisation
 from mimbench.vit.weights import VitSpec
@@ -113,7 +114,10 @@ def predict(
     size = machine.max_batch
     plan = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
     loader: DataLoader[Any] = DataLoader(
-        Decoded(images, preprocess), batch_sampler=plan, num_workers=machine.workers
+        Decoded(images, preprocess),
+        batch_sampler=plan,
+        num_workers=machine.workers,
+        worker_init_fn=leave_signals_to_parent,
     )
     ranked = torch.zeros(len(images), 5, dtype=torch.int64, device=device)
     normalise = Normalisation(spec.mean, spec.std).to(device)

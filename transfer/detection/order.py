@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from mimbench.data.images import FAULTS
 from mimbench.system.errors import UserError
 from mimbench.system.generators import seeded
 from mimbench.system.seeds import sequence_generator, sequence_seed
+from mimbench.system.signals import leave_signals_to_parent
 
 POSITION = "position"
 
@@ -47,9 +48,14 @@ class Reader:
 
     def __init__(self, mapper: DatasetMapper) -> None:
         self.mapper = mapper
+        self.settled = False
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return the picture as the model takes it."""
+        if not self.settled and get_worker_info() is not None:
+            # detectron2's loader offers no other place where its workers begin
+            leave_signals_to_parent()
+            self.settled = True
         try:
             return self.mapper(dict(record))
         except (*FAULTS, SizeMismatchError) as error:

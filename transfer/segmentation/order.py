@@ -5,14 +5,21 @@ from typing import Any, NamedTuple
 
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import InfiniteSampler
-from mmengine.registry import DATA_SAMPLERS
+from mmengine.registry import DATA_SAMPLERS, FUNCTIONS
 
 from mimbench.data.images import naming
 from mimbench.system.errors import UserError
 from mimbench.system.generators import seeded
 from mimbench.system.seeds import sequence_words
+from mimbench.system.signals import leave_signals_to_parent
 from transfer.segmentation.data import IGNORED
 from transfer.segmentation.framework import DATASETS, TRANSFORMS
+
+
+@FUNCTIONS.register_module()
+def leave_to_parent(worker: int) -> None:
+    """Make a loader's worker leave signals to its parent."""
+    leave_signals_to_parent(worker)
 
 
 class Draw(NamedTuple):

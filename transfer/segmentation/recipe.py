@@ -94,7 +94,11 @@ def full_config(
         plan: The effective batch as micro-batches of this machine.
     """
     workers = config.machine.workers
-    loader = {"num_workers": workers, "persistent_workers": workers > 0}
+    loader = {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "worker_init_fn": {"type": "leave_to_parent"},
+    }
     test_loader = {
         **loader,
         "batch_size": 1,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mimbench.checkpoints.reading.layout import Converted, Options, Raw
-from mimbench.system.errors import UserError
+from mimbench.system.errors import UserError, printable
 from mimbench.vit.weights import VitSpec
 
 NAME = "mimbench"
@@ -59,8 +59,16 @@ def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
         total = zlib.crc32(
             f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), total
         )
-        total = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, total)
+        values = tensors[name].contiguous().reshape(-1).view(torch.uint8)
+        total = zlib.crc32(values.numpy().data, total)
     return total
+
+
+def _plain(value: Any) -> bool:
+    """Return whether a value is small enough to be compared and shown."""
+    if isinstance(value, str):
+        return len(value) < 100
+    return value is None or (isinstance(value, (int, float)) and abs(value) < 1 << 60)
 
 
 def _header(raw: Raw) -> dict[str, Any]:
@@ -68,13 +76,16 @@ def _header(raw: Raw) -> dict[str, Any]:
     wanted |= {"which": str, "notes": list, "checksum": int}
     try:
         header = json.loads(raw.metadata[KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the header's '{KEY}' entry is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise UserError(f"the header's '{KEY}' entry is not an object")
     for key, kind in wanted.items():
-        if not isinstance(header.get(key), kind):
+        if type(header.get(key)) is not kind:
             raise UserError(f"the header's '{KEY}' entry lacks '{key}' ({kind.__name__})")
+    for key, value in header["spec"].items():
+        if not all(map(_plain, value if isinstance(value, list) and len(value) < 9 else [value])):
+            raise UserError(f"the header's '{printable(key, 60)}' is no number, text or short list")
     if header["version"] != 1:
         raise UserError(f"written by a newer mimbench (version {header['version']}); update")
     return header

@@ -5,6 +5,7 @@ from dataclasses import replace
 from mimbench.checkpoints.reading.architecture import CLIP_MEAN, CLIP_STD, HALF, Family
 from mimbench.checkpoints.reading.layout import PLAIN, Converted, Options, Raw
 from mimbench.checkpoints.reading.plain import EMA, convert_plain, plain_kind
+from mimbench.system.errors import UserError
 
 NAME = "timm"
 
@@ -70,9 +71,14 @@ def normalisation_note(raw: Raw) -> str:
 
 def _says_normalisation(raw: Raw) -> bool:
     said = raw.config.get("pretrained_cfg")
-    return isinstance(said, dict) and all(
-        isinstance(said.get(k), list) and len(said[k]) == 3 for k in ("mean", "std")
-    )
+    values = [said.get(k) for k in ("mean", "std")] if isinstance(said, dict) else [None]
+    for value in values:
+        numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
+        if value is not None and not (numbers and len(value) == 3):
+            raise UserError(
+                "config.json: mean and std of pretrained_cfg are not three numbers each"
+            )
+    return None not in values
 
 
 def _classes(raw: Raw) -> int:

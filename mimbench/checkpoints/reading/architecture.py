@@ -40,6 +40,8 @@ class Family:
     """Parts that shapes would let be absent; alternatives are separated by '|'."""
     grid: tuple[int, int] | None = None
     """Said by the family or its configuration where no table shows it."""
+    patch: int | None = None
+    """Said by a configuration; the kernel must agree."""
 
 
 def infer_spec(
@@ -53,6 +55,8 @@ def infer_spec(
             f"the patch kernel is {tuple(kernel.shape)}, expected (width, 3, p, p): "
             "only square patches of three-channel images are supported"
         )
+    if family.patch not in (None, patch):
+        raise UserError(f"config.json says patches of {family.patch}, the kernel has {patch}")
     depth = 1 + max((int(n.split(".")[1]) for n in tensors if _BLOCK.match(n)), default=-1)
     if not depth:
         raise UserError("no tensor is named blocks.<i>.*: there are no transformer blocks")
@@ -91,7 +95,7 @@ def infer_spec(
     return spec, asked
 
 
-_BLOCK = re.compile(r"blocks\.\d{1,4}\.")
+_BLOCK = re.compile(r"blocks\.\d{1,3}\.")
 
 
 def _need(tensors: Mapping[str, Any], name: str, dims: int) -> Tensor:

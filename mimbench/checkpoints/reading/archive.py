@@ -1,172 +1,139 @@
-"""Torch files to plain data: checked before they are opened, and nothing in them runs."""
+"""Torch files to plain data: their structure is read as data, their tensors stay mapped."""
 
-import pickle
-import re
-import struct
-import zipfile
-from collections.abc import Mapping
+import mmap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from mimbench.checkpoints.reading.standins import allowed, without_standins
+from mimbench.checkpoints.reading import limits, opcodes, zipped
+from mimbench.checkpoints.reading.machine import Machine, RefusedError
+from mimbench.checkpoints.reading.standins import CALLS, without_standins
+from mimbench.checkpoints.reading.storages import Tensors
 from mimbench.system.errors import UserError
 
-DAMAGE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    struct.error,
-    ImportError,
-)
-"""What a damaged pickle can raise on its way through torch's restricted unpickler."""
-
-PICKLE_LIMIT = 256 << 20
-"""Bytes of structure (not of weights): more than any checkpoint has."""
-
 CONVERT = (
-    "To convert it, run this where the file was made and can be trusted:\n"
-    "    import torch\n"
-    "    state = torch.load('{path}', map_location='cpu', weights_only=False)\n"
-    "    state = state.get('state_dict', state.get('model', state))\n"
-    "    torch.save({{k: v for k, v in state.items() if isinstance(v, torch.Tensor)}}, 'weights.pth')"
+    "If you trust it, convert it where it was made: python -c \"import torch; s = torch.load('FILE', "
+    "map_location='cpu', weights_only=False); s = s.get('state_dict', s.get('model', s)); "
+    "torch.save({k: v for k, v in s.items() if isinstance(v, torch.Tensor)}, 'weights.pth')\""
 )
 CONVERT_PICKLE = (
-    "It is a plain pickle (as detectron2's .pkl), not a torch file. "
-    "To convert it, run this where it can be trusted:\n"
-    "    import pickle, torch\n"
-    "    torch.save(pickle.load(open('{path}', 'rb')), 'weights.pth')"
+    "It is a plain pickle (as detectron2's .pkl), not a torch file. If you trust it, convert it: "
+    "python -c \"import pickle, torch; torch.save(pickle.load(open('FILE', 'rb')), 'weights.pth')\""
 )
 CONVERT_SCRIPT = (
-    "It is a TorchScript archive, which carries code. "
-    "To convert it, run this where it can be trusted:\n"
-    "    import torch\n"
-    "    model = torch.jit.load('{path}', map_location='cpu')\n"
-    "    torch.save(dict(model.state_dict()), 'weights.pth')"
+    "It is a TorchScript archive, which carries code. If you trust it, convert it: python -c "
+    "\"import torch; torch.save(dict(torch.jit.load('FILE', map_location='cpu').state_dict()), "
+    "'weights.pth')\""
 )
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""What a torch file from before 1.6 begins with."""
+
+NO_SUMS = "the file carries no checksums: bytes that changed on the way cannot be found"
 
 
-def read_torch(path: Path) -> dict[str, Any]:
-    """Return the mapping in a torch file, zip or legacy, with every tensor checked against it."""
-    size = path.stat().st_size
-    zipped = zipfile.is_zipfile(path)
-    if zipped:
-        check_zip(path, size)
-    value = without_standins(_load(path, mmap=zipped))
+def read_torch(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the mapping in a torch file, zip or legacy, and what a reader should know of it."""
+    with path.open("rb") as file:
+        # written to, a page is copied: the file itself never changes
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    data = memoryview(mapped)
+    try:
+        if bytes(data[:2]) == b"PK":
+            value, notes = _read_zip(data)
+        else:
+            value, notes = _read_legacy(data), (NO_SUMS,)
+    except RefusedError as error:
+        raise UserError(f"{path}: refused: {error}. {CONVERT}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if not isinstance(value, Mapping):
         raise UserError(
             f"{path}: holds a {type(value).__name__}, expected a mapping of names to tensors; "
             "save the state_dict, not the module"
         )
-    _check_tensors(path, value, size)
-    return dict(value)
+    return dict(value), notes
 
 
-def check_zip(path: Path, size: int) -> None:
-    """Refuse zip files that torch does not write: compressed, overlapping, or larger inside than out."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (*DAMAGE, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: truncated or damaged zip archive: {error}") from error
-    names = [entry.filename for entry in entries]
-    if not any(name.endswith("data.pkl") for name in names):
-        raise UserError(f"{path}: a zip archive, but not torch's: it has no data.pkl")
+def _read_zip(data: memoryview) -> tuple[Any, tuple[str, ...]]:
+    found = zipped.entries(data)
+    root = _root(found)
+    zipped.check_stored(found.values())
+    if found[f"{root}data.pkl"].size > limits.PICKLE_BYTES:
+        raise UserError("has more than 256 MB of structure beside its tensors: refused")
+    order = found.get(f"{root}byteorder")
+    if order and bytes(data[order.start : order.start + min(order.size, 16)]) != b"little":
+        raise UserError("written on a big-endian machine: load and save it on another first")
+    notes = () if zipped.check_sums(data, found) else (NO_SUMS,)
+    whole = torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
+
+    def fetch(key: str, count: int) -> torch.UntypedStorage:
+        entry = found.get(f"{root}data/{key}")
+        if entry is None or entry.size != count:
+            held = "nothing" if entry is None else f"{entry.size:,} bytes"
+            raise UserError(f"truncated or damaged: a storage needs {count:,} bytes, it has {held}")
+        part = whole[entry.start : entry.start + count]
+        return part if entry.start % 16 == 0 else part.clone()
+
+    tensors = Tensors(fetch, len(data))
+    pickled = found[f"{root}data.pkl"]
+    part = data[pickled.start : pickled.start + pickled.size]
+    machine = Machine(part, CALLS | tensors.calls, tensors.storage)
+    return without_standins(opcodes.load(machine)), notes
+
+
+def _root(names: Iterable[str]) -> str:
+    """Return the folder inside the archive that holds everything."""
+    pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     if any("/code/" in name or name.endswith("constants.pkl") for name in names):
-        raise UserError(f"{path}: refused. {CONVERT_SCRIPT.format(path=path.name)}")
-    end = 0
-    for entry in sorted(entries, key=lambda e: e.header_offset):
-        where = f"{path}: entry '{entry.filename[-60:]}'"
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise UserError(
-                f"{where} is compressed ({entry.compress_size:,} bytes promise "
-                f"{entry.file_size:,}); torch never compresses: this may be a zip bomb"
-            )
-        if entry.header_offset < end:
-            raise UserError(f"{where} overlaps another; this may be a zip bomb")
-        end = entry.header_offset + entry.compress_size
-        if end > size:
-            raise UserError(f"{where} ends beyond the file's {size:,} bytes: truncated")
-        if entry.filename.endswith("data.pkl") and entry.file_size > PICKLE_LIMIT:
-            raise UserError(f"{where} has {entry.file_size:,} bytes of structure: refused")
-    check_sums(path)
+        raise UserError(f"refused. {CONVERT_SCRIPT}")
+    if len(pickles) != 1:
+        raise UserError(f"a zip archive, but not torch's: it has {len(pickles) or 'no'} data.pkl")
+    return pickles[0].removesuffix("data.pkl")
 
 
-def check_sums(path: Path) -> None:
-    """Refuse an archive whose bytes do not have the checksums that it was written with."""
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            try:
-                with archive.open(entry) as file:
-                    while file.read(1 << 20):
-                        pass
-            except (*DAMAGE, zipfile.BadZipFile) as error:
-                if _without_sums(archive, error):
-                    return
-                raise UserError(
-                    f"{path}: damaged: entry '{entry.filename[-60:]}' does not have the checksum it "
-                    f"was written with ({error}); download or copy the file again"
-                ) from error
+def _read_legacy(data: memoryview) -> Any:
+    """Return the content of a file from before torch 1.6: pickles, then the storages' bytes."""
+    made: dict[str, torch.UntypedStorage] = {}
+    held = len(data)
+
+    def fetch(key: str, count: int) -> torch.UntypedStorage:
+        nonlocal held
+        held -= count
+        if held < 0:
+            raise UserError("truncated or damaged: its storages need more bytes than the file has")
+        made[key] = torch.UntypedStorage(count)
+        return made[key]
+
+    tensors = Tensors(fetch, len(data))
+    machine = Machine(data, CALLS | tensors.calls, tensors.storage)
+    if MAGIC.to_bytes(10, "little") not in bytes(data[:64]):
+        raise UserError(f"refused. {CONVERT_PICKLE}")
+    if opcodes.load(machine) != MAGIC or opcodes.load(machine) != PROTOCOL:
+        raise UserError("damaged: a torch file of an unknown protocol")
+    opcodes.load(machine)  # how the machine that wrote it counted
+    value = opcodes.load(machine)
+    keys = opcodes.load(machine)
+    plain = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not plain or made.keys() - set(keys) or len(set(keys)) != len(keys):
+        raise UserError("truncated or damaged: the list of its storages is not as torch writes it")
+    for key in keys:
+        content = _legacy_storage(machine, tensors, key)
+        if key in made:
+            bytes_of = torch.empty(0, dtype=torch.uint8).set_(made[key]).numpy()
+            bytes_of[:] = np.frombuffer(content, dtype=np.uint8)
+    if machine.position != len(data):
+        raise UserError("damaged: bytes after the last storage")
+    return without_standins(value)
 
 
-def _without_sums(archive: zipfile.ZipFile, error: BaseException) -> bool:
-    """Return whether the archive was written without checksums (torch has an option for it)."""
-    stored = {entry.CRC for entry in archive.infolist() if entry.file_size}
-    return "CRC" in str(error) and stored == {0}
-
-
-def _load(path: Path, *, mmap: bool) -> Any:
-    try:
-        with torch.serialization.safe_globals(allowed()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except DAMAGE as error:
-        raise _explained(path, error) from error
-
-
-def _explained(path: Path, error: BaseException) -> UserError:
-    text = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"reduce for .*? (\S+)>?", text)
-    if named:
-        return UserError(
-            f"{path}: refused: reading it would need '{named[1]}', which is not plain data. "
-            + CONVERT.format(path=path.name)
-        )
-    if isinstance(error, OSError) and error.strerror:
-        return UserError(f"{path}: cannot be read: {error.strerror}")
-    if "magic number" in text:
-        return UserError(f"{path}: refused. {CONVERT_PICKLE.format(path=path.name)}")
-    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-    return UserError(
-        f"{path}: truncated or damaged: {type(error).__name__}: {first.strip()[:200]}; "
-        "download or copy it again and compare its SHA-256"
-    )
-
-
-def _check_tensors(path: Path, value: Any, size: int, depth: int = 4) -> None:
-    """Refuse tensors that claim more values than their storage, or the file, holds."""
-    if isinstance(value, Tensor):
-        dense = value.layout == torch.strided and not value.is_quantized
-        if not dense:
-            raise UserError(f"{path}: holds a sparse or quantised tensor, expected dense values")
-        claimed = value.numel() * value.element_size()
-        if claimed > value.untyped_storage().nbytes() or claimed > size:
-            raise UserError(
-                f"{path}: a tensor of shape {tuple(value.shape)} promises {claimed:,} bytes, more "
-                "than the file stores: expanded view or bomb"
-            )
-    elif depth and isinstance(value, Mapping):
-        for item in value.values():
-            _check_tensors(path, item, size, depth - 1)
+def _legacy_storage(machine: Machine, tensors: Tensors, key: str) -> memoryview:
+    """Return the next storage's bytes, which follow their number of elements."""
+    if key not in tensors.kinds:
+        raise UserError("damaged: a storage that no tensor uses")
+    dtype, count = tensors.kinds[key]
+    if int.from_bytes(machine.take(8), "little", signed=True) != count:
+        raise UserError("damaged: a storage has another length than its tensors say")
+    return machine.take(count * dtype.itemsize)

@@ -1,14 +1,20 @@
 """From a checkpoint's path to its content: the first bytes decide the kind, never the name."""
 
+import itertools
 import json
-from collections.abc import Iterable
+import os
+import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from mimbench.checkpoints.reading import limits
 from mimbench.checkpoints.reading.archive import read_torch
 from mimbench.checkpoints.reading.layout import Raw
 from mimbench.checkpoints.reading.tensorfile import read_safetensors
-from mimbench.system.errors import UserError
+from mimbench.system.errors import UserError, printable
 from mimbench.system.files import file_digest, value_digest
 from mimbench.system.listing import first_few
 
@@ -28,10 +34,40 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 def read_raw(path: Path) -> Raw:
     """Return the content of a file or of a folder as Hugging Face writes them."""
-    if path.is_dir():
-        return _read_folder(path)
-    top, metadata = _read_file(path)
-    return Raw(path=path, top=top, metadata=metadata)
+    try:
+        raw = _read_folder(path) if path.is_dir() else _read_file(path)
+        check_names(raw.top)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UserError as error:
+        told = str(UserError(str(path))) in str(error)
+        raise UserError(str(error) if told else f"{path}: {error}") from error
+    return raw
+
+
+def check_names(top: Mapping[Any, Any]) -> None:
+    """Refuse more or stranger names than any network has: every name is matched many times."""
+    entries = names = 0
+    states = (value for value in top.values() if isinstance(value, Mapping))
+    for mapping in itertools.chain((top,), states):
+        # lengths come first: a file may refer to one large mapping many times
+        entries += len(mapping)
+        if entries > limits.ENTRIES:
+            raise UserError(f"holds {limits.ENTRIES:,} entries or more: no checkpoint of a network")
+        if mapping is top or any(isinstance(value, Tensor) for value in mapping.values()):
+            names += len(mapping)
+            _check_each(name for name in mapping if isinstance(name, str))
+    if names > limits.NAMES:
+        raise UserError(f"holds {names:,} names of tensors: no checkpoint of a network")
+
+
+def _check_each(names: Iterable[str]) -> None:
+    for name in names:
+        if len(name) > limits.NAME_LENGTH or not name.isprintable():
+            raise UserError(
+                f"holds an entry named '{printable(name, 60)}' ({len(name):,} characters): "
+                "no network has such a name; the file is damaged or made to mislead"
+            )
 
 
 def source_digest(path: Path) -> str:
@@ -56,7 +92,8 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(parts, dict) or not parts:
                 raise UserError(f"{index}: has no 'weight_map'")
             return [_inside(folder, part, index) for part in sorted(set(map(str, parts.values())))]
-    found = first_few(sorted(p.name for p in folder.iterdir()), 8)
+    some = itertools.islice(folder.iterdir(), 1000)
+    found = first_few(sorted(p.name for p in some), 8)
     raise UserError(
         f"{folder}: a folder needs {' or '.join(SINGLE)} (or its .index.json); it holds {found}"
     )
@@ -64,23 +101,32 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _inside(folder: Path, name: str, index: Path) -> Path:
     if Path(name).name != name or not (folder / name).is_file():
-        raise UserError(f"{index}: names '{name[:80]}', which is no file of the folder")
+        raise UserError(f"{index}: names '{printable(name, 80)}', which is no file of the folder")
     return folder / name
 
 
 def _read_folder(folder: Path) -> Raw:
     top: dict[str, Any] = {}
     metadata: dict[str, str] = {}
+    notes: dict[str, None] = {}
     for file in weight_files(folder):
-        part, said = _read_file(file)
-        if twice := _first(top.keys() & part.keys()):
+        part = _read_file(file)
+        if twice := _first(str(name) for name in top.keys() & part.top.keys()):
             raise UserError(f"{file}: '{twice}' is in another part of the folder too")
-        top |= part
-        metadata |= said
+        top |= part.top
+        metadata |= part.metadata
+        notes |= dict.fromkeys(part.notes)
     config, preprocessor = (
         _json(folder / name) if (folder / name).is_file() else {} for name in SETTINGS
     )
-    return Raw(path=folder, top=top, metadata=metadata, config=config, preprocessor=preprocessor)
+    return Raw(
+        path=folder,
+        top=top,
+        metadata=metadata,
+        config=config,
+        preprocessor=preprocessor,
+        notes=tuple(notes),
+    )
 
 
 def _first(names: Iterable[str]) -> str | None:
@@ -89,6 +135,8 @@ def _first(names: Iterable[str]) -> str | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file() or path.stat().st_size > limits.JSON_BYTES:
+            raise UserError(f"{path}: no file of at most {limits.JSON_BYTES >> 20} MB")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable JSON: {error}") from error
@@ -97,24 +145,57 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not start:
-        raise UserError(f"{path}: the file is empty")
+def _read_file(path: Path) -> Raw:
+    start = _start(path)
     for magic, what in MISTAKEN:
         if start.lstrip()[: len(magic)].lower() == magic.lower():
             raise UserError(f"{path}: this is {what}")
     if start[257:262] == b"ustar":
         raise UserError(f"{path}: this is a tar archive: unpack it first")
     if start[8:9] == b"{" or path.suffix == ".safetensors":
-        return read_safetensors(path)
+        top, metadata = read_safetensors(path)
+        return Raw(path=path, top=top, metadata=metadata)
     if not start.startswith((b"PK", b"\x80")):
         raise UserError(
             f"{path}: neither a torch file nor safetensors: it begins with {start[:8]!r}; "
             "truncated at the front, or another kind of file"
         )
-    return read_torch(path), {}
+    value, notes = read_torch(path)
+    return Raw(path=path, top=value, notes=notes)
+
+
+def _start(path: Path) -> bytes:
+    """Return the first bytes of a file that is one, and whole."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path}: a device or a pipe, not a file: give a file or a folder")
+    with path.open("rb") as file:
+        start = file.read(512)
+        holes = _holes(file.fileno(), path.stat().st_size)
+    if not start:
+        raise UserError(f"{path}: the file is empty; download or copy it again")
+    if holes > path.stat().st_size / 2 and holes > HOLES:
+        raise UserError(
+            f"{path}: {holes / 1e9:,.1f} GB of it were never written: the download did not finish"
+        )
+    return start
+
+
+HOLES = 64 << 20
+
+
+def _holes(descriptor: int, size: int) -> int:
+    """Return how many bytes of a file lie on no disk; a download reserves them before it fills them."""
+    total = at = 0
+    for _ in range(limits.ENTRIES):
+        try:
+            hole = os.lseek(descriptor, at, os.SEEK_HOLE)
+        except OSError:  # the file system keeps no such account
+            return total
+        if hole >= size:
+            return total
+        try:
+            at = os.lseek(descriptor, hole, os.SEEK_DATA)
+        except OSError:  # no data follows
+            return total + size - hole
+        total += at - hole
+    return total

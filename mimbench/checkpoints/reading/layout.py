@@ -61,6 +61,8 @@ class Raw:
     """`config.json` of a folder."""
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     """`preprocessor_config.json` of a folder."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of the file itself."""
 
     @cached_property
     def networks(self) -> dict[str, dict[str, Any]]:
@@ -90,7 +92,7 @@ class Raw:
 
 
 def _belongs(key: str, value: Any) -> bool:
-    return isinstance(value, Tensor) or ("." in key and not isinstance(value, Mapping))
+    return isinstance(value, Tensor) or "." in key
 
 
 def _is_state(value: Any) -> bool:
@@ -181,17 +183,21 @@ def container_extras(raw: Raw, used: Iterable[str]) -> dict[str, int]:
     skip = set(used)
     out: dict[str, int] = {}
     for key, value in raw.top.items():
-        if key not in skip and isinstance(value, Mapping) and (count := _count(value, depth=3)):
+        if key not in skip and isinstance(value, Mapping) and (count := _count(value)):
             out[str(key)] = count
     return out
 
 
-def _count(value: Any, *, depth: int) -> int:
-    if isinstance(value, Tensor):
-        return 1
-    if depth and isinstance(value, Mapping):
-        return sum(_count(item, depth=depth - 1) for item in value.values())
-    return 0
+def _count(value: Any) -> int:
+    """Return the number of tensors in nested mappings, each mapping once."""
+    count, waiting, seen = 0, [value], set()
+    while waiting:
+        item = waiting.pop()
+        count += isinstance(item, Tensor)
+        if isinstance(item, Mapping) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values()
+    return count
 
 
 def per_block(tensors: Tensors, parts: Sequence[str], fuse: Callable[..., Tensors]) -> Tensors:

@@ -51,9 +51,15 @@ def plain_kind(raw: Raw) -> Literal["mae", "dino", "dinov2", "timm"] | None:
     return "mae" if is_fixed_table(state.get("pos_embed")) else "dino"
 
 
+LARGEST_TABLE = 1 << 24
+"""Values of a position table: 4,096 rows of 4,096."""
+
+
 def is_fixed_table(table: object) -> bool:
     """Return whether a table with a class row is MAE's fixed sine-cosine one."""
-    if not isinstance(table, Tensor) or table.dim() != 3 or table.is_meta or not table.numel():
+    if not isinstance(table, Tensor) or table.dim() != 3 or table.is_meta:
+        return False
+    if not table.is_floating_point() or not 0 < table.numel() < LARGEST_TABLE:
         return False
     side = round((table.shape[1] - 1) ** 0.5)
     if side < 1 or side * side + 1 != table.shape[1] or table.shape[2] % 4:

@@ -38,7 +38,11 @@ def check_periods(periods: Tensor, width: int) -> None:
     if periods.is_meta:
         return
     fixed = rotation_periods(width)
-    if periods.shape != fixed.shape or not torch.allclose(periods.float(), fixed, rtol=1e-2):
+    if (
+        periods.is_complex()
+        or periods.shape != fixed.shape
+        or not torch.allclose(periods.float(), fixed, rtol=1e-2)
+    ):
         raise UserError(
             f"rope_embed.periods are not those of base {ROTATION_BASE:g} for heads of width {width}: "
             "wrong number of heads, or another rotary embedding"
@@ -56,7 +60,7 @@ def _mask_bias(mask: Tensor, bias: Tensor | None) -> Tensors:
         return {"attn.qkv.bias_mask": mask}
     third = bias.shape[0] // 3
     fixed = torch.ones(bias.shape[0]).index_fill_(0, torch.arange(third, 2 * third), 0.0)
-    if not mask.is_meta and not torch.equal(mask.float(), fixed):
+    if mask.is_complex() or (not mask.is_meta and not torch.equal(mask.float(), fixed)):
         raise UserError("an attn.qkv.bias_mask does not mask the key bias alone")
     return {"attn.qkv.bias": torch.where(fixed.bool().to(bias.device), bias, 0.0)}
 

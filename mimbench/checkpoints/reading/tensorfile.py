@@ -9,9 +9,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mimbench.system.errors import UserError
+from mimbench.checkpoints.reading import limits
+from mimbench.system.errors import UserError, printable
 
-HEADER_LIMIT = 64 << 20
 SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
@@ -37,17 +37,26 @@ def check_header(path: Path) -> None:
         if len(start) < 8:
             raise UserError(f"{path}: {size} bytes: too short for a safetensors header")
         (length,) = struct.unpack("<Q", start)
-        if length > min(HEADER_LIMIT, size - 8):
+        if length > limits.HEADER_BYTES and length <= size - 8:
+            raise UserError(f"{path}: a header of {length:,} bytes: no network has so many tensors")
+        if length > size - 8:
             raise UserError(
                 f"{path}: the header claims {length:,} bytes, the file has {size:,}: "
                 "truncated, or no safetensors file"
             )
         header = _parse(path, file.read(length))
+    if len(header) > limits.NAMES:
+        raise UserError(f"{path}: {len(header):,} tensors: no checkpoint of a network")
+    said = header.get("__metadata__", {})
+    if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+        raise UserError(f"{path}: the header's '__metadata__' is no mapping of names to text")
     spans = sorted(_span(path, n, e) for n, e in header.items() if n != "__metadata__")
     end = 0
     for begin, stop, name in spans:
         if begin != end:
-            raise UserError(f"{path}: tensor '{name}' overlaps another or leaves a gap")
+            raise UserError(
+                f"{path}: tensor '{printable(name, 80)}' overlaps another or leaves a gap"
+            )
         end = stop
     held = size - 8 - length
     if end > held:
@@ -77,13 +86,15 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
         item, shape = SIZES[entry["dtype"]], entry["shape"]
         begin, stop = entry["data_offsets"]
         numbers = [begin, stop, *shape]
-        if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+        plain = isinstance(shape, list) and len(shape) <= limits.RANK
+        if not plain or not all(type(n) is int and 0 <= n < limits.SIZE for n in numbers):
             raise ValueError("sizes are not whole numbers")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: header entry '{name[:80]}' is damaged: {error}") from error
+        shown = f"{printable(name, 80)}' is damaged: {printable(str(error), 80)}"
+        raise UserError(f"{path}: header entry '{shown}") from error
     if stop - begin != math.prod(shape) * item:
         raise UserError(
-            f"{path}: tensor '{name}' of shape {tuple(shape)} {entry['dtype']} needs "
+            f"{path}: tensor '{printable(name, 80)}' of shape {tuple(shape)} {entry['dtype']} needs "
             f"{math.prod(shape) * item:,} bytes, the header gives it {stop - begin:,}"
         )
     return begin, stop, name

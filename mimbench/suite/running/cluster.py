@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.cells import Cell, set_aside
-from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, write_order
+from mimbench.benchmarks.orders import LEFT_FILE, LOG_FILE, ORDER_FILE, RESULT_FILE, write_order
 from mimbench.results import read_result
 from mimbench.suite.running.cell_job import CellJob
 from mimbench.suite.running.runner import Ended, figure, record_failure, settle
@@ -112,7 +112,8 @@ def _submit(
     for cell in cells:
         set_aside(cell, fresh=fresh)
         cell.folder.mkdir(parents=True, exist_ok=True)
-        (cell.folder / RESULT_FILE).unlink(missing_ok=True)
+        for name in (RESULT_FILE, LEFT_FILE):
+            (cell.folder / name).unlink(missing_ok=True)
         write_order(cell.folder / ORDER_FILE, cell.order)
     with executor.batch():
         jobs = [
@@ -159,6 +160,9 @@ def _conclude(cell: Cell, job: Any) -> Ended:
     if path.is_file() and read_result(path).status == "done":
         logger.info("%s: %s", cell.label, figure(read_result(path)))
         return Ended(cell, "done")
+    if (cell.folder / LEFT_FILE).exists():
+        logger.warning("%s: interrupted; the same command goes on", cell.label)
+        return Ended(cell, "interrupted")
     tail = last_lines(cell.folder / LOG_FILE)
     shown = "\n".join(f"    {line}" for line in tail)
     logger.error(

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from mimbench.benchmarks.cells import Cell, finished, set_aside
-from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, changed, write_order
+from mimbench.benchmarks.orders import (
+    LEFT_FILE,
+    LOG_FILE,
+    ORDER_FILE,
+    RESULT_FILE,
+    changed,
+    write_order,
+)
 from mimbench.results import Result, provenance, read_result, write_result
 from mimbench.suite.running.launch import Slot, eval_command, start, stop
 from mimbench.suite.running.screen import Screen, last_lines
 from mimbench.system.progress import clock
+from mimbench.system.signals import left_early
 
 logger = logging.getLogger(__name__)
 Command = Callable[[Cell, Slot], list[str]]
@@ -24,7 +32,7 @@ class Ended:
     """How a cell ended in this run."""
 
     cell: Cell
-    status: Literal["done", "skipped", "failed"]
+    status: Literal["done", "skipped", "failed", "interrupted"]
     seconds: float | None = None
     """From the start of its process to its end; None where no process ran, or not under our eyes."""
 
@@ -148,7 +156,8 @@ def _fill(
         waiting.remove(cell)
         set_aside(cell, fresh=fresh)
         cell.folder.mkdir(parents=True, exist_ok=True)
-        (cell.folder / RESULT_FILE).unlink(missing_ok=True)
+        for name in (RESULT_FILE, LEFT_FILE):
+            (cell.folder / name).unlink(missing_ok=True)
         write_order(cell.folder / ORDER_FILE, cell.order)
         began = time.monotonic()
         process = start(command(cell, slot), cell.folder, slot)
@@ -179,6 +188,14 @@ def conclude(job: Running, position: str) -> Ended:
     if code == 0 and path.is_file():
         logger.info("%s %s: %s in %s", position, job.cell.label, figure(read_result(path)), spent)
         return Ended(job.cell, "done", seconds)
+    if left_early(code) or (job.cell.folder / LEFT_FILE).exists():
+        logger.warning(
+            "%s %s: interrupted after %s; the same command goes on",
+            position,
+            job.cell.label,
+            spent,
+        )
+        return Ended(job.cell, "interrupted", seconds)
     tail = last_lines(job.cell.folder / LOG_FILE)
     shown = "\n".join(f"    {line}" for line in tail)
     log = job.cell.folder / LOG_FILE
