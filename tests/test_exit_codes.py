@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mimbench.system.errors import UserError
-from mimbench.system.exit_codes import MEANINGS, ExitCode, run_command
+from mimbench.system.exit_codes import MEANINGS, ExitCode, report_error, run_command
 
 ROOT = Path(__file__).parents[1]
 
