@@ -37,16 +37,18 @@ from mimbench.features.search import (
     search_approximate,
 )
 from mimbench.features.storage import storage_effect
-from mimbench.scores.metrics import write_outcomes
+from mimbench.footprint import stored_features
+from mimbench.scores.hits import Hits
 from mimbench.scores.neighbours import vote_scores
-from mimbench.system.files import write_json
 from mimbench.system.runtime import process_group
+from mimbench.task import TaskResult, Traits
 from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "top1"
+TRAITS = Traits(labelled_images=True, footprint=stored_features)
 
 RECALL_QUERIES = 1000
 
@@ -79,25 +81,27 @@ class Config(FrozenConfig):
         super().__post_init__()
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
+def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
     """Return top-1 and top-5 for each feature choice, k and temperature."""
+    del out
     train, val = config.images()
     check_k(max(config.k), len(train))
     with process_group(config.machine.device) as ranks:
         bank, queries = (config.features(weights, images, ranks) for images in (train, val))
-        return from_main(lambda: _evaluate(bank, queries, config, out), ranks)
+        return from_main(lambda: _evaluate(bank, queries, config), ranks)
 
 
-def _evaluate(train: FeatureBank, val: FeatureBank, config: Config, out: Path) -> dict[str, float]:
+def _evaluate(train: FeatureBank, val: FeatureBank, config: Config) -> TaskResult:
     metrics: dict[str, float] = {}
-    extra: dict[str, Any] = {"bank_images": len(train.images), "images": len(val.images)}
+    outcomes: list[Hits] = []
+    notes: dict[str, Any] = {"bank_images": len(train.images), "images": len(val.images)}
     truth = torch.from_numpy(val.images.labels)
     main = (config.main_k, config.main_temperature)
     room = queries_at_once(config.machine.device)
     for choice in config.choices:
         bank, queries = (prepare(b.load(choice), normalise=config.normalise) for b in (train, val))
         ranked = predict(
-            _searcher(bank, queries, config, extra),
+            _searcher(bank, queries, config, notes),
             train.images.labels,
             queries,
             Ballot(classes=len(train.images.classes), ks=config.k, temperatures=config.temperature),
@@ -109,14 +113,13 @@ def _evaluate(train: FeatureBank, val: FeatureBank, config: Config, out: Path) -
             metrics |= {f"{choice}_k{k}_T{t:g}_{name}": value for name, value in tops.items()}
             if choice == config.choices[0] and (k, t) == main:
                 metrics |= tops
-                write_outcomes(out, val.images, best.numpy())
-    extra |= {"queries_at_once": room.size, "memory_halved": room.halved}
+                outcomes.append(Hits.of(val.images, best.numpy()))
+    notes |= {"queries_at_once": room.size, "memory_halved": room.halved}
     if config.storage != "fp32":
-        extra["storage_effect"] = storage_effect(
+        notes["storage_effect"] = storage_effect(
             train, val, config.choices[0], partial(_rank_alone, config=config)
         )
-    write_json(out / "extra.json", extra)
-    return metrics
+    return TaskResult(metrics=metrics, outcomes=outcomes, notes=notes)
 
 
 def prepare(features: Tensor, *, normalise: bool) -> Floats:
@@ -127,7 +130,7 @@ def prepare(features: Tensor, *, normalise: bool) -> Floats:
     return np.ascontiguousarray(features.numpy(), dtype=np.float32)
 
 
-def _searcher(bank: Floats, queries: Floats, config: Config, extra: dict[str, Any]) -> Find:
+def _searcher(bank: Floats, queries: Floats, config: Config, notes: dict[str, Any]) -> Find:
     """Return the search of the configured index; of an approximate one say what it misses."""
 
     def exact(queries: Floats, k: int) -> tuple[Floats, Ids]:
@@ -140,9 +143,9 @@ def _searcher(bank: Floats, queries: Floats, config: Config, extra: dict[str, An
     at = np.linspace(0, len(queries) - 1, min(RECALL_QUERIES, len(queries))).astype(int)
     some = np.ascontiguousarray(queries[at])
     found = search_approximate(index, some, k, metric=config.metric)[1]
-    extra[f"recall_at_{k}"] = recall(found, exact(some, k)[1])
-    extra["recall_queries"] = len(some)
-    logger.info("%s index: recall at %d is %.2f %%", config.index.kind, k, extra[f"recall_at_{k}"])
+    notes[f"recall_at_{k}"] = recall(found, exact(some, k)[1])
+    notes["recall_queries"] = len(some)
+    logger.info("%s index: recall at %d is %.2f %%", config.index.kind, k, notes[f"recall_at_{k}"])
     return partial(search_approximate, index, metric=config.metric)
 
 

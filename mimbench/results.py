@@ -4,15 +4,20 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mimbench.figures import Figure
+from mimbench.legacy import upgrade
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest, write_json
 from mimbench.system.source import library_versions, source_state
+
+FORMAT = 2
+"""Of result.json. Files without it were written before there was a typed result of a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,23 @@ class Provenance:
     seconds: float
     peak_memory_mb: float
     argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredOutcomes:
+    """Outcomes in a file of the run's folder."""
+
+    kind: str
+    """`package.module:Class` of the library, or `Class` of the task's own module."""
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPicture:
+    """A picture in a file of the run's folder."""
+
+    file: str
+    caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +71,21 @@ class Result:
     status: Literal["done", "failed"]
     provenance: Provenance
     error: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """What a task wants to say beside its numbers: for example the micro-batch it really used."""
+    lower_is_better: bool = False
+    intervals: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> half width of its 95 % interval over test images."""
+    draws: int = 1
+    """Draws of the training images that the metrics are means over."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What the user changed in the recipe."""
+    data: str = ""
+    """Where the data was."""
+    outcomes: Sequence[StoredOutcomes] = ()
+    figures: Sequence[Figure] = ()
+    pictures: Sequence[StoredPicture] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What the task says about its numbers: for example the micro-batch it really used."""
+    format: int = FORMAT
 
 
 def protocol_digest(task: str, task_version: int, config: Mapping[str, Any]) -> str:
@@ -73,6 +108,13 @@ def read_result(path: Path) -> Result:
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a result; delete it and run again")
+    if "format" not in value:
+        value = upgrade(value)
+    elif value["format"] != FORMAT:
+        raise UserError(
+            f"{path} is a result of format {value['format']}, this version reads {FORMAT}; "
+            "read it with the version that wrote it"
+        )
     return from_mapping(Result, value, str(path))
 
 

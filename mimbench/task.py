@@ -1,14 +1,27 @@
-"""The contract of a task: any module that has these four names can be named in benchmarks.yaml."""
+"""The contract of a task: any module with these four names can be named in benchmarks.yaml.
+
+    VERSION, MAIN_METRIC, Config, run(weights, config, out) -> TaskResult
+
+What else the suite should know about a task (is it heavy, what memory does it take...) the task
+declares in `TRAITS`; without it the defaults of `Traits` hold. The library knows no task by name.
+"""
+
+from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from mimbench.figures import Figure, Picture
 from mimbench.system.errors import UserError
 
-if TYPE_CHECKING:  # the runner reads what tasks declare without torch
-    from mimbench.vit.weights import VitWeights
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mimbench.footprint import Footprint
+    from mimbench.scores.outcomes import Outcomes
+    from mimbench.vit.weights import VitSpec, VitWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +38,43 @@ class Machine:
     """Compute activations again in the backward pass rather than keep them: less memory, more time."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What a task found. The library writes it; a task writes only what it needs to go on later.
+
+    Of several processes only the first one's outcomes, pictures and notes are kept.
+    """
+
+    metrics: Mapping[str, float]
+    """Finite numbers, `MAIN_METRIC` among them; shares in percent. Not measured means absent."""
+    outcomes: Sequence[Outcomes] = ()
+    """What was predicted for each image: gives intervals, paired comparisons and verification."""
+    figures: Sequence[Figure] = ()
+    pictures: Sequence[Picture] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What a reader of the numbers should know, as JSON: the micro-batch used, how a head was chosen."""
+    draws: int = 1
+    """Draws of the training images that the metrics are means over; `{metric}_sd` is their spread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What the suite should know about a task before it runs; every default is safe."""
+
+    effort: int = 0
+    """0: light. More: heavy, so it starts before lighter ones and gets several nodes of a cluster."""
+    labelled_images: bool = False
+    """Its data is a folder of images by class (train/, val/), which the canary may use."""
+    lower_is_better: bool = False
+    """Of the main metric."""
+    free_fields: frozenset[str] = frozenset()
+    """Fields of `Config` that move no number, besides data, seed and machine: comparisons skip them."""
+    footprint: Callable[[VitSpec, Any, int], Footprint] | None = None
+    """(architecture, config, labelled images) -> memory and disk; by default those of a full training."""
+    rehearsal: Callable[[Any], Any] | None = None
+    """config -> the same with next to no training, so that `plan` can time what follows a training."""
+
+
 @runtime_checkable
 class Task(Protocol):
     """A module; see docs/adding.md for a template."""
@@ -36,7 +86,7 @@ class Task(Protocol):
 
     @property
     def MAIN_METRIC(self) -> str:
-        """The key of `run`'s result that stands in the table."""
+        """The metric that stands in the table."""
         ...
 
     @property
@@ -44,22 +94,21 @@ class Task(Protocol):
         """A frozen dataclass: the whole schema of the task's configuration."""
         ...
 
-    def run(self, weights: "VitWeights", config: Any, out: Path) -> dict[str, float]:
-        """Evaluate the weights; write logs and outcomes under `out`; return the metrics."""
+    def run(self, weights: VitWeights, config: Any, out: Path) -> TaskResult:
+        """Evaluate the weights; logs and states to resume from go into `out`."""
         ...
 
 
-@runtime_checkable
-class Rehearsed(Protocol):
-    """What a task that trains may offer besides, so that `plan` can time what follows a training."""
-
-    def rehearsal(self, config: Any) -> Any:
-        """Return the same configuration with next to no training."""
-        ...
+def traits_of(task: Task) -> Traits:
+    """Return what a task declares, or the defaults."""
+    found = getattr(task, "TRAITS", None)
+    if found is not None and not isinstance(found, Traits):
+        raise UserError(f"TRAITS of {_name(task)} is {found!r}, expected a mimbench.task.Traits")
+    return found or Traits()
 
 
 def load_task(name: str) -> Task:
-    """Return the task module of a dotted name such as `knn.classify`."""
+    """Return the task module of a dotted name such as `package.module`."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -76,3 +125,7 @@ def load_task(name: str) -> Task:
     if lacking:
         raise UserError(f"'{name}' is not a task: it lacks {', '.join(lacking)}")
     return cast(Task, module)
+
+
+def _name(task: Task) -> str:
+    return str(getattr(task, "__name__", task))

@@ -14,6 +14,7 @@ from mimbench.benchmarks.survey import Finding, Question
 from mimbench.suite.suite import _twin
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
+from mimbench.vit.weights import VitSpec
 from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 BENCHMARKS = """
@@ -36,7 +37,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
     found: list[Question] = []
 
     def survey(
-        questions: Sequence[Question], data: Path | None, *, own: bool = False
+        questions: Sequence[Question],
+        data: Path | None,
+        *,
+        own: bool = False,
+        specs: Sequence[VitSpec] = (),
     ) -> list[Finding]:
         found.extend(questions)
         return [Finding(problem="not asked")] * len(questions)

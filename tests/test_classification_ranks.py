@@ -13,6 +13,7 @@ import torch
 
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
 from mimbench.system.memory import Halving
 from mimbench.system.runtime import process_group
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
@@ -83,7 +84,9 @@ def _tune(weights: VitWeights, config: Any, out: Path, sleep_at: int = -1, tight
         return real(self, model, batch, at)
 
     FineTune.loss = loss
-    finetune.run(weights, config, out)
+    notes = finetune.run(weights, config, out).notes
+    if os.environ["RANK"] == "0":
+        write_json(out / "notes.json", dict(notes))
 
 
 def _tune_as_rank(rank: int, port: int, *arguments: Any) -> None:
@@ -117,15 +120,15 @@ def test_two_processes_do_what_one_does_and_halve_together(
     probe, tune = probing(data), tuning(data, epochs=1)
     two, one = tmp_path / "two", tmp_path / "one"
     assert as_two_ranks(_probe_and_tune, weights, probe, tune, two, 2) == [0, 0]
-    alone = linear.run(weights, probe, one / "probe")
+    alone = linear.run(weights, probe, one / "probe").metrics
     assert_same_run(one / "probe", two / "probe")
     # batch norm's running statistics are those of all images, not of the first process's half
     [state] = states(two / "probe")
     assert state["model"]["norms.0.mean"].abs().max() > 0
     assert alone["top1"] == alone["top1_last"]
-    extra = json.loads((two / "tune/extra.json").read_text())
-    assert (extra["micro_batch"], extra["micro_steps"], extra["effective_batch"]) == (2, 4, 16)
-    assert extra["memory_halved"] is True
+    notes = json.loads((two / "tune/notes.json").read_text())
+    assert (notes["micro_batch"], notes["micro_steps"], notes["effective_batch"]) == (2, 4, 16)
+    assert notes["memory_halved"] is True
     # the rehearsal leaves no trace
     roomy = replace(tune, machine=replace(tune.machine, max_batch=2))
     finetune.run(weights, roomy, one / "tune")
@@ -157,9 +160,9 @@ def test_a_fine_tune_by_two_killed_after_an_epoch_is_that_by_one(
         process.join()
     assert states(out)[0]["step"] == 2
     assert as_two_ranks(_tune, weights, settings, out) == [0, 0]
-    finetune.run(weights, settings, tmp_path / "one")
+    one = finetune.run(weights, settings, tmp_path / "one").notes
     assert_same_run(tmp_path / "one", out)
-    one, two = (json.loads((tmp_path / n / "extra.json").read_text()) for n in ("one", "two"))
+    two = json.loads((out / "notes.json").read_text())
     assert (one["micro_batch"], one["micro_steps"]) == (8, 2)
     assert (two["micro_batch"], two["micro_steps"]) == (8, 1)
 

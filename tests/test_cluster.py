@@ -37,7 +37,7 @@ def test_jobs_run_fail_and_are_skipped_the_second_time(tmp_path: Path) -> None:
         cell(tmp_path, "bad", fail=True),
     ]
     cluster = Cluster(kind="local", gpus=0, poll=0.1, job=LightJob)
-    ended = submit_cells(cells, {}, cluster)
+    ended = submit_cells(cells, cluster)
     assert {e.cell.order.benchmark: e.status for e in ended} == {
         "probe": "done",
         "bank": "done",
@@ -46,7 +46,7 @@ def test_jobs_run_fail_and_are_skipped_the_second_time(tmp_path: Path) -> None:
     bank, probe = (c.folder / "result.json" for c in (cells[1], cells[0]))
     assert bank.stat().st_mtime <= probe.stat().st_mtime
     assert read_result(cells[2].folder / "result.json").error == "broken on purpose"
-    again = submit_cells(cells[:2], {}, cluster)
+    again = submit_cells(cells[:2], cluster)
     assert [e.status for e in again] == ["skipped", "skipped"]
 
 

@@ -15,7 +15,7 @@ from tests.support.results_folder import write_manifest, write_run
 TASK = """
 from dataclasses import dataclass, field
 from pathlib import Path
-from mimbench.task import Machine
+from mimbench.task import Machine, TaskResult
 VERSION = 1
 MAIN_METRIC = "top1"
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Config:
     seed: int = 0
     machine: Machine = field(default_factory=Machine)
 def run(weights, config, out):
-    return {"top1": 1.0}
+    return TaskResult(metrics={"top1": 1.0})
 """
 
 

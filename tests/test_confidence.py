@@ -13,7 +13,7 @@ from mimbench.scores.confidence import (
     bootstrap,
     bootstrap_mean,
     compare_functions,
-    compare_hits,
+    compare_shares,
     mcnemar,
     mean_iou,
     percentile_interval,
@@ -33,7 +33,7 @@ def equal_models(rng: np.random.Generator, images: int) -> tuple[np.ndarray, np.
 def test_interval_of_two_equal_models_covers_zero_in_95_percent() -> None:
     rng = np.random.default_rng(0)
     covered = sum(
-        compare_hits([a], [b], rng).sampling.covers(0)
+        compare_shares("top1", [a], [b], rng).sampling.covers(0)
         for a, b in (equal_models(rng, 1000) for _ in range(1000))
     )
     assert 930 <= covered <= 970
@@ -72,13 +72,15 @@ def test_a_real_difference_is_found_and_named() -> None:
     rng = np.random.default_rng(4)
     a, b = equal_models(rng, 5000)
     better = np.maximum(a, rng.random(5000) < 0.2)
-    found = compare_hits([better], [b], rng)
+    found = compare_shares("top1", [better], [b], rng)
     assert found.winner == "a"
     assert found.mcnemar is not None
     assert found.mcnemar < 1e-6
     assert verdict("x", "y", found).startswith("x is better than y (+")
-    assert verdict("y", "x", compare_hits([b], [better], rng)).startswith("x is better than y (-")
-    assert "no difference shown" in verdict("x", "y", compare_hits([a], [a], rng))
+    assert verdict("y", "x", compare_shares("top1", [b], [better], rng)).startswith(
+        "x is better than y (-"
+    )
+    assert "no difference shown" in verdict("x", "y", compare_shares("top1", [a], [a], rng))
 
 
 def test_seeds_are_kept_apart_from_sampling() -> None:
@@ -88,7 +90,7 @@ def test_seeds_are_kept_apart_from_sampling() -> None:
     # seeds that scatter by more than the difference: images say yes, seeds say no
     a = [np.where(np.arange(20_000) < cut, 0.0, base) for cut in (0, 2000)]
     b = [np.where(np.arange(20_000) < cut, 0.0, worse) for cut in (0, 2000)]
-    found = compare_hits(a, b, rng)
+    found = compare_shares("top1", a, b, rng)
     assert found.sampling.low > 0
     assert found.seeds is not None
     assert found.seeds.low < 0 < found.seeds.high
@@ -172,7 +174,7 @@ def test_ap_equals_pycocotools_on_all_images_and_on_a_resample(tmp_path: Path) -
 
     rng = np.random.default_rng(6)
     found, truth = scenes(rng, tmp_path)
-    images, classes = match_detections(found, truth, "bbox")
+    images, classes = match_detections(json.loads(found.read_text()), truth, "bbox")
     ap = average_precision(classes)
 
     def official(ids: list[int]) -> float:

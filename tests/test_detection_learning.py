@@ -53,8 +53,8 @@ def test_a_minute_of_training_finds_what_it_was_shown(tmp_path: Path) -> None:
         drops=(0.8, 0.95),
         resize=(1.0, 1.0),
     )
-    before = run(random_weights(spec, 0), replace(config, images=3), tmp_path / "before")
-    after = run(random_weights(spec, 0), config, tmp_path / "after")
+    before = run(random_weights(spec, 0), replace(config, images=3), tmp_path / "before").metrics
+    after = run(random_weights(spec, 0), config, tmp_path / "after").metrics
     assert before["box_ap50"] < 1.0
     assert after["box_ap50"] > 5.0
     assert after["box_ap"] > before["box_ap"] + 2.0
@@ -77,9 +77,9 @@ def test_a_backbone_that_knows_the_objects_beats_its_random_twin(tmp_path: Path)
     demo = from_mapping(Config, {**mapping, "data": tmp_path / "s/coco", "machine": machine})
     spec = VitSpec(embed_dim=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8, grid=(4, 4))
     twin = random_weights(spec, 0)
-    fresh = run(twin, demo, tmp_path / "fresh")
+    fresh = run(twin, demo, tmp_path / "fresh").metrics
     # the same heads, drawn from the same seed, start over on it
-    learned = run(learned_backbone(twin, tmp_path / "fresh"), demo, tmp_path / "learned")
+    learned = run(learned_backbone(twin, tmp_path / "fresh"), demo, tmp_path / "learned").metrics
     logger.info("fresh %s, learned %s", fresh, learned)
     assert learned["box_ap"] > fresh["box_ap"] + 2.0
     assert learned["mask_ap"] > fresh["mask_ap"] + 2.0

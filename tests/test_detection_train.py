@@ -17,10 +17,11 @@ pytest.importorskip("detectron2")
 
 from detectron2.engine import HookBase
 
+from mimbench.scores.outcomes import faithful
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode
 from mimbench.system.runtime import Ranks
-from mimbench.task import Machine, load_task
+from mimbench.task import Machine, TaskResult, load_task
 from mimbench.vit.weights import VitWeights, random_weights
 from tests.support.detection_run import SPEC, final, same, small
 from transfer.detection import train
@@ -40,24 +41,34 @@ def weights() -> VitWeights:
 
 
 @pytest.fixture(scope="module")
-def whole(coco: Path, weights: VitWeights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    coco: Path, weights: VitWeights, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, TaskResult]:
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
-    run(weights, small(coco), out)
-    return out
+    return out, run(weights, small(coco), out)
 
 
-def test_a_run_leaves_what_the_suite_needs(whole: Path, coco: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(finished: tuple[Path, TaskResult]) -> Path:
+    """Its folder."""
+    return finished[0]
+
+
+def test_a_run_leaves_what_the_suite_needs(finished: tuple[Path, TaskResult], coco: Path) -> None:
+    whole, result = finished
     task = load_task("transfer.detection.vitdet")
     assert task.MAIN_METRIC == "box_ap"
-    extra = json.loads((whole / "extra.json").read_text())
+    notes = result.notes
     # 6 + 12 x 2 tensors less class token and final norm
-    assert extra["tensors"].startswith("27 of 27 backbone tensors used")
-    assert extra["plan"]["steps"] == 4
-    assert (extra["micro_batch"], extra["micro_steps"], extra["processes"]) == (4, 1, 1)
-    for values in extra["per_class"].values():
-        assert values.keys() == {"box", "mask"}
-        assert all(0 <= value <= 100 for value in values.values())
+    assert notes["tensors"].startswith("27 of 27 backbone tensors used")
+    assert notes["plan"]["steps"] == 4
+    assert (notes["micro_batch"], notes["micro_steps"], notes["processes"]) == (4, 1, 1)
+    boxes, masks = (figure.values for figure in result.figures)
+    assert boxes.keys() == masks.keys()
+    assert all(0 <= value <= 100 for value in (*boxes.values(), *masks.values()))
+    assert faithful(result.outcomes, result.metrics).keys() == {"box_ap", "mask_ap"}
+    assert len(result.pictures) == 4
     found = json.loads((whole / "detections.json").read_text())
     ids = {
         p["id"]
@@ -85,7 +96,7 @@ def test_the_same_run_gives_the_same_weights_and_figures(
     torch.manual_seed(77)
     # loader processes and memory options belong to the machine
     machine = Machine(device="cpu", workers=2, max_batch=4, recompute=True)
-    metrics = run(weights, small(coco, machine=machine), tmp_path)
+    metrics = run(weights, small(coco, machine=machine), tmp_path).metrics
     assert same(final(tmp_path), final(whole), 1e-6)
     assert metrics.keys() >= {"box_ap", "box_ap50", "box_ap75", "mask_ap"}
 
@@ -140,7 +151,7 @@ def test_a_finished_run_is_only_scored_again(
 def test_eval_only_reproduces_the_figures(whole: Path, coco: Path, weights: VitWeights) -> None:
     before = (whole / "detections.json").read_text()
     (whole / "detections.json").unlink()
-    metrics = again(weights, whole)
+    metrics = again(weights, whole).metrics
     assert metrics["box_ap"] >= 0
     assert (whole / "detections.json").read_text() == before
     with pytest.raises(UserError, match="was trained from weights"):
@@ -170,7 +181,7 @@ def test_a_damaged_state_is_named(
 
 
 PART = """
-import sys
+import json, os, sys
 from pathlib import Path
 sys.path[:0] = [{root!r}]
 from tests.support.detection_run import SPEC, small
@@ -179,7 +190,10 @@ from mimbench.vit.weights import random_weights
 from transfer.detection.vitdet import run
 machine = Machine(device="cpu", workers=0, max_batch=1)
 config = small(Path(sys.argv[1]), machine=machine, images=12)
-assert run(random_weights(SPEC, 0), config, Path(sys.argv[2]))["box_ap"] >= 0
+result = run(random_weights(SPEC, 0), config, Path(sys.argv[2]))
+assert result.metrics["box_ap"] >= 0
+if os.environ["RANK"] == "0":
+    (Path(sys.argv[2]) / "notes.json").write_text(json.dumps(dict(result.notes)))
 """
 
 
@@ -209,8 +223,8 @@ def test_micro_batches_of_one_are_the_same_for_any_machine(
     for part in parts:
         _, errors = part.communicate(timeout=280)
         assert part.returncode == 0, errors[-3000:]
-    extra = json.loads((tmp_path / "two/extra.json").read_text())
-    assert (extra["processes"], extra["micro_batch"], extra["micro_steps"]) == (2, 1, 2)
+    notes = json.loads((tmp_path / "two/notes.json").read_text())
+    assert (notes["processes"], notes["micro_batch"], notes["micro_steps"]) == (2, 1, 2)
     assert same(final(tmp_path / "one"), final(tmp_path / "two"), 2e-5)
     ids = [d["image_id"] for d in json.loads((tmp_path / "two/detections.json").read_text())]
     assert ids == [

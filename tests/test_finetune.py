@@ -192,17 +192,16 @@ def test_learns_and_writes_outcomes(
     painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
 ):
     data = painted_images(tmp_path / "data", train=16, val=8)
-    metrics = finetune.run(weights, config(data), tmp_path / "out")
+    result = finetune.run(weights, config(data), tmp_path / "out")
+    metrics, notes = result.metrics, result.notes
     # chance is 25
     assert metrics["top1"] >= 60
-    outcomes = np.load(tmp_path / "out/outcomes.npz")
-    hits = outcomes["top5"][:, 0] == outcomes["labels"]
-    assert 100 * hits.mean() == metrics["top1_last"] == metrics["top1"]
-    extra = json.loads((tmp_path / "out/extra.json").read_text())
-    assert extra["tensors_not_taken"] == ["norm.weight", "norm.bias"]
-    assert (extra["micro_batch"], extra["micro_steps"], extra["effective_batch"]) == (8, 2, 16)
+    [top1] = result.outcomes[0].statistics()
+    assert top1.whole() == metrics["top1_last"] == metrics["top1"]
+    assert notes["tensors_not_taken"] == ["norm.weight", "norm.bias"]
+    assert (notes["micro_batch"], notes["micro_steps"], notes["effective_batch"]) == (8, 2, 16)
     # a finished run answers again without training
-    assert finetune.run(weights, config(data), tmp_path / "out") == metrics
+    assert finetune.run(weights, config(data), tmp_path / "out").metrics == metrics
     with pytest.raises(UserError, match="another configuration"):
         finetune.run(weights, config(data, weight_decay=0.1), tmp_path / "out")
 
@@ -215,7 +214,7 @@ def test_shuffled_labels_give_chance(
     train, val = settings.images()
     rng = np.random.default_rng(0)
     train, val = (x.relabel(rng.permutation(x.labels)) for x in (train, val))
-    metrics = train_classifier(weights, train, val, settings, tmp_path / "out", Ranks())
+    metrics = train_classifier(weights, train, val, settings, tmp_path / "out", Ranks()).metrics
     # 100 images, chance 25: three standard deviations
     assert metrics["top1"] < 38
 
@@ -239,10 +238,9 @@ def test_out_of_memory_halves_the_micro_batch_at_equal_effective_batch(
         return real(self, model, batch, at)
 
     monkeypatch.setattr(FineTune, "loss", tight)
-    finetune.run(weights, settings, tmp_path / "out")
-    extra = json.loads((tmp_path / "out/extra.json").read_text())
-    assert (extra["micro_batch"], extra["micro_steps"], extra["effective_batch"]) == (4, 4, 16)
-    assert extra["memory_halved"] is True
+    notes = finetune.run(weights, settings, tmp_path / "out").notes
+    assert (notes["micro_batch"], notes["micro_steps"], notes["effective_batch"]) == (4, 4, 16)
+    assert notes["memory_halved"] is True
     # two steps an epoch: the first epoch was trained once, with 8; the second with 4
     assert sizes == [(0, 8)] * 4 + [(1, 4)] * 8
 
@@ -287,7 +285,6 @@ def test_killed_after_an_epoch_it_continues_exactly(
     assert process.exitcode == -signal.SIGKILL
     first = torch.load(saved, weights_only=True)
     assert first["step"] == 2
-    assert not (out / "outcomes.npz").exists()
     seen = []
     real = FineTune.loss
 
@@ -297,9 +294,9 @@ def test_killed_after_an_epoch_it_continues_exactly(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FineTune, "loss", watch)
-        metrics = finetune.run(weights, settings, out)
+        metrics = finetune.run(weights, settings, out).metrics
     assert seen == [2, 2, 3, 3, 4, 4, 5, 5]
-    whole = finetune.run(weights, settings, tmp_path / "whole")
+    whole = finetune.run(weights, settings, tmp_path / "whole").metrics
     assert metrics == whole
     ended, direct = (
         torch.load(folder / "checkpoints/last.pt", weights_only=True)["model"]
@@ -315,11 +312,10 @@ def test_class_token_recipe_and_plain_labels(
     data = painted_images(tmp_path / "data", train=8, val=4)
     augment = {**SMALL["augment"], "mixup": 0.0, "smoothing": 0.0}
     settings = config(data, recipe="beit", augment=augment, lr=2e-3, epochs=1, warmup=0)
-    metrics = finetune.run(weights, settings, tmp_path / "out")
-    extra = json.loads((tmp_path / "out/extra.json").read_text())
-    assert extra["tensors_not_taken"] == []
-    assert extra["recipe"]["pool"] == "cls"
-    assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
+    result = finetune.run(weights, settings, tmp_path / "out")
+    assert result.notes["tensors_not_taken"] == []
+    assert result.notes["recipe"]["pool"] == "cls"
+    assert 0 <= result.metrics["top1"] <= result.metrics["top5"] <= 100
 
 
 @pytest.mark.slow
@@ -332,6 +328,6 @@ def test_on_the_sample_data_far_above_chance(tmp_path: Path):
     settings = config(
         root / "classification", batch=64, epochs=8, lr=4e-3, layer_decay=0.85, augment=augment
     )
-    metrics = finetune.run(random_weights(spec, 0), settings, tmp_path / "out")
+    metrics = finetune.run(random_weights(spec, 0), settings, tmp_path / "out").metrics
     # chance is 10; of 400 images a standard deviation is 1.5 (60 when written)
     assert metrics["top1"] > 35

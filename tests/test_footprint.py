@@ -5,13 +5,13 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from mimbench.benchmarks.cells import Cell
-from mimbench.suite.costs.footprint import check_room, footprint, free_memory_mb, gigabytes, tokens
+from mimbench.footprint import Footprint, frozen, stored_features, tokens, trained
+from mimbench.suite.costs.footprint import check_room, free_memory_mb, gigabytes
 from mimbench.suite.running.launch import make_slots
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import usable_cores
@@ -25,37 +25,38 @@ SMI = """#!/bin/sh
 BASE = VitSpec(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_size=16, grid=(14, 14))
 
 
-def of(out: Path, name: str, images: int = 0, **config: Any) -> Cell:
-    one = cell(out, name, **config)
-    return replace(one, candidate=replace(one.candidate, spec=BASE), images=images)
+def of(out: Path, name: str, need: Footprint) -> Cell:
+    return replace(cell(out, name), footprint=need)
 
 
-def test_features_of_imagenet_take_what_their_shards_hold(tmp_path: Path) -> None:
-    knn = of(tmp_path, "in-knn", images=1_331_167, storage="fp16", image_size=224)
+def test_features_of_imagenet_take_what_their_shards_hold() -> None:
+    config = {"storage": "fp16", "image_size": 224}
     # class token and mean of the last four blocks, two bytes each
-    assert footprint(knn).cache == pytest.approx(1_331_167 * 8 * 768 * 2 / 2**20)
-    probe = of(tmp_path, "in-lin", images=1_331_167, storage="fp16", epochs=90, image_size=224)
-    assert footprint(probe).cache == 0, "it sees new views in each epoch"
+    bank = stored_features(BASE, config, 1_331_167).cache
+    assert bank == pytest.approx(1_331_167 * 8 * 768 * 2 / 2**20)
+    assert frozen(BASE, config, 1_331_167).cache == 0, "a probe sees new views in each epoch"
 
 
-def test_training_needs_states_and_activations(tmp_path: Path) -> None:
-    machine = {"max_batch": 64}
-    tune = of(tmp_path, "in-ft", image_size=224, batch=1024, precision="bf16", machine=machine)
-    need = footprint(tune)
+def test_training_needs_states_and_activations() -> None:
+    config = {
+        "image_size": 224, "batch": 1024, "precision": "bf16", "machine": {"max_batch": 64}
+    }  # fmt: skip
+    need = trained(BASE, config, 0)
     assert need.disk == pytest.approx(86e6 * 24 / 2**20, rel=0.01)
     assert 5_900 < need.memory < 6_200, "64 images of 196 tokens, 12 blocks, 34 bytes a channel"
-    less = replace(tune, order=replace(tune.order, config={**tune.order.config, "batch": 8}))
-    assert footprint(less).memory < need.memory
+    assert trained(BASE, config | {"batch": 8}, 0).memory < need.memory
     assert tokens(BASE, {"crop": [512, 512]}) == 1024
     assert tokens(BASE, {"crop": {"kind": "byol"}, "image_size": 224}) == 196
-    assert footprint(cell(tmp_path, "unknown-shape")).disk == 0
 
 
 def test_a_full_disk_stops_the_run_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path))
-    cells = [of(tmp_path, "in-ft", image_size=224), of(tmp_path, "in-knn", 10**6, storage="fp32")]
+    cells = [
+        of(tmp_path, "in-ft", trained(BASE, {"image_size": 224}, 0)),
+        of(tmp_path, "in-knn", stored_features(BASE, {"storage": "fp32"}, 10**6)),
+    ]
     with caplog.at_level(logging.INFO):
         check_room(cells, tmp_path / "not" / "there", device="cpu")
     assert "room: at least 1.9 GB of disk for runs and 22.9 GB for features" in caplog.text
@@ -71,7 +72,9 @@ def test_little_memory_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("mimbench.suite.costs.footprint.free_memory_mb", lambda _: 500.0)
-    check_room([of(tmp_path, "in-ft", image_size=224)], tmp_path, device="cpu")
+    check_room(
+        [of(tmp_path, "in-ft", trained(BASE, {"image_size": 224}, 0))], tmp_path, device="cpu"
+    )
     assert "and 500 MB are free: lower --max-batch" in caplog.text
 
 

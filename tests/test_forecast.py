@@ -142,12 +142,12 @@ def test_the_total_is_that_of_cells_side_by_side(tmp_path: Path) -> None:
 
 
 def test_each_checkpoint_begins_with_its_longest_cells(tmp_path: Path) -> None:
-    first = [cell(tmp_path, name) for name in ("knn", "det", "seg")]
+    efforts = {"knn": 0, "det": 3, "seg": 2}
+    first = [replace(cell(tmp_path, n), effort=effort) for n, effort in efforts.items()]
     weights = {**first[0].candidate.weights, "name": "b", "digest": "e" * 64}
     other = replace(first[0].candidate, weights=weights)
     cells = [*first, *(replace(c, candidate=other) for c in first)]
-    groups = {"knn": "knn", "det": "detection", "seg": "segmentation"}
-    found = [(c.candidate.weights["name"], c.order.benchmark) for c in longest_first(cells, groups)]
+    found = [(c.candidate.weights["name"], c.order.benchmark) for c in longest_first(cells)]
     assert found == [(name, b) for name in "ab" for b in ("det", "seg", "knn")]
 
 

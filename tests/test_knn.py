@@ -23,7 +23,8 @@ from mimbench.features.search import (
     search,
     search_approximate,
 )
-from mimbench.scores.metrics import rank_classes, write_outcomes
+from mimbench.scores.hits import Hits
+from mimbench.scores.metrics import rank_classes
 from mimbench.scores.neighbours import Neighbours, vote_scores, weighted_votes
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
@@ -216,7 +217,7 @@ def test_an_approximate_index_states_its_recall(kind: Any):
         )
 
 
-def test_impossible_requests_say_what_to_do(tmp_path: Path):
+def test_impossible_requests_say_what_to_do():
     bank = np.zeros((5, 2), dtype=np.float32)
     with pytest.raises(UserError, match="k = 6 neighbours of a bank of 5"):
         search(bank, bank, 6)
@@ -229,7 +230,7 @@ def test_impossible_requests_say_what_to_do(tmp_path: Path):
     with pytest.raises(UserError, match="did you mean 'normalise'"):
         from_mapping(Config, {"normalize": True, "data": "x"})
     with pytest.raises(ValueError, match="predictions of shape"):
-        write_outcomes(tmp_path, _list(3), np.zeros((2, 5), dtype=np.int64))
+        Hits.of(_list(3), np.zeros((2, 5), dtype=np.int64))
     assert classify.VERSION >= 1
 
 

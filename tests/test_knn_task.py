@@ -1,6 +1,5 @@
 """The k-NN task from images to outcomes: every option, pieces, memory, half storage, chance."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,21 +59,22 @@ def test_every_option_reaches_the_number(
 ):
     data = painted_images(tmp_path / "data", train=15, val=20)
     weights = random_weights(small_spec, 0)
-    metrics = classify.run(weights, config(data), tmp_path / "out")
+    result = classify.run(weights, config(data), tmp_path / "out")
+    metrics = result.metrics
     assert {f"{c}_k{k}_T{t}_top{n}" for c in ("avg", "cls") for k in (1, 5, 20)
             for t in ("0.07", "0.2") for n in (1, 5)} < set(metrics)  # fmt: skip
     # chance is 25, a standard deviation 5
     assert metrics["top1"] == metrics["avg_k5_T0.07_top1"] > 45
-    outcomes = np.load(tmp_path / "out/outcomes.npz")
-    hits = outcomes["top5"][:, 0] == outcomes["labels"]
-    assert 100 * hits.mean() == metrics["top1"]
-    other = classify.run(weights, config(data, choices=["cls", "avg"]), tmp_path / "cls")
+    [outcomes] = result.outcomes
+    [top1] = outcomes.statistics()
+    assert (top1.metric, top1.whole()) == ("top1", metrics["top1"])
+    other = classify.run(weights, config(data, choices=["cls", "avg"]), tmp_path / "cls").metrics
     assert other["top1"] == metrics["cls_k5_T0.07_top1"]
     raw = {m: config(data, normalise=False, metric=m) for m in ("ip", "l2")}
-    tops = {m: classify.run(weights, c, tmp_path / m) for m, c in raw.items()}
+    tops = {m: classify.run(weights, c, tmp_path / m).metrics for m, c in raw.items()}
     assert tops["ip"] != tops["l2"]
     assert tops["ip"] != metrics
-    unit = classify.run(weights, config(data, metric="l2"), tmp_path / "unit")
+    unit = classify.run(weights, config(data, metric="l2"), tmp_path / "unit").metrics
     assert unit == pytest.approx(metrics, abs=2.6)
 
 
@@ -84,13 +84,14 @@ def test_an_approximate_index_takes_the_same_options(
     data = painted_images(tmp_path / "data", train=40, val=10)
     weights = random_weights(small_spec, 0)
     for options in ({}, {"normalise": False, "metric": "l2"}):
-        exact = classify.run(weights, config(data, **options), tmp_path / f"exact{len(options)}")
+        exact = classify.run(
+            weights, config(data, **options), tmp_path / f"exact{len(options)}"
+        ).metrics
         index = {"kind": "ivf", "lists": 4, "probes": 4}
         out = tmp_path / f"ivf{len(options)}"
         found = classify.run(weights, config(data, index=index, **options), out)
-        assert found == pytest.approx(exact)
-        extra = json.loads((out / "extra.json").read_text())
-        assert (extra["recall_at_20"], extra["recall_queries"]) == (100, 40)
+        assert found.metrics == pytest.approx(exact)
+        assert (found.notes["recall_at_20"], found.notes["recall_queries"]) == (100, 40)
 
 
 def test_pieces_and_halving_change_nothing():
@@ -126,13 +127,13 @@ def test_what_half_storage_does_is_said(
     monkeypatch.setattr(vote, "CPU_QUERIES", 16)
     data = painted_images(tmp_path / "data", train=15, val=20)
     weights = random_weights(small_spec, 0)
-    exact = classify.run(weights, config(data), tmp_path / "fp32")
+    exact = classify.run(weights, config(data), tmp_path / "fp32").metrics
     half = classify.run(weights, config(data, storage="bf16"), tmp_path / "bf16")
-    effect = json.loads((tmp_path / "bf16/extra.json").read_text())["storage_effect"]
+    effect = half.notes["storage_effect"]
     # the set is small enough that all of its exact features are kept
     assert effect["top1_fp32"] == exact["top1"]
-    assert effect["top1_bf16"] == half["top1"]
-    assert effect["difference"] == half["top1"] - exact["top1"]
+    assert effect["top1_bf16"] == half.metrics["top1"]
+    assert effect["difference"] == half.metrics["top1"] - exact["top1"]
     assert effect["images"] == 80
 
 

@@ -1,6 +1,5 @@
 """Logistic regression: scikit-learn's answers, the grid, the choice of C, the whole task."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -170,20 +169,20 @@ def test_the_task_end_to_end(
     }  # fmt: skip
     weights = random_weights(small_spec, 0)
     settings = from_mapping(Config, plain)
-    metrics = logreg.run(weights, settings, tmp_path / "one")
+    result = logreg.run(weights, settings, tmp_path / "one")
+    metrics = result.metrics
     # chance is 25
     assert metrics["top1"] == metrics["avg_top1"] >= 60
-    extra = json.loads((tmp_path / "one/extra.json").read_text())
-    assert extra["views"] == 1
-    assert extra["train_images"] == 80
+    assert result.notes["views"] == 1
+    assert result.notes["train_images"] == 80
     reference = replace(settings, grid=replace(settings.grid, solver="scikit-learn"))
-    theirs = logreg.run(weights, reference, tmp_path / "two")
+    theirs = logreg.run(weights, reference, tmp_path / "two").metrics
     assert metrics["top1"] == pytest.approx(theirs["top1"], abs=1.3)
-    views = logreg.run(weights, replace(settings, views=3), tmp_path / "three")
+    views = logreg.run(weights, replace(settings, views=3), tmp_path / "three").metrics
     assert views["top1"] >= 60
-    outcomes = np.load(tmp_path / "one/outcomes.npz")
-    assert outcomes["top5"].shape == (80, 5)
-    assert (outcomes["top5"][:, 4] == -1).all()
+    top5 = result.outcomes[0].arrays()["top5"]
+    assert top5.shape == (80, 5)
+    assert (top5[:, 4] == -1).all()
 
 
 def test_out_of_memory_halves_the_values_solved_at_once(monkeypatch: pytest.MonkeyPatch):
@@ -236,9 +235,9 @@ def test_what_half_storage_does_is_said(
             "machine": {"device": "cpu", "workers": 0, "max_batch": 64},
         },
     )  # fmt: skip
-    metrics = logreg.run(random_weights(small_spec, 0), settings, tmp_path / "out")
-    effect = json.loads((tmp_path / "out/extra.json").read_text())["storage_effect"]
-    assert effect["top1_bf16"] == pytest.approx(metrics["top1"], abs=3.2)
+    found = logreg.run(random_weights(small_spec, 0), settings, tmp_path / "out")
+    effect = found.notes["storage_effect"]
+    assert effect["top1_bf16"] == pytest.approx(found.metrics["top1"], abs=3.2)
     assert effect["difference"] == effect["top1_bf16"] - effect["top1_fp32"]
     assert (effect["bank_images"], effect["images"]) == (48, 32)
 

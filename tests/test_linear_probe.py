@@ -60,15 +60,15 @@ def test_mae_recipe_learns_and_says_what_it_did(
 ):
     data = painted_images(tmp_path / "data", val=25)
     out = tmp_path / "out"
-    metrics = linear.run(weights, config(data, epochs=24), out)
+    result = linear.run(weights, config(data, epochs=24), out)
+    metrics = result.metrics
     # chance is 25, and a standard deviation 4.3
     assert metrics["top1"] >= 42
     assert metrics["top1"] == metrics["top1_last"] <= metrics["top1_best"]
-    outcomes = np.load(out / "outcomes.npz")
-    assert 100 * (outcomes["top5"][:, 0] == outcomes["labels"]).mean() == metrics["top1_last"]
-    assert outcomes["images"][0] == "class_0/val_0_000.png"
-    extra = json.loads((out / "extra.json").read_text())
-    assert extra["head"] == "avg_lr1000"
+    [outcomes] = result.outcomes
+    assert outcomes.statistics()[0].whole() == metrics["top1_last"]
+    assert outcomes.statistics()[0].images[0] == "class_0/val_0_000.png"
+    assert result.notes["head"] == "avg_lr1000"
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1]["step"] == 72
 
@@ -81,7 +81,7 @@ def test_shuffled_labels_give_chance(
     train, val = settings.images()
     rng = np.random.default_rng(0)
     train, val = (x.relabel(rng.permutation(x.labels)) for x in (train, val))
-    metrics = train_probe(weights, train, val, settings, tmp_path / "out", Ranks())
+    metrics = train_probe(weights, train, val, settings, tmp_path / "out", Ranks()).metrics
     # 100 images, chance 25: three standard deviations
     assert metrics["top1"] < 38
 
@@ -94,12 +94,12 @@ def test_a_grid_is_trained_at_once_as_each_head_alone(
         data, choices=["cls", "cls4+avg"], learning_rates=[0.1, 3.0], optimiser="sgd",
         batch_norm=False, epochs=2, report="best",
     )  # fmt: skip
-    metrics = linear.run(weights, together, tmp_path / "grid")
+    metrics = linear.run(weights, together, tmp_path / "grid").metrics
     assert metrics["top1"] == metrics["top1_best"]
     for choice in ("cls", "cls4+avg"):
         for lr in (0.1, 3.0):
             alone = replace(together, choices=(choice,), learning_rates=(lr,))
-            single = linear.run(weights, alone, tmp_path / f"{choice}{lr}")
+            single = linear.run(weights, alone, tmp_path / f"{choice}{lr}").metrics
             assert single["top1_last"] == metrics[f"{choice}_lr{lr:g}_top1_last"]
 
 
@@ -110,14 +110,14 @@ def test_held_out_training_images_choose_the_head(
     settings = config(
         data, holdout=0.2, learning_rates=[1e-6, 300.0], epochs=6, storage="bf16", warmup=0
     )
-    metrics = linear.run(weights, settings, tmp_path / "out")
-    extra = json.loads((tmp_path / "out/extra.json").read_text())
-    assert "8 training images that were held out" in extra["selection"]
+    result = linear.run(weights, settings, tmp_path / "out")
+    metrics, notes = result.metrics, result.notes
+    assert "8 training images that were held out" in notes["selection"]
     # 32 of 40 images are left: two steps of 16 an epoch
     last = torch.load(tmp_path / "out/checkpoints/last.pt", weights_only=True)
     assert last["step"] == 12
-    assert metrics["top1"] == metrics[f"{extra['head']}_top1_last"]
-    effect = extra["storage_effect"]
+    assert metrics["top1"] == metrics[f"{notes['head']}_top1_last"]
+    effect = notes["storage_effect"]
     assert effect["top1_bf16"] == metrics["top1"]
     assert effect["images"] == 32
     with pytest.raises(UserError, match="report must be last"):
@@ -179,8 +179,8 @@ def test_a_finished_run_answers_again_and_another_configuration_is_refused(
 ):
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings = config(data, epochs=2)
-    first = linear.run(weights, settings, tmp_path / "out")
-    assert linear.run(weights, settings, tmp_path / "out") == first
+    first = linear.run(weights, settings, tmp_path / "out").metrics
+    assert linear.run(weights, settings, tmp_path / "out").metrics == first
     with pytest.raises(UserError, match="another configuration"):
         linear.run(weights, replace(settings, warmup=0.0), tmp_path / "out")
 
@@ -211,7 +211,7 @@ def test_out_of_memory_in_the_backbone_is_survived(
 
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings = config(data, epochs=1, warmup=0)
-    expected = linear.run(weights, settings, tmp_path / "free")
+    expected = linear.run(weights, settings, tmp_path / "free").metrics
     real = extract.block_vectors
 
     def tight(backbone: Any, pixels: Any, blocks: Any):
@@ -220,9 +220,9 @@ def test_out_of_memory_in_the_backbone_is_survived(
         return real(backbone, pixels, blocks)
 
     monkeypatch.setattr(extract, "block_vectors", tight)
-    assert linear.run(weights, settings, tmp_path / "tight") == pytest.approx(expected)
-    extra = json.loads((tmp_path / "tight/extra.json").read_text())
-    assert (extra["backbone_images_at_once"], extra["memory_halved"]) == (2, True)
+    found = linear.run(weights, settings, tmp_path / "tight")
+    assert found.metrics == pytest.approx(expected)
+    assert (found.notes["backbone_images_at_once"], found.notes["memory_halved"]) == (2, True)
 
 
 @pytest.mark.parametrize("kind", ["byol", "inception"])

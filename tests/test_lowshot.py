@@ -1,6 +1,5 @@
 """Few labels: fixed lists, files, spread over draws, k-NN and logistic regression."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mimbench.benchmarks.evaluation import intervals
 from mimbench.data.subsets import (
     Subset,
     draw_fraction,
@@ -19,7 +19,7 @@ from mimbench.data.subsets import (
     read_list,
 )
 from mimbench.features.extract import extract
-from mimbench.scores.outcomes import intervals, read_outcomes
+from mimbench.scores.outcomes import faithful
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec, random_weights
@@ -105,28 +105,31 @@ def test_mean_and_spread_over_draws(
 ):
     data = painted_images(tmp_path / "data", train=30, val=25)
     weights = random_weights(small_spec, 0)
-    metrics = lowshot.run(weights, config(data, per_class=5), tmp_path / "out")
-    extra = json.loads((tmp_path / "out/extra.json").read_text())
-    assert extra["draws"] == [f"offset {o}" for o in (0, 5, 10, 15, 20)]
-    tops = [extra[f"knn, offset {o}"]["top1"] for o in (0, 5, 10, 15, 20)]
+    result = lowshot.run(weights, config(data, per_class=5), tmp_path / "out")
+    metrics, notes = result.metrics, result.notes
+    assert result.draws == 5
+    assert notes["draws"] == [f"offset {o}" for o in (0, 5, 10, 15, 20)]
+    tops = [notes[f"knn, offset {o}"]["top1"] for o in (0, 5, 10, 15, 20)]
     assert metrics["top1"] == pytest.approx(np.mean(tops))
     assert metrics["top1_sd"] == pytest.approx(np.std(tops, ddof=1))
     # the outcomes of every draw are kept: the mean and its spread follow from them
-    found = read_outcomes(tmp_path / "out")
+    found = faithful(result.outcomes, metrics)
     assert found["top1"].whole() == pytest.approx(metrics["top1"])
     assert found["top1_sd"].whole() == pytest.approx(metrics["top1_sd"])
-    halves = intervals(tmp_path / "out", metrics)
+    halves = intervals(result)
     assert 0 < halves["top1"] < 10
     assert set(halves) == {"top1", "top1_sd"}
     # chance is 25
     assert metrics["knn_top1"] > 45
     assert metrics["logreg_top1"] > 45
-    assert extra["logreg, offset 5"]["chosen_on"] == "held-out images"
+    assert notes["logreg, offset 5"]["chosen_on"] == "held-out images"
     # the same numbers from the bank of all training images
     settings = config(data, per_class=5)
     train, _ = settings.images()
     extract(weights, train, settings.bank(), settings.machine)
-    assert lowshot.run(weights, settings, tmp_path / "again") == pytest.approx(metrics, abs=1.01)
+    assert lowshot.run(weights, settings, tmp_path / "again").metrics == pytest.approx(
+        metrics, abs=1.01
+    )
 
 
 def test_one_image_a_class(
@@ -134,11 +137,10 @@ def test_one_image_a_class(
 ):
     data = painted_images(tmp_path / "data", train=22, val=10)
     weights = random_weights(small_spec, 0)
-    metrics = lowshot.run(weights, config(data, per_class=1), tmp_path / "out")
-    extra = json.loads((tmp_path / "out/extra.json").read_text())
-    assert extra["knn, offset 20"]["train_images"] == 4
-    assert "a class has 1 images" in extra["logreg, offset 0"]["chosen_on"]
-    assert metrics["top1"] > 25
+    result = lowshot.run(weights, config(data, per_class=1), tmp_path / "out")
+    assert result.notes["knn, offset 20"]["train_images"] == 4
+    assert "a class has 1 images" in result.notes["logreg, offset 0"]["chosen_on"]
+    assert result.metrics["top1"] > 25
 
 
 def test_fractions_and_random_order(
@@ -147,11 +149,11 @@ def test_fractions_and_random_order(
     data = painted_images(tmp_path / "data", train=20, val=10)
     weights = random_weights(small_spec, 0)
     share = config(data, fraction=0.25, draws=2, methods=["logreg"])
-    metrics = lowshot.run(weights, share, tmp_path / "share")
+    metrics = lowshot.run(weights, share, tmp_path / "share").metrics
     assert metrics["top1"] == metrics["logreg_top1"]
     assert "knn_top1" not in metrics
     random = config(data, per_class=5, order="random", draws=2, methods=["knn"])
-    assert lowshot.run(weights, random, tmp_path / "random")["top1_sd"] >= 0
+    assert lowshot.run(weights, random, tmp_path / "random").metrics["top1_sd"] >= 0
 
 
 def test_shuffled_labels_give_chance(

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -157,12 +156,12 @@ def test_every_validation_image_is_scored_with_its_own_label(
         more = {"batch": 8, "norm_batch": 8, "epochs": 1, "warmup": 0, "learning_rates": [1.0]}
     module = load_task(task)
     config = from_mapping(module.Config, {**settings, **more})
-    metrics = module.run(random_weights(small_spec, 0), config, tmp_path / "out")
-    found = np.load(tmp_path / "out" / "outcomes.npz")
+    result = module.run(random_weights(small_spec, 0), config, tmp_path / "out")
+    found = result.outcomes[0].arrays()
     files = sorted((data / "val").rglob("*.png"))
     assert len(files) == 19
     assert sorted(found["images"].tolist()) == [str(f.relative_to(data / "val")) for f in files]
     for name, label in zip(found["images"], found["labels"], strict=True):
         assert name.startswith(f"class_{label}/")
     right = found["top5"][:, 0] == found["labels"]
-    assert metrics["top1"] == pytest.approx(100 * right.mean())
+    assert result.metrics["top1"] == pytest.approx(100 * right.mean())

@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.report.classes import class_scores
 from mimbench.report.curves import charts, read_curves
-from mimbench.report.gallery import detections
 from mimbench.report.page import make_report
+from mimbench.scores.boxes import draw_detections
 from mimbench.system.errors import UserError
 from tests.support.results_folder import write_manifest, write_run
 
@@ -23,7 +22,8 @@ EVIL = 'x<script>alert("1")</script>'
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     write_manifest(tmp_path)
-    folder = write_run(tmp_path / "runs", "good", share=0.8)
+    shown = ["some picture", "three panels"]
+    folder = write_run(tmp_path / "runs", "good", share=0.8, pictures=shown)
     write_run(tmp_path / "runs", EVIL, share=0.6, draw=1)
     write_run(tmp_path / "runs", "good", share=0.7, benchmark="in-ft-hpm")
     (folder / "pictures").mkdir()
@@ -82,31 +82,34 @@ def test_curves_show_what_was_learnt_the_whole_loss_first() -> None:
     assert captions == ["total_loss", "loss_cls", "top1"]
 
 
-def test_classes_have_the_names_that_the_task_said(tmp_path: Path) -> None:
-    assert class_scores(tmp_path, {"per_class": {"cat": {"box": 31.0, "mask": 2.0}}}) == {
-        "cat": 31.0
-    }
-    assert class_scores(tmp_path, {"iou": {"single": {"wall": 25.5}}}) == {"wall": 25.5}
-    assert class_scores(tmp_path, {}) == {}
+def test_a_task_draws_its_own_figures(out: Path) -> None:
+    path = next((out / "runs").glob("*-good/in-knn")) / "result.json"
+    result = json.loads(path.read_text())
+    result["figures"] = [
+        {"title": "IoU", "values": {"wall": 25.5, "<sky>": 3.0}, "kind": "bars"},
+        {"title": "top-1 by block", "values": {"1": 10.0, "12": 40.0}, "kind": "line"},
+    ]
+    path.write_text(json.dumps(result))
+    html = page(out)
+    assert "good: IoU" in html
+    assert "&lt;sky&gt;" in html
+    assert 'aria-label="good: top-1 by block"' in html
 
 
 def test_unsure_detections_are_shown_as_such(tmp_path: Path) -> None:
-    (tmp_path / "data" / "annotations").mkdir(parents=True)
-    (tmp_path / "data" / "val2017").mkdir()
+    (tmp_path / "pictures").mkdir()
     images = [{"id": i, "file_name": f"{i}.png"} for i in range(3)]
     truth = {"images": images, "categories": [{"id": 1, "name": "<b>cat</b>"}]}
-    (tmp_path / "data" / "annotations" / "instances_val2017.json").write_text(json.dumps(truth))
+    (tmp_path / "validation.json").write_text(json.dumps(truth))
     for image in images:
-        Image.new("RGB", (32, 32)).save(tmp_path / "data" / "val2017" / image["file_name"])
+        Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / image["file_name"])
     found = [(0, 0.9), (0, 0.2), *((1, 0.1 + i / 100) for i in range(5))]
     items = [
         {"image_id": i, "category_id": 1, "bbox": [1, 1, 9, 9], "score": score}
         for i, score in found
     ]
-    (tmp_path / "detections.json").write_text(json.dumps(items))
-    captions = [
-        re.findall("<figcaption>(.*?)</", p)[0] for p in detections(tmp_path, tmp_path / "data")
-    ]
+    drawn = draw_detections(items, tmp_path / "validation.json", tmp_path / "pictures")
+    captions = [picture.caption for picture in drawn]
     assert captions == [
         "1 detections above 0.5",
         "none above 0.5; the 3 surest of 5",

@@ -207,4 +207,4 @@ def test_a_failure_remembers_data_and_changes_of_the_recipe(tmp_path: Path) -> N
     run_cells([one], [Slot()], command=child)
     found = read_result(one.folder / "result.json")
     assert found.config == {"dataset": "imagenet"}
-    assert found.extra == {"overrides": {"knn": {"k": [5]}}}
+    assert found.overrides == {"knn": {"k": [5]}}

@@ -35,7 +35,7 @@ def test_pretrained_beats_its_random_twin_after_the_demo_recipe(
     weights = read_weights(checkpoint)
     found = {
         who: task.run(weights if who == "pretrained" else random_weights(weights.spec, seed=0),
-                      config, tmp_path / who)
+                      config, tmp_path / who).metrics
         for who in ("pretrained", "random")
     }  # fmt: skip
     assert found["pretrained"]["miou"] > found["random"]["miou"] + 0.5

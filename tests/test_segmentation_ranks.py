@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from mimbench.sample import generate
+from mimbench.scores.confusion import PARTS, Confusion
+from mimbench.scores.outcomes import read_outcomes
 from tests.support.segmentation_runs import WEIGHTS, linear_config
 from transfer.segmentation import linear
 from transfer.segmentation.again import again
-from transfer.segmentation.score import PARTS, Confusion
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,15 +68,15 @@ def test_both_processes_hold_the_same_model_and_scores(pair: Pair) -> None:
     assert len(first["digests"]) == 3
     assert all(first[key] == second[key] for key in ("digests", "linear", "upernet"))
     for task in ("linear", "upernet"):
-        extra = json.loads((pair.out / task / "extra.json").read_text())
-        parts = (extra["processes"], extra["micro_batch"], extra["micro_steps"])
+        notes = first["notes"][task]
+        parts = (notes["processes"], notes["micro_batch"], notes["micro_steps"])
         assert parts == (2, 2, 1)  # the effective batch is 4 as in one process
-    assert "local: 2 of the effective batch's 4 images" in extra["batch_norm"]
+    assert "local: 2 of the effective batch's 4 images" in notes["batch_norm"]
 
 
 def test_two_processes_give_what_one_gives(pair: Pair, tmp_path: Path) -> None:
     """Without batch norm and dropout the number of processes changes nothing but rounding."""
-    metrics = linear.run(WEIGHTS, linear_config(pair.ade), tmp_path)
+    metrics = linear.run(WEIGHTS, linear_config(pair.ade), tmp_path).metrics
     assert pair.found[0]["linear"]["miou"] == pytest.approx(metrics["miou"], abs=0.05)
     one, two = (load_file(f / "model.safetensors") for f in (tmp_path, pair.out / "linear"))
     assert one.keys() == two.keys()
@@ -89,8 +90,10 @@ def test_upernet_trains_and_the_gathered_test_is_that_of_one_process(pair: Pair)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
-    assert again(run, device="cpu") == found
-    gathered, alone = (Confusion.read(folder / "confusion.npz") for folder in (run, run / "again"))
+    repeated = again(run, device="cpu")
+    assert repeated.metrics == found
+    gathered, [alone] = read_outcomes(pair.out / "outcomes.0.npz", Confusion), repeated.outcomes
+    assert isinstance(alone, Confusion)
     assert len(gathered.images) == len(set(gathered.images)) == 3
     order = [gathered.images.index(name) for name in alone.images]
     for part in PARTS:

@@ -10,10 +10,12 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from sklearn.metrics import jaccard_score
 
+from mimbench.scores.confusion import Confusion
+from mimbench.scores.outcomes import read_outcomes, write_outcomes
 from transfer.segmentation.data import IGNORED, open_source
 from transfer.segmentation.labels import label_files
 from transfer.segmentation.protocol import SegmentationConfig
-from transfer.segmentation.score import Confusion, ConfusionMetric, Score, sample_parts, score
+from transfer.segmentation.score import ConfusionMetric, Score, sample_parts, score
 
 Maps = list[np.ndarray]
 
@@ -112,8 +114,8 @@ def test_counts_are_kept_for_each_image(tmp_path: Path) -> None:
     labels = [rng.integers(0, 3, (8, 8)).astype(np.uint8) for _ in range(4)]
     predictions = [rng.integers(0, 3, (8, 8)).astype(np.uint8) for _ in range(4)]
     found, confusion = scored(predictions, labels, ["a", "b", "c"])
-    confusion.write(tmp_path / "confusion.npz")
-    read = Confusion.read(tmp_path / "confusion.npz")
+    write_outcomes(tmp_path / "confusion.npz", confusion)
+    read = read_outcomes(tmp_path / "confusion.npz", Confusion)
     assert read.images == confusion.images
     assert read.intersect.dtype == np.int64
     assert score(read, ["a", "b", "c"]) == found

@@ -18,17 +18,20 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from mimbench.benchmarks.records import keep_pictures
+from mimbench.scores.confusion import Confusion
+from mimbench.scores.outcomes import faithful
 from mimbench.system.errors import UserError
-from mimbench.task import load_task
+from mimbench.task import TaskResult, load_task
 from mimbench.training.watch import Preempted
 from mimbench.vit.weights import random_weights
 from tests.support.segmentation_runs import CPU, SPEC, WEIGHTS, linear_config, upernet_config
 from transfer.segmentation import console, hooks, linear, upernet
 from transfer.segmentation.again import again
 from transfer.segmentation.command import main
-from transfer.segmentation.score import Confusion, score
+from transfer.segmentation.score import score
 
-Finished = tuple[Path, dict[str, float]]
+Finished = tuple[Path, TaskResult]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def ade(scenes: Callable[[int, int], Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(ade: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+def finished(ade: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One whole UperNet run with a multi-scale test."""
     out = tmp_path_factory.mktemp("runs") / "upernet"
     return out, upernet.run(WEIGHTS, upernet_config(ade, multiscale=(0.5, 1.25)), out)
@@ -53,32 +56,35 @@ def test_both_tasks_meet_the_contract() -> None:
         assert (task.VERSION, task.MAIN_METRIC) == (1, "miou")
 
 
-def test_a_run_leaves_everything_behind(finished: Finished, ade: Path) -> None:
-    out, metrics = finished
+def test_a_run_leaves_everything_behind(finished: Finished, tmp_path: Path) -> None:
+    out, result = finished
+    metrics, notes = result.metrics, result.notes
     assert {"miou", "aacc", "macc", "classes_averaged", "miou_ms"} <= set(metrics)
     assert {"miou_stuff", "miou_things"} <= set(metrics)
     lines = curve(out)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in lines if "miou" in line] == [4]
     assert lines[0]["loss"] > lines[-1]["loss"]
-    extra = json.loads((out / "extra.json").read_text())
-    assert extra["backbone"] == "MAE"
-    assert extra["tensors_used"].startswith("52 of 52, besides norm.weight, norm.bias")
-    assert (extra["micro_batch"], extra["micro_steps"]) == (2, 2)
-    assert "2 of the effective batch's 4 images" in extra["batch_norm"]
-    assert extra["classes_averaged"] == metrics["classes_averaged"]
-    assert "wall" in extra["iou"]["single"]
+    assert notes["backbone"] == "MAE"
+    assert notes["tensors_used"].startswith("52 of 52, besides norm.weight, norm.bias")
+    assert (notes["micro_batch"], notes["micro_steps"]) == (2, 2)
+    assert "2 of the effective batch's 4 images" in notes["batch_norm"]
+    assert notes["classes_averaged"] == metrics["classes_averaged"]
+    assert "wall" in result.figures[0].values
     names = ["x"] * 150
-    kept = Confusion.read(out / "confusion.npz")
+    kept, several = result.outcomes
+    assert isinstance(kept, Confusion)
+    assert isinstance(several, Confusion)
     assert kept.images[0] == "images/validation/ADE_val_00000001.jpg"
     assert kept.labelled.shape == (3, 150)
     assert score(kept, names).miou == metrics["miou"]
-    assert score(Confusion.read(out / "confusion_ms.npz"), names).miou == metrics["miou_ms"]
+    assert score(several, names).miou == metrics["miou_ms"]
+    assert faithful(result.outcomes, metrics).keys() == {"miou", "miou_ms"}
     assert not list(out.rglob("*.pth"))
     assert "UPerHead" in (out / "mmengine_config.py").read_text()
-    pictures = list((out / "pictures").glob("*.png"))
-    assert len(pictures) == 3
-    assert all(1_000 < picture.stat().st_size < 400_000 for picture in pictures)
+    kept_pictures = keep_pictures(tmp_path, result.pictures)
+    assert len(kept_pictures) == 3
+    assert all(1_000 < picture.stat().st_size < 400_000 for picture in kept_pictures)
 
 
 def test_chatter_stays_off_the_standard_output(
@@ -115,7 +121,7 @@ def test_resume_gives_the_same_weights(
     assert (tmp_path / "state.pth").is_file()
     assert not (tmp_path / "model.safetensors").exists()
     assert torch.load(tmp_path / "state.pth", weights_only=True)["step"] == 5
-    assert upernet.run(WEIGHTS, config, tmp_path) == expected
+    assert upernet.run(WEIGHTS, config, tmp_path).metrics == expected.metrics
     a, b = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -136,9 +142,9 @@ def test_a_finished_run_is_scored_and_drawn_again(
     out, expected = finished
     assert main(["--eval-only", str(out), "--show", "2", "--device", "cpu"]) == 0
     printed = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
-    assert float(printed["miou"]) == pytest.approx(expected["miou"], abs=1e-4)
+    assert float(printed["miou"]) == pytest.approx(expected.metrics["miou"], abs=1e-4)
     pictures = sorted((out / "pictures").glob("*.png"))
-    assert [p.stem for p in pictures] == [f"ADE_val_0000000{i}" for i in (1, 2, 3)]
+    assert [p.stem for p in pictures] == [f"ADE_val_0000000{i}" for i in (1, 3)]
     with Image.open(pictures[0]) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
         assert picture.width > 3 * 256
@@ -149,7 +155,7 @@ def test_a_finished_run_is_scored_and_drawn_again(
 
 
 @pytest.fixture(scope="module")
-def single(ade: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+def single(ade: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """One whole linear run in one process and one micro-batch."""
     out = tmp_path_factory.mktemp("runs") / "linear"
     machine = replace(CPU, max_batch=4)
@@ -166,21 +172,20 @@ def assert_close(a: Path, b: Path) -> None:
 def test_micro_batches_leave_the_result_alone(single: Finished, ade: Path, tmp_path: Path) -> None:
     whole, expected = single
     found = linear.run(WEIGHTS, linear_config(ade), tmp_path)
-    assert json.loads((tmp_path / "extra.json").read_text())["micro_steps"] == 2
+    assert found.notes["micro_steps"] == 2
     assert_close(whole, tmp_path)
-    assert found["miou"] == pytest.approx(expected["miou"], abs=0.05)
+    assert found.metrics["miou"] == pytest.approx(expected.metrics["miou"], abs=0.05)
 
 
 def test_frozen_backbone_stays_as_it_was(single: Finished) -> None:
-    out, metrics = single
+    out, result = single
     tensors = load_file(out / "model.safetensors")
     for name, value in WEIGHTS.tensors.items():
         own = "backbone." + name.replace("blocks.", "layers.")
         if name != "pos_embed":
             assert torch.equal(tensors[own], value)
-    extra = json.loads((out / "extra.json").read_text())
-    assert extra["tensors_used"] == "54 of 54"
-    assert metrics["classes_averaged"] >= 8
+    assert result.notes["tensors_used"] == "54 of 54"
+    assert result.metrics["classes_averaged"] >= 8
 
 
 def test_mixed_precision_is_never_pretended(ade: Path, tmp_path: Path) -> None:
@@ -231,7 +236,8 @@ def test_bfloat16_is_really_on(ade: Path, tmp_path: Path) -> None:
 
     hook = register_module_forward_hook(look)
     try:
-        upernet.run(WEIGHTS, upernet_config(ade, precision="bf16", evaluate_every=6), tmp_path)
+        config = upernet_config(ade, precision="bf16", evaluate_every=6)
+        result = upernet.run(WEIGHTS, config, tmp_path)
     finally:
         hook.remove()
     for kind in ("Linear", "Conv2d"):
@@ -243,6 +249,6 @@ def test_bfloat16_is_really_on(ade: Path, tmp_path: Path) -> None:
         }
     tensors = load_file(tmp_path / "model.safetensors")
     assert {v.dtype for v in tensors.values() if v.is_floating_point()} == {torch.float32}
-    assert json.loads((tmp_path / "extra.json").read_text())["mixed_precision"] == "bf16"
+    assert result.notes["mixed_precision"] == "bf16"
     lines = curve(tmp_path)
     assert lines[0]["loss"] > lines[-1]["loss"]

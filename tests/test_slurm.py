@@ -72,7 +72,7 @@ def until(condition: str, folder: Path) -> None:
 
 def submitted(cells: list[Cell], how: Cluster) -> tuple[threading.Thread, list[Ended]]:
     ended: list[Ended] = []
-    thread = threading.Thread(target=lambda: ended.extend(submit_cells(cells, {}, how)))
+    thread = threading.Thread(target=lambda: ended.extend(submit_cells(cells, how)))
     thread.start()
     return thread, ended
 
@@ -98,7 +98,7 @@ def test_one_array_for_each_wave_and_a_failed_cell_is_marked(tmp_path: Path) -> 
     assert read_result(cells[2].folder / "result.json").error == "broken on purpose"
     jobs = sorted(p.name for p in (tmp_path / "slurm").glob("*_submitted.pkl"))
     assert [name.count("_") for name in jobs] == [2, 2, 1], "an array of two, then one job"
-    assert [e.status for e in submit_cells(cells[:2], {}, cluster())] == ["skipped"] * 2
+    assert [e.status for e in submit_cells(cells[:2], cluster())] == ["skipped"] * 2
 
 
 def test_a_preempted_cell_is_queued_again_and_ends_done(tmp_path: Path) -> None:

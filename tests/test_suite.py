@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import torch
+from mimbench.scores.hits import Hits
 from mimbench.scores.neighbours import Neighbours, weighted_votes
-from mimbench.task import Machine
+from mimbench.task import Machine, TaskResult, Traits
 
 VERSION = 1
 MAIN_METRIC = "top1"
@@ -61,11 +62,11 @@ def run(weights, config, out):
         raise RuntimeError("cannot go on")
     guess = guess % 10
     names = np.array([f"{i}.png" for i in range(config.images)])
-    np.savez(out / "outcomes.npz", images=names, labels=labels, top5=guess)
+    hits = Hits(images=tuple(names), labels=labels, top5=guess)
     metrics = {"top1": float(100 * (guess[:, 0] == labels).mean())}
     if config.answers == "permuted":
         metrics["unpermuted"] = float(100 * (vote(labels, rng, permute=False)[:, 0] == labels).mean())
-    return metrics
+    return TaskResult(metrics=metrics, outcomes=[hits])
 '''
 
 MANIFEST = """
@@ -127,7 +128,7 @@ def test_one_run_from_checkpoint_to_table(place: Path) -> None:
     assert abs(results["random"]["metrics"]["top1"] - 10) < 6
     assert results["permuted"]["metrics"]["unpermuted"] == 100
     assert abs(results["permuted"]["metrics"]["top1"] - 10) < 6, "no better than chance"
-    assert 1 < results["random"]["extra"]["intervals"]["top1"] < 5
+    assert 1 < results["random"]["intervals"]["top1"] < 5
     assert [results[n]["status"] for n in ("broken", "elsewhere", "alien")] == ["failed"] * 3
     assert "the last words of the task" in first.stderr
     assert "cannot go on" in results["broken"]["error"]

@@ -30,7 +30,10 @@ MANIFEST = Manifest(
         "in-ft-hpm": Benchmark(title="Fine-tune", group="finetune", task="t", dataset="imagenet"),
         "in-knn": Benchmark(title="k-NN", group="knn", task="t", dataset="imagenet"),
     },
-    protocols={p: Protocol(title=p, summary="", source="s") for p in ("in-ft-hpm", "in-ft-mae")},
+    protocols={
+        p: Protocol(title=p, summary="", source="s", group="finetune")
+        for p in ("in-ft-hpm", "in-ft-mae")
+    },
     references=(
         Reference(
             method="HPM",
@@ -95,7 +98,7 @@ def result(
 
 def example() -> Table:
     results = [
-        result("in-knn", 50.123, extra={"intervals": {"top1": 0.4381}}),
+        result("in-knn", 50.123, intervals={"top1": 0.4381}),
         result("in-ft-hpm", 84.0),
         result("in-ft-hpm", 84.4, seed=1),
         result("in-ft-hpm", None, name="a_b & <c>|d", error="RuntimeError: out of memory\nmore"),
@@ -115,7 +118,7 @@ def test_published_rows_stand_only_beside_the_published_recipe() -> None:
     assert "HPM B/16, 800 ep" in labels
     assert not any("MAE" in label for label in labels)
     changed = make_table(
-        [result("in-ft-hpm", 80.0, extra={"overrides": {"finetune": {"epochs": 1}}})], MANIFEST
+        [result("in-ft-hpm", 80.0, overrides={"finetune": {"epochs": 1}})], MANIFEST
     )
     assert [row.kind for row in changed.rows] == ["measured"]
     assert "Fine-tune [changed]" in terminal(changed)
@@ -128,7 +131,7 @@ def test_a_failed_cell_under_a_changed_recipe_brings_no_published_rows(order: in
     """A failure's protocol alone does not tell that the recipe was changed."""
     both = [
         result("in-ft-hpm", None, name="first", error="out of memory"),
-        result("in-ft-hpm", 80.0, extra={"overrides": {"finetune": {"epochs": 1}}}),
+        result("in-ft-hpm", 80.0, overrides={"finetune": {"epochs": 1}}),
     ]
     table = make_table(both[::order], MANIFEST)
     assert {row.kind for row in table.rows} == {"measured"}
@@ -184,9 +187,9 @@ def test_seeds_are_averaged_with_their_spread() -> None:
 
 
 def test_the_spread_over_draws_stands_beside_that_over_seeds() -> None:
-    drawn = {"draws": ["offset 0", "offset 5"], "intervals": {"top1": 0.5, "top1_sd": 0.1}}
+    drawn: dict[str, Any] = {"draws": 2, "intervals": {"top1": 0.5, "top1_sd": 0.1}}
     results = [
-        result("in-knn", v, metrics={"top1": v, "top1_sd": sd}, seed=s, extra=drawn)
+        result("in-knn", v, metrics={"top1": v, "top1_sd": sd}, seed=s, **drawn)
         for s, (v, sd) in enumerate([(40.0, 1.0), (41.0, 2.0)])
     ]
     shown = terminal(make_table(results, MANIFEST))
@@ -195,7 +198,7 @@ def test_the_spread_over_draws_stands_beside_that_over_seeds() -> None:
     alone = make_table(results[:1], MANIFEST)
     assert "40.00 ±0.50 sd 1.00 d=2" in markdown(alone)
     # one list has no spread
-    listed = result("in-knn", 40.0, metrics={"top1": 40.0, "top1_sd": 0.0}, extra={"draws": ["a"]})
+    listed = result("in-knn", 40.0, metrics={"top1": 40.0, "top1_sd": 0.0})
     assert " d=" not in terminal(make_table([listed], MANIFEST))
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mimbench.benchmarks.orders import (
 from mimbench.benchmarks.survey import Finding, Question, survey
 from mimbench.checkpoints.files import read_weights
 from mimbench.checkpoints.reading.plausibility import doubts
+from mimbench.footprint import Footprint
 from mimbench.results import Result, read_result
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
@@ -85,8 +86,12 @@ class Cell:
     problem: str = ""
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     """The configuration with next to no training; empty if the task offers none."""
-    images: int = 0
-    """Labelled images in the data set; 0 if they are not in folders of classes."""
+    effort: int = 0
+    """How heavy the task is; 0 is light."""
+    labelled_images: bool = False
+    """The data is a folder of images by class, which the canary may use."""
+    footprint: Footprint = field(default_factory=Footprint)
+    """What the run takes at least."""
 
     @property
     def label(self) -> str:
@@ -135,9 +140,13 @@ def read_candidate(
 def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Request) -> list[Cell]:
     """Return the cells in running order: checkpoint by checkpoint, benchmarks in the file's order."""
     manifest.check_overrides(request.overrides)
-    findings = _ask(manifest, request)
+    specs = list(dict.fromkeys(who.spec for who in candidates if who.spec))
+    findings = _ask(manifest, request, specs)
     cells = [
-        _cell(manifest, who, name, findings[name], seed, request)
+        replace(
+            _cell(manifest, who, name, findings[name], seed, request),
+            footprint=_footprint(findings[name], specs, who.spec),
+        )
         for who in candidates
         for name in request.benchmarks
         for seed in range(request.first_seed, request.first_seed + request.seeds)
@@ -148,7 +157,13 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     return cells
 
 
-def _ask(manifest: Manifest, request: Request) -> dict[str, Finding]:
+def _footprint(finding: Finding, specs: Sequence[VitSpec], spec: VitSpec | None) -> Footprint:
+    if spec is None or not finding.footprints:
+        return Footprint()
+    return finding.footprints[specs.index(spec)]
+
+
+def _ask(manifest: Manifest, request: Request, specs: Sequence[VitSpec]) -> dict[str, Finding]:
     questions = []
     for name in request.benchmarks:
         dataset, config = manifest.recipe(name, request.profile, request.overrides)
@@ -160,9 +175,8 @@ def _ask(manifest: Manifest, request: Request) -> dict[str, Finding]:
                 config={**config, "machine": _machine(manifest, request, name, config)},
             )
         )
-    return dict(
-        zip(request.benchmarks, survey(questions, request.data, own=request.own_data), strict=True)
-    )
+    found = survey(questions, request.data, own=request.own_data, specs=specs)
+    return dict(zip(request.benchmarks, found, strict=True))
 
 
 def _machine(
@@ -213,7 +227,8 @@ def _cell(
         protocol=finding.protocol,
         problem=finding.problem,
         rehearsal={**finding.rehearsal, "seed": seed} if finding.rehearsal else {},
-        images=finding.images,
+        effort=finding.effort,
+        labelled_images=finding.labelled_images,
     )
 
 

@@ -1,56 +1,65 @@
 """Run one order in this process: the only place where a task's `run` is called and a result written."""
 
-import json
 import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mimbench.benchmarks.orders import RESULT_FILE, Order, changed, order_protocol, protocol_config
+from mimbench.benchmarks.records import keep_outcomes, store_pictures
 from mimbench.checkpoints.files import read_weights
 from mimbench.results import Result, provenance, write_result
-from mimbench.scores.outcomes import intervals, keep_matches
+from mimbench.scores.outcomes import faithful
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
 from mimbench.system.memory import peak_memory
 from mimbench.system.runtime import pick_device
-from mimbench.task import Task, load_task
+from mimbench.task import Task, TaskResult, load_task, traits_of
 from mimbench.vit.sizes import model_name
 from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(order: Order, out: Path) -> Result:
-    """Run the order's task in `out` and write its result last; only rank 0 writes."""
+def evaluate(order: Order, out: Path, weights: VitWeights | None = None) -> Result:
+    """Run the order's task in `out` and write its result last; only rank 0 writes.
+
+    Args:
+        order: What to run.
+        out: The run's folder.
+        weights: The checkpoint, where it is in memory already; by default the order's file is read.
+    """
     if _rank():
-        return _evaluate(order, out)
+        return _evaluate(order, out, weights)
     with folder_lock(out, f"another process is running {order.benchmark} in {out}"):
-        result = _evaluate(order, out)
+        result = _evaluate(order, out, weights)
         write_result(out / RESULT_FILE, result)
     return result
 
 
-def _evaluate(order: Order, out: Path) -> Result:
+def _evaluate(order: Order, out: Path, weights: VitWeights | None) -> Result:
     task = load_task(order.task)
     config = from_mapping(task.Config, order.config, f"{order.benchmark}.config")
-    weights = read_weights(order.checkpoint, which=order.which, num_heads=order.num_heads)
+    if weights is None:
+        weights = read_weights(order.checkpoint, which=order.which, num_heads=order.num_heads)
     if order.weights_digest and weights.digest != order.weights_digest:
         raise UserError(
             f"{order.checkpoint} changed since the run was planned: digest {weights.digest[:12]}, "
             f"expected {order.weights_digest[:12]}; start the run again"
         )
     began = time.monotonic()
-    metrics = task.run(weights, config, out)
-    check_metrics(order.task, task.MAIN_METRIC, metrics)
+    found = task.run(weights, config, out)
+    check_result(order.task, task.MAIN_METRIC, found)
     seconds = time.monotonic() - began
-    return make_result(order, task, config, weights, metrics, seconds=seconds, out=out)
+    result = make_result(order, task, config, weights, found, seconds=seconds)
+    # resampling takes a while, and only the main process's result is written
+    return keep(result, found, task, out) if _rank() == 0 else result
 
 
 def make_result(
@@ -58,22 +67,25 @@ def make_result(
     task: Task,
     config: Any,
     weights: VitWeights,
-    metrics: Mapping[str, float],
+    found: TaskResult,
     *,
     seconds: float,
-    out: Path,
 ) -> Result:
-    """Return the record of a finished run."""
+    """Return the record of a finished run, without what lies in files of its own."""
     device = _device_of(config)
+    traits = traits_of(task)
     return Result(
         benchmark=order.benchmark,
         task=order.task,
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
+        lower_is_better=traits.lower_is_better,
         profile=order.profile,
-        protocol=order_protocol(order.task, task.VERSION, order.dataset, config),
-        metrics=dict(metrics),
-        config=protocol_config(order.dataset, config),
+        protocol=order_protocol(
+            order.task, task.VERSION, order.dataset, config, free=traits.free_fields
+        ),
+        metrics=dict(found.metrics),
+        config=protocol_config(order.dataset, config, free=traits.free_fields),
         weights=describe_weights(weights, order.name),
         status="done",
         provenance=provenance(
@@ -82,9 +94,31 @@ def make_result(
             seconds=round(seconds, 3),
             peak_memory_mb=peak_memory(device) / 2**20,
         ),
-        # matching and resampling take a while, and only the main process's result is written
-        extra=_extra(out, order, config, metrics) if _rank() == 0 else {},
+        draws=found.draws,
+        overrides=changed(order),
+        data=str(getattr(config, "data", "")),
+        figures=tuple(found.figures),
+        notes=dict(found.notes),
     )
+
+
+def keep(result: Result, found: TaskResult, task: Task, out: Path) -> Result:
+    """Write outcomes and pictures into the run's folder; return the result that refers to them."""
+    return replace(
+        result,
+        intervals=intervals(found),
+        outcomes=tuple(keep_outcomes(out, found.outcomes, task)),
+        pictures=tuple(store_pictures(out, found.pictures)),
+    )
+
+
+def intervals(found: TaskResult) -> dict[str, float]:
+    """Return metric -> half width of its 95 % interval, for metrics that the outcomes reproduce."""
+    told = faithful(found.outcomes, found.metrics)
+    offered = {s.metric for kept in found.outcomes for s in kept.statistics()}
+    for metric in offered & found.metrics.keys() - told.keys():
+        logger.info("%s is no mean over the images of one set of outcomes: no interval", metric)
+    return {metric: statistic.interval().half for metric, statistic in told.items()}
 
 
 def _rank() -> int:
@@ -112,25 +146,22 @@ def describe_weights(weights: VitWeights, name: str = "") -> dict[str, str]:
     }
 
 
-def check_metrics(task: str, main: str, metrics: Mapping[str, float]) -> None:
-    """Refuse metrics that are no finite numbers or lack the main one."""
-    if main not in metrics:
-        found = ", ".join(metrics) or "nothing"
-        raise UserError(f"task {task} promises the metric '{main}' but returned {found}")
+def check_result(task: str, main: str, found: object) -> None:
+    """Refuse anything but a `TaskResult` with finite metrics, the main one among them."""
+    if not isinstance(found, TaskResult):
+        raise UserError(
+            f"run of task {task} returned {type(found).__name__}, expected a mimbench.task.TaskResult"
+        )
+    if main not in found.metrics:
+        named = ", ".join(found.metrics) or "nothing"
+        raise UserError(f"task {task} promises the metric '{main}' but returned {named}")
     bad = {
-        k: v for k, v in metrics.items() if not isinstance(v, (int, float)) or not math.isfinite(v)
+        k: v
+        for k, v in found.metrics.items()
+        if not isinstance(v, (int, float)) or not math.isfinite(v)
     }
     if bad:
-        raise UserError(f"task {task} returned metrics that are not finite numbers: {bad}")
-
-
-def _extra(out: Path, order: Order, config: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
-    path = out / "extra.json"
-    extra: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    extra |= changed(order)
-    data = str(getattr(config, "data", ""))
-    keep_matches(out, Path(data))
-    if found := intervals(out, metrics):
-        extra["intervals"] = found
-    extra["data"] = data
-    return extra
+        raise UserError(
+            f"task {task} returned metrics that are not finite numbers: {bad}; "
+            "leave out what was not measured"
+        )

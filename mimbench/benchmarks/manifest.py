@@ -11,7 +11,6 @@ from mimbench.system.source import ROOT
 
 PROFILES = ("paper", "quick", "demo")
 Profile = Literal["paper", "quick", "demo"]
-Group = Literal["knn", "linear", "finetune", "lowshot", "detection", "segmentation"]
 DEFAULT_FILE = ROOT / "benchmarks.yaml"
 
 
@@ -29,8 +28,8 @@ class Benchmark:
     """One entry: a task with a recipe, one column of the table."""
 
     title: str
-    group: Group
-    """The name that --only and --set may use in place of the id."""
+    group: str
+    """Any name: --only and --set take it in place of the ids of all benchmarks that share it."""
     task: str
     """Dotted name of the task's module."""
     dataset: str
@@ -67,6 +66,8 @@ class Protocol:
     title: str
     summary: str
     source: str
+    group: str = ""
+    """The group of the benchmarks whose numbers this protocol's are of a kind with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class Effect:
     """Names of configuration fields; `group:` entries may narrow them."""
     known: str
     source: str
-    groups: tuple[Group, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,11 @@ class Manifest:
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     references: tuple[Reference, ...] = ()
     effects: tuple[Effect, ...] = ()
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """Return the names of all tasks."""
+        return frozenset(benchmark.task for benchmark in self.benchmarks.values())
 
     def choose(self, profile: Profile, only: Sequence[str] = ()) -> list[str]:
         """Return the ids that a run of the profile covers, in the file's order.
@@ -143,7 +149,7 @@ class Manifest:
         Args:
             name: Benchmark id.
             profile: Which recipe.
-            overrides: Id or group -> changed fields, as `--set knn.k=20` spells it.
+            overrides: Id or group -> changed fields, as `--set ID.FIELD=VALUE` spells it.
         """
         benchmark, change = self.benchmarks[name], self.change(name, profile)
         config = merge(benchmark.config, change.config)
@@ -200,6 +206,20 @@ def _check(manifest: Manifest, path: Path) -> None:
                 raise UserError(
                     f"{path.name}.{name}.after: no benchmark '{other}'"
                     + did_you_mean(other, manifest.benchmarks)
+                )
+    _check_published(manifest)
+
+
+def _check_published(manifest: Manifest) -> None:
+    """Refuse groups and protocols that the published rows and effects name but nobody defines."""
+    known = {*(b.group for b in manifest.benchmarks.values())}
+    known |= {protocol.group for protocol in manifest.protocols.values()}
+    for effect in manifest.effects:
+        for group in effect.groups:
+            if group not in known:
+                raise UserError(
+                    f"effect of {', '.join(effect.fields)}: no group '{group}'"
+                    + did_you_mean(group, known)
                 )
     for reference in manifest.references:
         if reference.protocol not in manifest.protocols:

@@ -1,7 +1,7 @@
 """An order: everything one evaluation needs, as the file config.yaml that can be run again."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,20 +59,32 @@ def read_order(path: Path) -> Order:
 
 def changed(order: Order) -> dict[str, Any]:
     """Return what a result remembers of the user's changes: the machine moves no number."""
-    found = {
-        name: recipe
-        for name, change in order.overrides.items()
-        if (recipe := {k: v for k, v in change.items() if k != "machine"})
-    }
-    return {"overrides": to_mapping(found)} if found else {}
+    return to_mapping(
+        {
+            name: recipe
+            for name, change in order.overrides.items()
+            if (recipe := {k: v for k, v in change.items() if k != "machine"})
+        }
+    )
 
 
-def protocol_config(dataset: str, config: Any) -> dict[str, Any]:
-    """Return the part of a task's configuration that may move its number, and the data's name."""
+def protocol_config(
+    dataset: str, config: Any, *, free: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """Return the part of a task's configuration that may move its number, and the data's name.
+
+    Args:
+        dataset: The data's name.
+        config: The task's configuration.
+        free: Fields that the task declares to move no number.
+    """
     plain = to_mapping(config)
-    return {"dataset": dataset} | {k: v for k, v in plain.items() if k not in NOT_PROTOCOL}
+    kept = {k: v for k, v in plain.items() if k not in NOT_PROTOCOL and k not in free}
+    return {"dataset": dataset} | kept
 
 
-def order_protocol(task: str, version: int, dataset: str, config: Any) -> str:
+def order_protocol(
+    task: str, version: int, dataset: str, config: Any, *, free: Collection[str] = frozenset()
+) -> str:
     """Return the protocol digest of a task's configuration on a data set."""
-    return protocol_digest(task, version, protocol_config(dataset, config))
+    return protocol_digest(task, version, protocol_config(dataset, config, free=free))

@@ -12,17 +12,21 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mimbench.benchmarks.locations import count_images, data_name, known_faults, locate
 from mimbench.benchmarks.orders import order_protocol
+from mimbench.footprint import Footprint, trained
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser
 from mimbench.system.source import ROOT
-from mimbench.task import Rehearsed, load_task
+from mimbench.task import load_task, traits_of
+
+if TYPE_CHECKING:
+    from mimbench.vit.weights import VitSpec
 
 # what an incompatible binary package raises while it is being imported
 IMPORT_FAULTS = (ImportError, OSError, RuntimeError, AttributeError)
@@ -52,16 +56,27 @@ class Finding:
     config: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     """The recipe with next to no training, where the task offers one."""
-    images: int = 0
-    """Labelled images in the data set, train and val; 0 where it is not a folder of classes."""
+    effort: int = 0
+    """How heavy the task is; 0 is light."""
+    labelled_images: bool = False
+    """The data is a folder of images by class."""
+    footprints: tuple[Footprint, ...] = ()
+    """What a run takes at least, for each architecture that was asked about."""
 
 
-def survey(questions: Sequence[Question], data: Path | None, *, own: bool = False) -> list[Finding]:
+def survey(
+    questions: Sequence[Question],
+    data: Path | None,
+    *,
+    own: bool = False,
+    specs: "Sequence[VitSpec]" = (),
+) -> list[Finding]:
     """Return one finding for each question, answered by a child process.
 
     Args:
         questions: Recipes to look into.
         data: The user's --data.
+        specs: Architectures that the recipes will run on.
         own: The data is the user's own in a published layout: it is not held against the
             published counts, and its results never stand beside published ones.
     """
@@ -73,6 +88,7 @@ def survey(questions: Sequence[Question], data: Path | None, *, own: bool = Fals
                 "data": str(data) if data else None,
                 "own": own,
                 "questions": to_mapping(list(questions)),
+                "specs": [spec.to_json() for spec in specs],
             },
         )
         command = [sys.executable, "-m", "mimbench.benchmarks.survey", str(asked), str(told)]
@@ -93,10 +109,13 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, **safe, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
-def look(question: Question, data: Path | None, *, own: bool = False) -> Finding:
+def look(
+    question: Question, data: Path | None, *, own: bool = False, specs: "Sequence[VitSpec]" = ()
+) -> Finding:
     """Return what the question's task says, in this process."""
     try:
         task = load_task(question.task)
+        traits = traits_of(task)
         folder = locate(question.dataset, data) if question.needs_data else Path()
         where = f"{question.benchmark}.config"
         config = from_mapping(task.Config, {**question.config, "data": str(folder)}, where)
@@ -110,6 +129,8 @@ def look(question: Question, data: Path | None, *, own: bool = False) -> Finding
         return Finding(
             problem=f"task {question.task} cannot be imported ({error}); run: python -m mimbench doctor"
         )
+    images = count_images(folder) if question.needs_data and traits.labelled_images else 0
+    estimate = traits.footprint or trained
     return Finding(
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
@@ -118,10 +139,13 @@ def look(question: Question, data: Path | None, *, own: bool = False) -> Finding
             task.VERSION,
             data_name(question.dataset, own=own, folder=folder),
             config,
+            free=traits.free_fields,
         ),
         config=to_mapping(config),
-        rehearsal=to_mapping(task.rehearsal(config)) if isinstance(task, Rehearsed) else {},
-        images=count_images(folder) if question.needs_data else 0,
+        rehearsal=to_mapping(traits.rehearsal(config)) if traits.rehearsal else {},
+        effort=traits.effort,
+        labelled_images=traits.labelled_images,
+        footprints=tuple(estimate(spec, config, images) for spec in specs),
     )
 
 
@@ -135,7 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = json.loads(args.questions.read_text())
     data = Path(asked["data"]) if asked["data"] else None
     questions = [from_mapping(Question, q) for q in asked["questions"]]
-    write_json(args.findings, to_mapping([look(q, data, own=asked["own"]) for q in questions]))
+    # the parent asks without torch
+    from mimbench.vit.weights import VitSpec  # noqa: PLC0415
+
+    specs = [VitSpec.from_json(spec) for spec in asked["specs"]]
+    found = [look(q, data, own=asked["own"], specs=specs) for q in questions]
+    write_json(args.findings, to_mapping(found))
     return 0
 
 

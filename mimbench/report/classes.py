@@ -1,63 +1,59 @@
-"""Per-class results from per-image outcomes."""
+"""Figures of a run: scores by class and other named values, as bars or lines."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from mimbench.benchmarks.records import outcomes_of
+from mimbench.figures import Figure
+from mimbench.report.curves import chart
 from mimbench.report.markup import bar, text
-from mimbench.scores.outcomes import CLASSIFICATION, SEGMENTATION
+from mimbench.results import Result
 
 SHOWN = 10
 
 
-def class_scores(folder: Path, extra: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Return class -> top-1, IoU or box AP in percent.
+def figures_of(folder: Path, result: Result, tasks: Collection[str]) -> list[Figure]:
+    """Return what the task drew itself, else the scores by class that its outcomes tell.
 
     Args:
-        folder: A run's, with its outcomes.
-        extra: The notes of the result: segmentation and detection name their classes.
+        folder: A run's.
+        result: Its result.
+        tasks: Tasks whose own kinds of outcomes may be loaded.
     """
-    extra = extra or {}
-    if isinstance(named := extra.get("per_class"), Mapping):
-        return {str(name): float(v["box"]) for name, v in named.items() if "box" in v}
-    if isinstance(named := extra.get("iou"), Mapping) and "single" in named:
-        return {str(name): float(value) for name, value in named["single"].items()}
-    if (path := folder / CLASSIFICATION).is_file():
-        return _top1(path)
-    if (path := folder / SEGMENTATION).is_file():
-        with np.load(path, allow_pickle=False) as file:
-            both, either, labelled = (
-                file[k].sum(axis=0) for k in ("intersect", "union", "labelled")
-            )
-        return {
-            f"class {i + 1}": 100 * float(both[i] / either[i]) for i in np.flatnonzero(labelled)
-        }
-    return {}
+    if result.figures:
+        return list(result.figures)
+    for kept in outcomes_of(folder, result, tasks):
+        if scores := kept.classes():
+            return [Figure(title="", values=scores)]
+    return []
 
 
-def _top1(path: Path) -> dict[str, float]:
-    with np.load(path, allow_pickle=False) as file:
-        names, labels = file["images"], file["labels"]
-        drawn = file["draws"] if "draws" in file else file["top5"][None, :, 0]
-        hits = (drawn == labels).mean(axis=0)
-    found = {}
-    for label in np.unique(labels):
-        mine = labels == label
-        name = str(names[np.argmax(mine)])
-        found[name.split("/")[0] if "/" in name else f"class {label}"] = 100 * float(
-            hits[mine].mean()
-        )
-    return found
+def draw_figure(figure: Figure, row: str, index: int) -> str:
+    """Return one figure of one row of the table."""
+    title = f"{row}: {figure.title}" if figure.title else row
+    if figure.kind == "line":
+        points = [
+            (_number(name, i), value) for i, (name, value) in enumerate(figure.values.items())
+        ]
+        return chart(title, {index: points}) if points else ""
+    return class_bars(figure.values, title, index)
 
 
-def class_bars(scores: dict[str, float], title: str, index: int) -> str:
+def _number(name: str, place: int) -> float:
+    try:
+        return float(name)
+    except ValueError:
+        return float(place)
+
+
+def class_bars(scores: Mapping[str, float], title: str, index: int) -> str:
     """Return bars of all classes, or of the best and worst where there are many."""
     order = sorted(scores, key=lambda name: -scores[name])
     many = len(order) > 2 * SHOWN
     shown = order[:SHOWN] + order[-SHOWN:] if many else order
-    bars = [bar(name, scores[name], 100, index) for name in shown]
+    # percentages share one scale
+    largest = max(100.0, *scores.values())
+    bars = [bar(name, scores[name], largest, index) for name in shown]
     if many:
         bars.insert(SHOWN, f'<p class="soft">{len(order) - 2 * SHOWN} more</p>')
     return f"<div><h3>{text(title)}</h3>{''.join(bars)}</div>"

@@ -1,39 +1,50 @@
-"""Pictures: what tasks left, detections drawn on their images, nearest neighbours."""
+"""Pictures: what tasks drew, masks, nearest neighbours."""
 
 import importlib.util
-import json
 import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from mimbench.benchmarks.records import PICTURES, pictures_of
 from mimbench.benchmarks.survey import child_environment
 from mimbench.features.cards import embed, read_cards
 from mimbench.report.markup import picture
+from mimbench.results import Result
 from mimbench.scores.neighbours import nearest
-from mimbench.scores.outcomes import DETECTION, TRUTH
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
-PICTURES, PRETRAINED = "pictures", "model.safetensors"
+PRETRAINED = "model.safetensors"
 MASKED = 4
-MOST, QUERIES, NEIGHBOURS, LEAST_SCORE, SUREST = 8, 6, 5, 0.5, 3
+MOST, QUERIES, NEIGHBOURS = 8, 6, 5
 BROADEST = 1024
 """Pixels across: a task's picture may hold several panels and a legend that should stay readable."""
-TINTS = ["#e4572e", "#29a0b1", "#f3a712", "#6a4c93", "#76b041", "#d81e5b", "#1982c4", "#8d6e63"]
 
 
-def left_behind(folder: Path) -> list[str]:
-    """Return the pictures that a task wrote into its run's folder."""
-    found = sorted((folder / PICTURES).glob("*.png")) + sorted((folder / PICTURES).glob("*.jpg"))
+def pictures_in(folder: Path, result: Result) -> list[str]:
+    """Return the pictures that a task made of its run."""
+    found = []
+    for shown, caption in pictures_of(folder, result):
+        if len(found) == MOST:
+            break
+        if isinstance(shown, Path):
+            with Image.open(shown) as image:
+                found.append(picture(image, caption, side=BROADEST))
+        else:
+            found.append(picture(shown.image, caption))
+    return found
+
+
+def drawn_in(folder: Path) -> list[str]:
+    """Return the pictures in a folder that no result tells of: pretraining's."""
+    found = [*sorted((folder / PICTURES).glob("*.png")), *sorted((folder / PICTURES).glob("*.jpg"))]
     return [picture(Image.open(path), path.stem, side=BROADEST) for path in found[:MOST]]
 
 
@@ -71,50 +82,6 @@ def masks(checkpoint: Path, weights: VitWeights, data: Path) -> list[str]:
                     side=1400,
                 )
             ]
-
-
-def detections(folder: Path, data: Path) -> list[str]:
-    """Return validation images with the detections of a run drawn on them."""
-    path, truth = folder / DETECTION, data / TRUTH
-    if not path.is_file() or not truth.is_file():
-        return []
-    content = json.loads(truth.read_text(encoding="utf-8"))
-    names = {c["id"]: c["name"] for c in content["categories"]}
-    found: dict[int, list[Mapping[str, Any]]] = {}
-    for item in json.loads(path.read_text(encoding="utf-8")):
-        found.setdefault(item["image_id"], []).append(item)
-    images = sorted(content["images"], key=lambda i: i["id"])[:MOST]
-    files = [(i, data / "val2017" / i["file_name"]) for i in images]
-    return [_drawn(file, found.get(i["id"], []), names) for i, file in files if file.is_file()]
-
-
-def _drawn(file: Path, items: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
-    items, caption = _worth_showing(items)
-    image = Image.open(file).convert("RGB")
-    scale = max(1, 320 // max(image.size))
-    image = image.resize((image.width * scale, image.height * scale))
-    pen = ImageDraw.Draw(image)
-    for item in items:
-        x, y, w, h = (v * scale for v in item["bbox"])
-        tint = TINTS[item["category_id"] % len(TINTS)]
-        pen.rectangle((x, y, x + w, y + h), outline=tint, width=2)
-        pen.text(
-            (x + 3, y + 1), f"{names.get(item['category_id'], '?')} {item['score']:.2f}", fill=tint
-        )
-    return picture(image, caption)
-
-
-def _worth_showing(items: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
-    """Return the sure detections, or the surest few where none is sure, and a caption."""
-    ranked = sorted(items, key=lambda item: -item["score"])
-    sure = [item for item in ranked if item["score"] >= LEAST_SCORE]
-    if sure:
-        return sure, f"{len(sure)} detections above {LEAST_SCORE}"
-    if not ranked:
-        return [], "nothing detected"
-    return ranked[
-        :SUREST
-    ], f"none above {LEAST_SCORE}; the {len(ranked[:SUREST])} surest of {len(ranked)}"
 
 
 def neighbours(weights: VitWeights, data: Path, device: torch.device) -> list[str]:

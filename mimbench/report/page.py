@@ -9,9 +9,9 @@ from pathlib import Path
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.orders import ORDER_FILE, Order, read_order
 from mimbench.checkpoints.files import read_weights
-from mimbench.report.classes import class_bars, class_scores
+from mimbench.report.classes import draw_figure, figures_of
 from mimbench.report.curves import charts, read_curves
-from mimbench.report.gallery import detections, left_behind, masks, neighbours
+from mimbench.report.gallery import drawn_in, masks, neighbours, pictures_in
 from mimbench.report.markup import legend, section, text
 from mimbench.results import Result
 from mimbench.system.errors import UserError
@@ -24,7 +24,7 @@ from mimbench.tables.table import TWIN, make_table, read_results_with_folders
 logger = logging.getLogger(__name__)
 Run = tuple[Path, Result]
 SHOWN_LENGTH = 200
-"""Longer things that a task says beside its numbers are in result.json, not in the report."""
+"""Longer notes of a task are in result.json, not in the report."""
 SECTIONS = {
     "table": "Table",
     "curves": "Curves",
@@ -144,11 +144,10 @@ def _classes(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Man
     blocks = []
     for benchmark in dict.fromkeys(r.benchmark for _, r in runs):
         bars = [
-            class_bars(scores, rows[_number(r, rows)][0], _number(r, rows))
+            draw_figure(figure, rows[_number(r, rows)][0], _number(r, rows))
             for p, r in runs
-            if r.benchmark == benchmark
-            and not r.provenance.seed
-            and (scores := class_scores(p, r.extra))
+            if r.benchmark == benchmark and not r.provenance.seed
+            for figure in figures_of(p, r, manifest.tasks)
         ]
         if bars:
             title = next(_title(r, manifest) for _, r in runs if r.benchmark == benchmark)
@@ -168,7 +167,7 @@ def _labelled(
             continue
         order = read_order(fit[0][0] / ORDER_FILE)
         if order.checkpoint.exists():
-            found.append((row[0], order, Path(fit[0][1].extra["data"])))
+            found.append((row[0], order, Path(fit[0][1].data)))
         else:
             logger.warning("%s is gone: no pictures are computed for %s", order.checkpoint, row[0])
     return found
@@ -193,17 +192,16 @@ def _neighbours(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[st
 
 
 def _has_classes(result: Result) -> bool:
-    folder = Path(str(result.extra.get("data", "")))
+    folder = Path(result.data)
     return (folder / "train").is_dir() and (folder / "val").is_dir()
 
 
 def _pictures(out: Path, runs: Sequence[Run]) -> list[str]:
     found = []
-    if shown := left_behind(out / "pretrain"):
+    if shown := drawn_in(out / "pretrain"):
         found.append(f'<h3>Pretraining</h3><div class="pictures">{"".join(shown)}</div>')
     for path, result in runs:
-        shown = left_behind(path) or detections(path, Path(str(result.extra.get("data", ""))))
-        if shown:
+        if shown := pictures_in(path, result):
             found.append(
                 f"<h3>{text(result.benchmark)} · {text(result.weights['name'])}</h3>"
                 f'<div class="pictures">{"".join(shown)}</div>'
@@ -223,8 +221,10 @@ def _provenance(runs: Sequence[Run]) -> str:
             "code": f"commit {source.commit or 'unknown'}{', with changes' if source.dirty else ''}, Python {source.python}",
             "libraries": ", ".join(f"{k} {v}" for k, v in source.libraries.items()),
             "machine": f"{source.device}, {source.host_cores} cores, {source.seconds:.0f} s, peak {source.peak_memory_mb:.0f} MB, seed {source.seed}",
+            "changed": ", ".join(f"{k}: {v}" for k, v in r.overrides.items()),
+            "data": r.data,
             "notes": ", ".join(
-                f"{k}: {v}" for k, v in r.extra.items() if len(str(v)) <= SHOWN_LENGTH
+                f"{k}: {v}" for k, v in r.notes.items() if len(str(v)) <= SHOWN_LENGTH
             ),
         }
         rows = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in facts.items() if v)

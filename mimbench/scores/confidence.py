@@ -38,7 +38,7 @@ class Comparison:
     sampling: Interval
     """Over test images, seeds held fixed (averaged)."""
     mcnemar: float | None = None
-    """Two-sided exact p-value; top-1 with one seed each only."""
+    """Two-sided exact p-value; hits and misses with one seed each only."""
     seeds: Interval | None = None
     """Over training seeds (Welch); None unless both have two or more."""
     seed_sd: tuple[float | None, float | None] = (None, None)
@@ -148,17 +148,17 @@ def spread(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def compare_hits(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], rng: np.random.Generator
+def compare_shares(
+    metric: str, a: Sequence[np.ndarray], b: Sequence[np.ndarray], rng: np.random.Generator
 ) -> Comparison:
-    """Compare top-1 hits on the same images; one array for each seed."""
+    """Compare a metric that is 100 times the mean of the images' own shares (hits); one array a seed."""
     mean_a, mean_b = np.mean(a, axis=0), np.mean(b, axis=0)
     draws = 100 * bootstrap_mean(mean_a - mean_b, rng)
     tops = [[100 * float(np.mean(hits)) for hits in side] for side in (a, b)]
     # means over draws of the training images are neither right nor wrong
     single = len(a) == len(b) == 1 and all(np.isin(x[0], (0, 1)).all() for x in (a, b))
     return Comparison(
-        metric="top1",
+        metric=metric,
         difference=100 * float(np.mean(mean_a - mean_b)),
         sampling=percentile_interval(draws),
         mcnemar=mcnemar(a[0], b[0]) if single else None,

@@ -1,18 +1,22 @@
-"""COCO average precision as a function of image weights, from one matching of detections to truth."""
+"""Detection outcomes: one matching of detections to their ground truth gives AP on any resample."""
+
+from __future__ import annotations
 
 import contextlib
 import io
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from mimbench.scores.outcomes import Outcomes, Statistic
+
 RECALLS = np.linspace(0, 1, 101)
 Kind = Literal["bbox", "segm"]
 KINDS: dict[str, Kind] = {"box_ap": "bbox", "mask_ap": "segm"}
+RESAMPLES = 300
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,85 @@ class ClassMatches:
     """(images,) true objects that count."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Detections(Outcomes):
+    """Detections matched with their ground truth; gives `box_ap` and `mask_ap` without the data."""
+
+    images: tuple[str, ...]
+    """COCO's image ids."""
+    matches: Mapping[str, Sequence[ClassMatches]]
+    """Metric -> matches of each class that occurs in the ground truth."""
+
+    @classmethod
+    def match(cls, found: Sequence[Mapping[str, Any]], truth: Path) -> Detections:
+        """Match COCO results with a ground truth in COCO's instances format; needs pycocotools."""
+        images: list[int] = []
+        matches: dict[str, Sequence[ClassMatches]] = {}
+        for metric, kind in KINDS.items():
+            images, matches[metric] = match_detections(found, truth, kind)
+        return cls(images=tuple(str(i) for i in images), matches=matches)
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return everything as arrays: the classes of a metric lie end to end."""
+        arrays = {"images": np.array(self.images, np.str_)}
+        for metric, classes in self.matches.items():
+            if not classes:
+                continue
+            arrays[f"{metric}_count"] = np.array([len(m.image) for m in classes])
+            arrays[f"{metric}_image"] = np.concatenate([m.image for m in classes])
+            arrays[f"{metric}_hit"] = np.concatenate([m.hit for m in classes], axis=1)
+            arrays[f"{metric}_counted"] = np.concatenate([m.counted for m in classes], axis=1)
+            arrays[f"{metric}_objects"] = np.stack([m.objects for m in classes])
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Detections:
+        """Return what `arrays` described."""
+        matches = {
+            metric: _split(arrays, metric) for metric in KINDS if f"{metric}_count" in arrays
+        }
+        return cls(images=tuple(str(name) for name in arrays["images"]), matches=matches)
+
+    def statistics(self) -> Sequence[Statistic]:
+        """Return the AP of boxes and of masks, where the ground truth has objects."""
+        return [
+            Statistic(
+                metric=metric,
+                images=self.images,
+                value=average_precision(list(classes)),
+                resamples=RESAMPLES,
+            )
+            for metric, classes in self.matches.items()
+            if classes
+        ]
+
+
+def _split(arrays: Mapping[str, np.ndarray], metric: str) -> list[ClassMatches]:
+    cuts = np.cumsum(arrays[f"{metric}_count"])[:-1]
+    parts = zip(
+        np.split(arrays[f"{metric}_image"], cuts),
+        np.split(arrays[f"{metric}_hit"], cuts, axis=1),
+        np.split(arrays[f"{metric}_counted"], cuts, axis=1),
+        arrays[f"{metric}_objects"],
+        strict=True,
+    )
+    return [ClassMatches(*part) for part in parts]
+
+
 def match_detections(
-    detections: Path, truth: Path, kind: Kind
+    found: Sequence[Mapping[str, Any]], truth: Path, kind: Kind
 ) -> tuple[list[int], list[ClassMatches]]:
     """Return image ids and, for each class that occurs, its matches; needs pycocotools."""
-    from pycocotools.coco import COCO  # noqa: PLC0415 - optional, only detection needs it
+    from pycocotools.coco import COCO  # noqa: PLC0415 - optional, only detectors need it
     from pycocotools.cocoeval import COCOeval  # noqa: PLC0415
 
     other = "segmentation" if kind == "bbox" else "bbox"
-    found = [{k: v for k, v in d.items() if k != other} for d in json.loads(detections.read_text())]
+    kept = [{k: v for k, v in d.items() if k != other} for d in found]
     # pycocotools reports to stdout, which belongs to the final table
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(truth))
         load: Any = coco.loadRes
-        judge: Any = COCOeval(coco, load(found) if found else COCO(), kind)
+        judge: Any = COCOeval(coco, load(kept) if kept else COCO(), kind)
         return _judge(judge)
 
 

@@ -1,15 +1,9 @@
-"""Classification scores: top-k accuracy from ranked classes, per-image outcomes, shared by all tasks."""
+"""Classification scores: top-k accuracy from ranked classes, shared by all tasks."""
 
 import logging
-from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-from mimbench.data.lists import ImageList
-from mimbench.system.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -39,23 +33,3 @@ def top_percent(ranked: Tensor, labels: Tensor, k: int) -> float:
         raise ValueError(f"{len(ranked)} predictions for {len(labels)} labels")
     hits = (ranked[:, :k] == labels[:, None]).any(dim=1)
     return 100.0 * int(hits.sum()) / max(1, len(labels))
-
-
-def write_outcomes(
-    out: Path,
-    images: ImageList,
-    top5: NDArray[np.int64],
-    *,
-    draws: NDArray[np.int64] | None = None,
-) -> None:
-    """Write what was predicted for each image: `outcomes.npz` with images, labels, top5.
-
-    Where the metric is a mean over draws of the training images, `draws` (draws, n) is the best class
-    in each of them, and `top5` that of the first.
-    """
-    if top5.shape != (len(images), 5):
-        raise ValueError(f"predictions of shape {top5.shape} for {len(images)} images")
-    arrays = {"images": np.array(images.names, dtype=np.str_), "labels": images.labels}
-    arrays |= {"top5": top5} if draws is None else {"top5": top5, "draws": draws}
-    with atomic_path(out / "outcomes.npz") as part, part.open("wb") as file:
-        np.savez(file, **arrays)

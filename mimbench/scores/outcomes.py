@@ -1,43 +1,40 @@
-"""Per-image outcomes that tasks leave beside their numbers, as functions of image weights."""
+"""Outcomes: what a run keeps for each image, so that its metrics can be recomputed and resampled.
 
-import logging
-from collections.abc import Callable, Mapping
+A kind of outcome is a frozen dataclass that derives from `Outcomes`. `Hits`, `Confusion` and
+`Detections` beside this file serve most tasks; a task may define its own and return it: a reader
+finds the class as an attribute of the task's module, by the name that the result has recorded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from mimbench.scores.confidence import (
-    Interval,
-    bootstrap,
-    bootstrap_mean,
-    mean_iou,
-    percentile_interval,
-)
-from mimbench.scores.matches import KINDS, ClassMatches, average_precision, match_detections
+from mimbench.scores.confidence import Interval, bootstrap, bootstrap_mean, percentile_interval
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path
 
-logger = logging.getLogger(__name__)
-CLASSIFICATION, SEGMENTATION, DETECTION = "outcomes.npz", "confusion.npz", "detections.json"
-MATCHES = "matches.npz"
-TRUTH = Path("annotations") / "instances_val2017.json"
 TOLERANCE = 0.005
 """Points by which outcomes may differ from the metric that the task returned."""
-RESAMPLES = {"top1": 2000, "top1_sd": 200, "miou": 1000, "box_ap": 300, "mask_ap": 300}
+MEAN_RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
     """One metric over test images, computable on any resample of them."""
 
     metric: str
     images: tuple[str, ...]
     value: Callable[[np.ndarray], np.ndarray]
-    """Image weights (b, images) in, metric in percent (b,) out."""
-    hits: np.ndarray | None = None
-    """Right (1) or wrong (0) for each image, for top-1; over several draws the share of right ones."""
+    """Image weights (b, images) in, metric (b,) out."""
+    resamples: int = 1000
+    per_image: np.ndarray | None = None
+    """Each image's own share, where the metric is 100 times their mean: resampled at less cost."""
 
     def whole(self) -> float:
         """Return the metric on all images."""
@@ -46,110 +43,88 @@ class Outcome:
     def interval(self, seed: int = 0) -> Interval:
         """Return the 95 % sampling interval."""
         rng = np.random.default_rng(seed)
-        if self.hits is not None:
-            return percentile_interval(100 * bootstrap_mean(self.hits, rng, RESAMPLES["top1"]))
-        draws = bootstrap([self.value], len(self.images), rng, RESAMPLES[self.metric])
+        if self.per_image is not None:
+            return percentile_interval(100 * bootstrap_mean(self.per_image, rng, MEAN_RESAMPLES))
+        draws = bootstrap([self.value], len(self.images), rng, self.resamples)
         return percentile_interval(draws[0])
 
-
-def keep_matches(out: Path, data: Path) -> None:
-    """Match detections with the truth once, and keep the matches: they need no data set later."""
-    detections, truth = out / DETECTION, data / TRUTH
-    if not detections.is_file() or not truth.is_file():
-        return
-    arrays: dict[str, np.ndarray] = {}
-    for metric, kind in KINDS.items():
-        images, classes = match_detections(detections, truth, kind)
-        arrays["images"] = np.array([str(i) for i in images])
-        arrays[f"{metric}_count"] = np.array([len(m.image) for m in classes])
-        arrays[f"{metric}_image"] = np.concatenate([m.image for m in classes])
-        arrays[f"{metric}_hit"] = np.concatenate([m.hit for m in classes], axis=1)
-        arrays[f"{metric}_counted"] = np.concatenate([m.counted for m in classes], axis=1)
-        arrays[f"{metric}_objects"] = np.stack([m.objects for m in classes])
-    with atomic_path(out / MATCHES) as part, part.open("wb") as file:
-        # pyright takes the keyword `allow_pickle` for one of the arrays
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    def ordered(self, images: Sequence[str]) -> Statistic:
+        """Return the same metric with its images in another order: loaders may order them differently."""
+        if tuple(images) == self.images:
+            return self
+        place = {name: i for i, name in enumerate(images)}
+        mine = np.array([place[name] for name in self.images])
+        whose, value, shares = np.argsort(mine), self.value, self.per_image
+        return Statistic(
+            metric=self.metric,
+            images=tuple(images),
+            value=lambda weights: value(weights[:, mine]),
+            resamples=self.resamples,
+            per_image=None if shares is None else shares[whose],
+        )
 
 
-def read_outcomes(folder: Path) -> dict[str, Outcome]:
-    """Return metric -> outcome for all that the folder of a run holds."""
-    found: list[Outcome] = []
-    if (path := folder / CLASSIFICATION).is_file():
-        found += _classification(_load(path, "images", "labels", "top5"))
-    if (path := folder / SEGMENTATION).is_file():
-        found.append(_segmentation(_load(path, "images", "intersect", "union", "labelled")))
-    if (path := folder / MATCHES).is_file():
-        found += _detection(_load(path, "images", *(f"{m}_image" for m in KINDS)))
-    return {outcome.metric: outcome for outcome in found}
+class Outcomes(ABC):
+    """One kind of outcome: knows how to be kept, and which metrics it determines."""
+
+    @abstractmethod
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return everything as arrays of numbers and text, for a file without pickles."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Outcomes:
+        """Return what `arrays` described; a missing array is a KeyError, a wrong one a ValueError."""
+
+    @abstractmethod
+    def statistics(self) -> Sequence[Statistic]:
+        """Return each metric that the outcomes determine, as a function of image weights."""
+
+    def classes(self) -> Mapping[str, float]:
+        """Return class -> score in percent for the report, if the outcomes tell; {} if not."""
+        return {}
 
 
-def faithful_outcomes(folder: Path, metrics: Mapping[str, float]) -> dict[str, Outcome]:
-    """Return the outcomes that reproduce the metrics."""
-    return {
-        metric: outcome
-        for metric, outcome in read_outcomes(folder).items()
-        if metric in metrics and abs(outcome.whole() - metrics[metric]) <= TOLERANCE
-    }
+K = TypeVar("K", bound=Outcomes)
 
 
-def intervals(folder: Path, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return metric -> half width of its 95 % interval, for metrics that the outcomes reproduce."""
-    found = faithful_outcomes(folder, metrics)
-    for metric in read_outcomes(folder).keys() & metrics.keys() - found.keys():
-        logger.info("%s is no mean over the images of one outcomes file: no interval", metric)
-    return {metric: outcome.interval().half for metric, outcome in found.items()}
+def write_outcomes(path: Path, outcomes: Outcomes) -> None:
+    """Write outcomes as arrays without pickles, atomically."""
+    arrays: dict[str, Any] = dict(outcomes.arrays())
+    if bad := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
+        kind = type(outcomes).__name__
+        raise UserError(
+            f"{kind}.arrays() holds Python objects in {', '.join(bad)}; use numbers or text"
+        )
+    with atomic_path(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
-def _load(path: Path, *names: str) -> dict[str, Any]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file; pickles are refused."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            content = dict(file)
+            return dict(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable: {error}; run the cell again (--fresh)") from error
-    if lacking := [name for name in names if name not in content]:
-        raise UserError(f"{path} lacks {', '.join(lacking)}; run the cell again (--fresh)")
-    return content
 
 
-def _names(content: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(name) for name in content["images"])
+def read_outcomes(path: Path, kind: type[K]) -> K:
+    """Read what `write_outcomes` wrote."""
+    arrays = read_arrays(path)
+    try:
+        return cast(K, kind.from_arrays(arrays))
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error.args[0]}; run the cell again (--fresh)") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; run the cell again (--fresh)") from error
 
 
-def _classification(content: Mapping[str, Any]) -> list[Outcome]:
-    """Return top-1, and its spread where there are several draws of the training images."""
-    drawn = content.get("draws", content["top5"][None, :, 0])
-    right = (drawn == content["labels"]).astype(np.float64)
-    hits = right.mean(axis=0)
-
-    def value(weights: np.ndarray) -> np.ndarray:
-        return 100 * (weights @ hits) / weights.sum(axis=1)
-
-    def deviation(weights: np.ndarray) -> np.ndarray:
-        tops = 100 * (weights @ right.T) / weights.sum(axis=1, keepdims=True)
-        return tops.std(axis=1, ddof=1)
-
-    found = [Outcome("top1", _names(content), value, hits)]
-    if len(right) > 1:
-        found.append(Outcome("top1_sd", _names(content), deviation))
-    return found
-
-
-def _segmentation(content: Mapping[str, Any]) -> Outcome:
-    value = mean_iou(content["intersect"], content["union"], content["labelled"])
-    return Outcome("miou", _names(content), value)
-
-
-def _detection(content: Mapping[str, Any]) -> list[Outcome]:
-    found = []
-    for metric in KINDS:
-        cuts = np.cumsum(content[f"{metric}_count"])[:-1]
-        parts = zip(
-            np.split(content[f"{metric}_image"], cuts),
-            np.split(content[f"{metric}_hit"], cuts, axis=1),
-            np.split(content[f"{metric}_counted"], cuts, axis=1),
-            content[f"{metric}_objects"],
-            strict=True,
-        )
-        classes = [ClassMatches(*part) for part in parts]
-        found.append(Outcome(metric, _names(content), average_precision(classes)))
-    return found
+def faithful(outcomes: Iterable[Outcomes], metrics: Mapping[str, float]) -> dict[str, Statistic]:
+    """Return metric -> statistic for the metrics that the outcomes reproduce."""
+    return {
+        found.metric: found
+        for kept in outcomes
+        for found in kept.statistics()
+        if found.metric in metrics and abs(found.whole() - metrics[found.metric]) <= TOLERANCE
+    }

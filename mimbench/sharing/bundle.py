@@ -5,20 +5,14 @@ import json
 import logging
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, read_order
+from mimbench.benchmarks.records import files_of, outcomes_of
 from mimbench.results import Result, protocol_digest
-from mimbench.scores.outcomes import (
-    CLASSIFICATION,
-    DETECTION,
-    MATCHES,
-    SEGMENTATION,
-    TOLERANCE,
-    read_outcomes,
-)
+from mimbench.scores.outcomes import TOLERANCE
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, file_digest
 from mimbench.system.source import library_versions, source_state
@@ -27,17 +21,7 @@ from mimbench.tables.table import make_table, read_results, read_results_with_fo
 from mimbench.training.curve import CURVE_FILE
 
 logger = logging.getLogger(__name__)
-PACKED = (
-    RESULT_FILE,
-    ORDER_FILE,
-    LOG_FILE,
-    CURVE_FILE,
-    "extra.json",
-    CLASSIFICATION,
-    SEGMENTATION,
-    MATCHES,
-    DETECTION,
-)
+PACKED = (RESULT_FILE, ORDER_FILE, LOG_FILE, CURVE_FILE)
 MANIFEST, TABLE, BENCHMARKS = "bundle.json", "table.json", "benchmarks.yaml"
 
 
@@ -47,9 +31,7 @@ def write_bundle(out: Path, path: Path, benchmarks: Path = DEFAULT_FILE) -> int:
     if not runs:
         raise UserError(f"no results in {out}; name the folder that a run wrote (--out)")
     manifest = load_manifest(benchmarks)
-    files = {
-        f"runs/{f.relative_to(out).as_posix()}": f for folder, _ in runs for f in _packed(folder)
-    }
+    files = {f"runs/{f.relative_to(out).as_posix()}": f for run in runs for f in _packed(*run)}
     files[BENCHMARKS] = benchmarks
     if manifest.reference_file:
         files[manifest.reference_file] = benchmarks.parent / manifest.reference_file
@@ -71,12 +53,19 @@ def write_bundle(out: Path, path: Path, benchmarks: Path = DEFAULT_FILE) -> int:
     return len(files) + len(texts)
 
 
-def _packed(folder: Path) -> Iterator[Path]:
+def _packed(folder: Path, result: Result) -> Iterator[Path]:
     yield from (folder / name for name in PACKED if (folder / name).is_file())
+    yield from files_of(folder, result)
 
 
-def verify_bundle(path: Path) -> tuple[list[str], list[str]]:
-    """Return every way in which a bundle is not what it says, and the runs that kept no outcomes."""
+def verify_bundle(path: Path, benchmarks: Path = DEFAULT_FILE) -> tuple[list[str], list[str]]:
+    """Return every way in which a bundle is not what it says, and the runs that kept no outcomes.
+
+    Args:
+        path: The archive.
+        benchmarks: The reader's own manifest: outcomes of its tasks' own kinds may be loaded.
+    """
+    tasks = load_manifest(benchmarks).tasks
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         _unpack(path, root)
@@ -84,7 +73,8 @@ def verify_bundle(path: Path) -> tuple[list[str], list[str]]:
         if (root / "runs").is_dir():
             for folder, result in read_results_with_folders(root / "runs"):
                 faults += [
-                    f"{folder.relative_to(root)}: {fault}" for fault in check_run(folder, result)
+                    f"{folder.relative_to(root)}: {fault}"
+                    for fault in check_run(folder, result, tasks)
                 ]
             faults += _check_table(root)
         return faults, unverifiable(root / "runs")
@@ -121,8 +111,14 @@ def _check_files(root: Path) -> list[str]:
     return [*faults, *(f"{name} was changed" for name in changed)]
 
 
-def check_run(folder: Path, result: Result) -> list[str]:
-    """Return what in a result does not follow from its configuration and outcomes."""
+def check_run(folder: Path, result: Result, tasks: Collection[str]) -> list[str]:
+    """Return what in a result does not follow from its configuration and outcomes.
+
+    Args:
+        folder: The run's folder.
+        result: Its result.
+        tasks: Tasks whose own kinds of outcomes may be loaded.
+    """
     if result.status != "done":
         return []
     faults = []
@@ -131,12 +127,13 @@ def check_run(folder: Path, result: Result) -> list[str]:
     order = read_order(folder / ORDER_FILE)
     if order.weights_digest not in ("", result.weights["digest"]):
         faults.append("the order names other weights than the result")
-    outcomes = read_outcomes(folder)
-    for metric, outcome in outcomes.items():
-        stored, found = result.metrics.get(metric), outcome.whole()
-        stated = metric in result.extra.get("intervals", {})
-        if stored is not None and stated and abs(stored - found) > TOLERANCE:
-            faults.append(f"{metric} is stored as {stored:.4f}, the outcomes give {found:.4f}")
+    for kept in outcomes_of(folder, result, tasks):
+        for statistic in kept.statistics():
+            metric, found = statistic.metric, statistic.whole()
+            stored = result.metrics.get(metric)
+            stated = metric in result.intervals
+            if stored is not None and stated and abs(stored - found) > TOLERANCE:
+                faults.append(f"{metric} is stored as {stored:.4f}, the outcomes give {found:.4f}")
     return faults
 
 
@@ -146,7 +143,7 @@ def unverifiable(root: Path) -> list[str]:
     return [
         str(p.relative_to(root))
         for p, r in runs
-        if r.status == "done" and r.main_metric not in r.extra.get("intervals", {})
+        if r.status == "done" and r.main_metric not in r.intervals
     ]
 
 

@@ -128,7 +128,7 @@ def run_suite(
         if running.canary:
             watch(cells, options.device)
         try:
-            ended = _run(cells, slots, manifest, options.out, running)
+            ended = _run(cells, slots, options.out, running)
         finally:
             table = write_tables(options.out, manifest, running.choice)
     _report(options.out, running)
@@ -168,20 +168,17 @@ def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Ta
     return table
 
 
-def _run(
-    cells: Sequence[Cell], slots: Sequence[Slot], manifest: Manifest, out: Path, running: Running
-) -> list[Ended]:
+def _run(cells: Sequence[Cell], slots: Sequence[Slot], out: Path, running: Running) -> list[Ended]:
     ledger = Ledger(out / FORECAST, cells)
-    groups = {name: benchmark.group for name, benchmark in manifest.benchmarks.items()}
     if running.cluster is None:
         if len(slots) > 1:
-            cells = longest_first(cells, groups)
+            cells = longest_first(cells)
         ended = run_cells(cells, slots, fresh=running.fresh, watcher=ledger)
     else:
         for cell in cells:
             if running.fresh or not (cell.problem or finished(cell)):
                 ledger.begin(cell)
-        ended = submit_cells(cells, groups, running.cluster, fresh=running.fresh)
+        ended = submit_cells(cells, running.cluster, fresh=running.fresh)
         for cell in [e.cell for e in ended if e.status == "done"]:
             if result := finished(cell):
                 # jobs start out of our sight: what the task itself took is all that is known

@@ -1,6 +1,6 @@
 """Two rows side by side: statistics where protocols agree, the differing fields where they do not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,21 +9,15 @@ import numpy as np
 
 from mimbench.benchmarks.manifest import Effect, Manifest, Reference
 from mimbench.benchmarks.orders import NOT_PROTOCOL, protocol_config
+from mimbench.benchmarks.records import statistics_of
 from mimbench.benchmarks.survey import Question, survey
 from mimbench.results import Result
-from mimbench.scores.confidence import Comparison, compare_functions, compare_hits, verdict
-from mimbench.scores.outcomes import RESAMPLES, Outcome, faithful_outcomes
+from mimbench.scores.confidence import Comparison, compare_functions, compare_shares, verdict
+from mimbench.scores.outcomes import Statistic
 from mimbench.system.errors import UserError, did_you_mean
 
-PREFIXES = {
-    "coco": "detection",
-    "ade": "segmentation",
-    "in-knn": "knn",
-    "in-lin": "linear",
-    "in-logreg": "linear",
-    "in-ft": "finetune",
-    "in-": "lowshot",
-}
+Run = tuple[Path, Result]
+"""A run's folder and what it found."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,8 @@ def group_of(protocol: str, manifest: Manifest) -> str:
     """Return the group of a protocol id, also of one that no benchmark implements."""
     if protocol in manifest.benchmarks:
         return manifest.benchmarks[protocol].group
-    return next((g for prefix, g in PREFIXES.items() if protocol.startswith(prefix)), "")
+    known = manifest.protocols.get(protocol)
+    return known.group if known else ""
 
 
 def flatten(config: Mapping[str, Any], at: str = "") -> dict[str, Any]:
@@ -74,7 +69,7 @@ def known_effects(field: str, group: str, effects: Sequence[Effect]) -> tuple[st
     )
 
 
-def find_row(results: Sequence[tuple[Path, Result]], name: str) -> list[tuple[Path, Result]]:
+def find_row(results: Sequence[Run], name: str) -> list[Run]:
     """Return the results of a row: by its name or the beginning of its digest."""
     found = [
         (p, r)
@@ -104,45 +99,35 @@ def find_published(references: Sequence[Reference], name: str) -> list[Reference
 
 
 def compare_measured(
-    a: Sequence[tuple[Path, Result]], b: Sequence[tuple[Path, Result]]
+    a: Sequence[Run], b: Sequence[Run], tasks: Collection[str]
 ) -> tuple[Result, Comparison] | None:
     """Compare all seeds of two checkpoints under one protocol; None without outcomes on both sides."""
     metric = a[0][1].main_metric
-    sides = [
-        [faithful_outcomes(path, r.metrics).get(metric) for path, r in side] for side in (a, b)
-    ]
-    whole: list[list[Outcome]] = [[o for o in side if o] for side in sides]
+    sides = [[statistics_of(path, r, tasks).get(metric) for path, r in side] for side in (a, b)]
+    whole: list[list[Statistic]] = [[s for s in side if s] for side in sides]
     if any(len(w) < len(s) for w, s in zip(whole, sides, strict=True)):
         return None
     first = whole[0][0]
-    if any(set(o.images) != set(first.images) for side in whole for o in side):
+    if any(set(s.images) != set(first.images) for side in whole for s in side):
         raise UserError(
             f"{a[0][1].benchmark}: the two runs saw different test images; run one of them again"
         )
+    mine, other = ([s.ordered(first.images) for s in side] for side in whole)
     rng = np.random.default_rng(0)
-    if first.hits is not None:
-        aligned = [[_aligned_hits(o) for o in side] for side in whole]
-        return a[0][1], compare_hits(aligned[0], aligned[1], rng)
-    if any(o.images != first.images for side in whole for o in side):
-        raise UserError(
-            f"{a[0][1].benchmark}: the two runs list the test images in different orders"
-        )
-    functions = [[o.value for o in side] for side in whole]
+    shares = [[s.per_image for s in side if s.per_image is not None] for side in (mine, other)]
+    if len(shares[0]) == len(mine) and len(shares[1]) == len(other):
+        return a[0][1], compare_shares(metric, shares[0], shares[1], rng)
     return a[0][1], compare_functions(
-        metric, functions[0], functions[1], len(first.images), rng, RESAMPLES[metric]
+        metric,
+        [s.value for s in mine],
+        [s.value for s in other],
+        len(first.images),
+        rng,
+        first.resamples,
     )
 
 
-def _aligned_hits(outcome: Outcome) -> np.ndarray:
-    """Return hits in the order of the images' names: loaders may order them differently."""
-    if outcome.hits is None:
-        raise ValueError("only classification has hits")
-    return outcome.hits[np.argsort(np.array(outcome.images), kind="stable")]
-
-
-def describe_pair(
-    a: Sequence[tuple[Path, Result]], b: Sequence[tuple[Path, Result]], manifest: Manifest
-) -> list[str]:
+def describe_pair(a: Sequence[Run], b: Sequence[Run], manifest: Manifest) -> list[str]:
     """Return the lines of the comparison of two measured rows."""
     names = a[0][1].weights["name"], b[0][1].weights["name"]
     lines: list[str] = []
@@ -152,7 +137,7 @@ def describe_pair(
         shared = {r.protocol for _, r in mine} & {r.protocol for _, r in other}
         for protocol in sorted(shared):
             pair = [[x for x in side if x[1].protocol == protocol] for side in (mine, other)]
-            found = compare_measured(pair[0], pair[1])
+            found = compare_measured(pair[0], pair[1], manifest.tasks)
             text = (
                 verdict(*names, found[1]) if found else "no outcomes were kept: nothing to compare"
             )
@@ -167,7 +152,7 @@ def describe_pair(
 
 
 def describe_published(
-    a: Sequence[tuple[Path, Result]], references: Sequence[Reference], manifest: Manifest
+    a: Sequence[Run], references: Sequence[Reference], manifest: Manifest
 ) -> list[str]:
     """Return the lines of the comparison of a measured row with published ones."""
     lines: list[str] = []
@@ -180,7 +165,7 @@ def describe_published(
             ):
                 continue
             value = result.metrics[result.main_metric]
-            half = result.extra.get("intervals", {}).get(result.main_metric)
+            half = result.intervals.get(result.main_metric)
             shown = f"{value:.2f}" + (f" ±{half:.2f}" if half else "")
             lines.append(
                 f"{result.benchmark}: {shown} measured, {reference.value:.2f} published for "
@@ -239,7 +224,7 @@ def show(found: Sequence[Difference]) -> list[str]:
     return lines
 
 
-def choose(results: Sequence[tuple[Path, Result]], name: str) -> list[tuple[Path, Result]]:
+def choose(results: Sequence[Run], name: str) -> list[Run]:
     """Return a measured row or fail with the names there are."""
     found = find_row(results, name)
     if not found:

@@ -70,7 +70,7 @@ def _columns(results: Sequence[Result], manifest: Manifest) -> list[Column]:
         title = manifest.benchmarks[r.benchmark].title if r.benchmark in order else r.benchmark
         # a failure under the same protocol may have another recipe behind it: all must be the paper's
         official = all(
-            o.profile == "paper" and "overrides" not in o.extra and not _own(o)
+            o.profile == "paper" and not o.overrides and not _own(o)
             for o in results
             if (o.benchmark, o.protocol) == key
         )
@@ -124,7 +124,7 @@ def _value(here: Sequence[Result], column: Column, manifest: Manifest, choice: s
     numbers = [r.metrics[column.metric] for r in done]
     mean = statistics.fmean(numbers)
     reference = match(done[0], column, manifest.references, choice) if column.official else None
-    found = [r.extra.get("intervals", {}).get(column.metric) for r in done]
+    found = [r.intervals.get(column.metric) for r in done]
     halves = [x for x in found if x is not None]
     draw_sd, draws = _draws(done, column.metric)
     return Value(
@@ -140,7 +140,7 @@ def _value(here: Sequence[Result], column: Column, manifest: Manifest, choice: s
 
 def _draws(done: Sequence[Result], metric: str) -> tuple[float | None, int]:
     """Return the spread over draws of the training images, and how many there were."""
-    counts = [len(r.extra.get("draws", ())) for r in done]
+    counts = [r.draws for r in done]
     found = [r.metrics.get(f"{metric}_sd") for r in done]
     sds = [x for x, count in zip(found, counts, strict=True) if x is not None and count > 1]
     return (statistics.fmean(sds), max(counts)) if len(sds) == len(done) else (None, 1)

@@ -1,15 +1,26 @@
 """An output folder as a run leaves it, made by hand in milliseconds."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from mimbench.benchmarks.evaluation import intervals
 from mimbench.benchmarks.orders import Order, write_order
-from mimbench.results import Provenance, Result, protocol_digest, write_result
-from mimbench.scores.outcomes import intervals
+from mimbench.results import (
+    Provenance,
+    Result,
+    StoredOutcomes,
+    StoredPicture,
+    protocol_digest,
+    write_result,
+)
+from mimbench.scores.hits import Hits
+from mimbench.scores.outcomes import write_outcomes
+from mimbench.task import TaskResult
 
 SOURCE = Provenance(
     commit="c0ffee",
@@ -32,8 +43,8 @@ benchmarks:
 """
 REFERENCE = """
 protocols:
-  in-knn: {title: k-NN, summary: weighted k-NN, source: DINO code}
-  coco-cascade-12: {title: Cascade, summary: mmdetection, source: iBOT}
+  in-knn: {title: k-NN, group: knn, summary: weighted k-NN, source: DINO code}
+  coco-cascade-12: {title: Cascade, group: detection, summary: mmdetection, source: iBOT}
 references:
   - {method: DINO, model: B/16, protocol: in-knn, metric: top1, value: 76.1, source: DINO README, grade: R}
   - {method: HPM, model: B/16, epochs: 800, protocol: in-knn, metric: top1, value: 50.0, source: made for a test, grade: S}
@@ -58,6 +69,7 @@ def write_run(
     images: int = 1000,
     config: dict[str, Any] | None = None,
     draw: int = 0,
+    pictures: Sequence[str] = (),
 ) -> Path:
     """Write one finished classification run whose model is right for about `share` of the images."""
     config = {"dataset": "imagenet", "k": 20, "temperature": 0.07, **(config or {})}
@@ -77,8 +89,9 @@ def write_run(
         wrong,
     )
     top5 = np.stack([best, *((best + i) % 10 for i in range(1, 5))], axis=1)
-    names = np.array([f"digit{label}/{i:04d}.png" for i, label in enumerate(labels)])
-    np.savez(folder / "outcomes.npz", images=names, labels=labels, top5=top5)
+    names = [f"digit{label}/{i:04d}.png" for i, label in enumerate(labels)]
+    outcomes = Hits(images=tuple(names), labels=labels, top5=top5)
+    write_outcomes(folder / "outcomes.0.npz", outcomes)
     metrics = {"top1": 100 * float((best == labels).mean())}
     steps = [{"step": s, "loss": 2.0 / (1 + s), "top1": 10.0 * s} for s in range(6)]
     (folder / "metrics.jsonl").write_text(
@@ -107,7 +120,10 @@ def write_run(
         weights=weights,
         status="done",
         provenance=Provenance(**{**vars(SOURCE), "seed": seed}),
-        extra={"intervals": intervals(folder, metrics), "data": "nowhere"},
+        intervals=intervals(TaskResult(metrics=metrics, outcomes=[outcomes])),
+        outcomes=(StoredOutcomes(kind="mimbench.scores.hits:Hits", file="outcomes.0.npz"),),
+        pictures=tuple(StoredPicture(file=f"pictures/{name}.png") for name in pictures),
+        data="nowhere",
     )
     write_result(folder / "result.json", result)
     assert yaml.safe_load((folder / "config.yaml").read_text())["benchmark"] == benchmark

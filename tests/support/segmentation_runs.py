@@ -15,9 +15,10 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.distributed import barrier
 
+from mimbench.benchmarks.records import keep_outcomes
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks, process_group
-from mimbench.task import Machine
+from mimbench.task import Machine, load_task
 from mimbench.training.watch import Preempted
 from mimbench.vit.weights import VitSpec, random_weights
 from transfer.segmentation import hooks, linear, train, upernet
@@ -74,9 +75,15 @@ def main(ade: Path, out: Path) -> None:
 
     train.fit = watched
     with process_group("cpu") as ranks:
-        found = {
+        results = {
             "linear": linear.run(WEIGHTS, linear_config(ade), out / "linear"),
             "upernet": upernet.run(WEIGHTS, upernet_config(ade), out / "upernet"),
+        }
+        if ranks.main:
+            keep_outcomes(out, results["upernet"].outcomes, load_task(upernet.__name__))
+        found = {
+            **{task: dict(result.metrics) for task, result in results.items()},
+            "notes": {task: dict(result.notes) for task, result in results.items()},
             "refusal": refusal(ade, out, ranks),
             "left_at": leave_and_return(ade, out),
         }

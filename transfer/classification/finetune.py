@@ -19,11 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from mimbench.data.lists import ImageList
-from mimbench.scores.metrics import write_outcomes
+from mimbench.scores.hits import Hits
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
 from mimbench.system.memory import Halving, is_out_of_memory
 from mimbench.system.runtime import Ranks, process_group
+from mimbench.task import TaskResult, Traits
 from mimbench.training.identity import run_digest
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
@@ -37,12 +38,13 @@ logger = logging.getLogger(__name__)
 
 VERSION = 2
 MAIN_METRIC = "top1"
+TRAITS = Traits(effort=1, labelled_images=True)
 
 WORD = "memory.json"
 """In a run's folder: how many images at once the next start is to try."""
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
+def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
     """Return top-1 and top-5 of the reported epoch."""
     train, val = config.images()
     with process_group(config.machine.device) as ranks:
@@ -56,7 +58,7 @@ def train_classifier(
     config: Config,
     out: Path,
     ranks: Ranks,
-) -> dict[str, float]:
+) -> TaskResult:
     """Fine-tune on one list, score the other; out of memory halves the micro-batch and goes on.
 
     A process alone goes on from its last saved epoch. Several rehearse a step first and agree on a
@@ -97,7 +99,7 @@ def train_classifier(
         )
         with leaving_word(out, room, ranks):
             attempt(room.size, learner)
-    return _report(learner, config, out, ranks, room)
+    return _report(learner, config, ranks, room)
 
 
 def loop_config(config: Config, recipe: Recipe) -> LoopConfig:
@@ -148,9 +150,7 @@ def micro_batch(batch: int, world: int, at_most: int, *, even: bool) -> int:
     return plan_batch(batch, world=world, at_most=2).per_process
 
 
-def _report(
-    learner: FineTune, config: Config, out: Path, ranks: Ranks, room: Halving
-) -> dict[str, float]:
+def _report(learner: FineTune, config: Config, ranks: Ranks, room: Halving) -> TaskResult:
     history = learner.history
     last, best = (
         max(history, key=int),
@@ -163,23 +163,21 @@ def _report(
         "top1_last": history[last][0],
         "top1_best": history[best][0],
     }
-    if ranks.main:
-        write_outcomes(out, learner.val, learner.ranked.numpy())
-        recipe, world = learner.recipe, ranks.world
-        size = micro_batch(recipe.batch, world, room.size, even=config.augment.mixes)
-        extra = {
-            "recipe": {k: v for k, v in recipe.__dict__.items() if k != "note"},
-            "note": recipe.note,
-            "best_epoch": int(best),
-            "outcomes": "of the last epoch",
-            "tensors_not_taken": learner.dropped,
-            "micro_batch": size,
-            "micro_steps": recipe.batch // (size * world),
-            "effective_batch": recipe.batch,
-            "memory_halved": room.halved,
-        }
-        write_json(out / "extra.json", extra)
-    return metrics
+    recipe, world = learner.recipe, ranks.world
+    size = micro_batch(recipe.batch, world, room.size, even=config.augment.mixes)
+    notes = {
+        "recipe": {k: v for k, v in recipe.__dict__.items() if k != "note"},
+        "note": recipe.note,
+        "best_epoch": int(best),
+        "outcomes": "of the last epoch",
+        "tensors_not_taken": learner.dropped,
+        "micro_batch": size,
+        "micro_steps": recipe.batch // (size * world),
+        "effective_batch": recipe.batch,
+        "memory_halved": room.halved,
+    }
+    outcomes = [Hits.of(learner.val, learner.ranked.numpy())]
+    return TaskResult(metrics=metrics, outcomes=outcomes, notes=notes)
 
 
 if __name__ == "__main__":

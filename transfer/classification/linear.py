@@ -23,11 +23,12 @@ from pathlib import Path
 from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
 from mimbench.features.bank import PARTS
-from mimbench.scores.metrics import top_percent, write_outcomes
+from mimbench.footprint import frozen
+from mimbench.scores.hits import Hits
+from mimbench.scores.metrics import top_percent
 from mimbench.system.errors import UserError
-from mimbench.system.files import write_json
 from mimbench.system.runtime import Ranks, process_group
-from mimbench.task import Machine
+from mimbench.task import Machine, TaskResult, Traits
 from mimbench.training.identity import run_digest
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
@@ -40,9 +41,10 @@ logger = logging.getLogger(__name__)
 
 VERSION = 3
 MAIN_METRIC = "top1"
+TRAITS = Traits(labelled_images=True, footprint=frozen)
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
+def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
     """Return top-1 and top-5 of the reported epoch, and of every head."""
     train, val = config.images()
     config = config.for_width(weights.spec.embed_dim)
@@ -57,7 +59,7 @@ def train_probe(
     config: Config,
     out: Path,
     ranks: Ranks,
-) -> dict[str, float]:
+) -> TaskResult:
     """Train all heads on one list, score them on the other."""
     check_groups(config, ranks.world)
     digest = run_digest(weights, config, version=VERSION, data=[train.digest, val.digest])
@@ -94,7 +96,7 @@ def train_probe(
         tensorboard=False,
     )
     fit(probe, TrainImages(train, config.crop.transform(config.image_size)), loop, context)
-    return _report(probe, config, out, ranks)
+    return _report(probe, config)
 
 
 def check_groups(config: Config, world: int) -> None:
@@ -111,7 +113,7 @@ def check_groups(config: Config, world: int) -> None:
         )
 
 
-def _report(probe: Probe, config: Config, out: Path, ranks: Ranks) -> dict[str, float]:
+def _report(probe: Probe, config: Config) -> TaskResult:
     names = [head_name(*head) for head in config.heads]
     history = probe.history
     last = history[max(history, key=int)]
@@ -128,20 +130,18 @@ def _report(probe: Probe, config: Config, out: Path, ranks: Ranks) -> dict[str, 
     }
     if len(names) > 1:
         metrics |= {f"{name}_top1_last": value for name, value in zip(names, last, strict=True)}
-    if ranks.main:
-        write_outcomes(out, probe.val.bank.images, ranked[head].numpy())
-        extra = {
-            "head": names[head],
-            "best_head": names[max(range(len(names)), key=lambda i: history[best_epoch][i])],
-            "best_epoch": int(best_epoch),
-            "selection": selection(config, len(probe.chooser.labels)),
-            "backbone_images_at_once": probe.room.size,
-            "memory_halved": probe.room.halved,
-        }
-        if config.storage != "fp32":
-            extra["storage_effect"] = probe.storage_effect(head)
-        write_json(out / "extra.json", extra)
-    return metrics
+    notes = {
+        "head": names[head],
+        "best_head": names[max(range(len(names)), key=lambda i: history[best_epoch][i])],
+        "best_epoch": int(best_epoch),
+        "selection": selection(config, len(probe.chooser.labels)),
+        "backbone_images_at_once": probe.room.size,
+        "memory_halved": probe.room.halved,
+    }
+    if config.storage != "fp32":
+        notes["storage_effect"] = probe.storage_effect(head)
+    outcomes = [Hits.of(probe.val.bank.images, ranked[head].numpy())]
+    return TaskResult(metrics=metrics, outcomes=outcomes, notes=notes)
 
 
 def selection(config: Config, images: int) -> str:

@@ -24,18 +24,21 @@ from torch import Tensor
 from mimbench.features.bank import Choice, FeatureBank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
+from mimbench.footprint import stored_features
 from mimbench.logistic.grid import Fitted, Grid, choose_and_fit, solve
-from mimbench.scores.metrics import rank_classes, top_percent, write_outcomes
+from mimbench.scores.hits import Hits
+from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.errors import UserError
-from mimbench.system.files import write_json
 from mimbench.system.memory import is_out_of_memory
 from mimbench.system.runtime import pick_device, process_group
+from mimbench.task import TaskResult, Traits
 from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "top1"
+TRAITS = Traits(labelled_images=True, footprint=stored_features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +61,23 @@ class Config(FrozenConfig):
         super().__post_init__()
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
+def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
     """Return top-1 and top-5 on val for each feature choice."""
+    del out
     train, val = config.images()
     with process_group(config.machine.device) as ranks:
         views = [config.features(weights, train, ranks, view=view) for view in range(config.views)]
         queries = config.features(weights, val, ranks)
         device = pick_device(config.machine.device, ranks.local)
-        return from_main(lambda: _evaluate(views, queries, config, out, device), ranks)
+        return from_main(lambda: _evaluate(views, queries, config, device), ranks)
 
 
 def _evaluate(
-    views: list[FeatureBank], val: FeatureBank, config: Config, out: Path, device: torch.device
-) -> dict[str, float]:
+    views: list[FeatureBank], val: FeatureBank, config: Config, device: torch.device
+) -> TaskResult:
     metrics: dict[str, float] = {}
-    extra: dict[str, Any] = {
+    outcomes: list[Hits] = []
+    notes: dict[str, Any] = {
         "train_images": len(views[0].images),
         "views": config.views,
         "images": len(val.images),
@@ -88,17 +93,16 @@ def _evaluate(
             f"{choice}_top1": top_percent(ranked, truth, 1),
             f"{choice}_top5": top_percent(ranked, truth, 5),
         }
-        extra[choice] = fitted.record
+        notes[choice] = fitted.record
         logger.info("%s: top-1 %.2f at C = %.3g", choice, metrics[f"{choice}_top1"], fitted.c)
         if choice == config.choices[0]:
             metrics |= {k: metrics[f"{choice}_{k}"] for k in ("top1", "top5")}
-            write_outcomes(out, val.images, ranked.numpy())
+            outcomes.append(Hits.of(val.images, ranked.numpy()))
     if config.storage != "fp32":
-        c = extra[config.choices[0]]["C"]
+        c = notes[config.choices[0]]["C"]
         rank = partial(_rank_at, c=c, config=config, device=device)
-        extra["storage_effect"] = storage_effect(views[0], val, config.choices[0], rank)
-    write_json(out / "extra.json", extra)
-    return metrics
+        notes["storage_effect"] = storage_effect(views[0], val, config.choices[0], rank)
+    return TaskResult(metrics=metrics, outcomes=outcomes, notes=notes)
 
 
 def _fit(

@@ -27,18 +27,21 @@ from mimbench.data.subsets import draw_fraction, draw_per_class, first_per_class
 from mimbench.features.bank import Choice, FeatureBank, open_bank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
+from mimbench.footprint import stored_features
 from mimbench.logistic.grid import Grid, choose_and_fit, solve
-from mimbench.scores.metrics import rank_classes, top_percent, write_outcomes
+from mimbench.scores.hits import Hits
+from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.scores.neighbours import knn
 from mimbench.system.errors import UserError
-from mimbench.system.files import write_json
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import Ranks, pick_device, process_group
+from mimbench.task import TaskResult, Traits
 from mimbench.vit.weights import VitWeights
 from transfer.classification.logreg import scale
 
 VERSION = 1
 MAIN_METRIC = "top1"
+TRAITS = Traits(labelled_images=True, footprint=stored_features)
 
 Method = Literal["knn", "logreg"]
 ENOUGH = 5
@@ -97,8 +100,9 @@ class Config(FrozenConfig):
                 )
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
+def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
     """Return the mean top-1 and top-5 over draws, and their standard deviation."""
+    del out
     train, val = config.images()
     draws = list(config.draw(train))
     with process_group(config.machine.device) as ranks:
@@ -106,13 +110,13 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
         queries = config.features(weights, val, ranks)
         device = pick_device(config.machine.device, ranks.local)
 
-        def work() -> dict[str, float]:
+        def work() -> TaskResult:
             features = bank.load(config.choice)
             sets = [
                 (name, features[r], bank.images.labels[r])
                 for (name, _), r in zip(draws, rows, strict=True)
             ]
-            return _evaluate(sets, bank, queries, config, out, device)
+            return _evaluate(sets, bank, queries, config, device)
 
         return from_main(work, ranks)
 
@@ -138,14 +142,14 @@ def _evaluate(
     train: FeatureBank,
     val: FeatureBank,
     config: Config,
-    out: Path,
     device: torch.device,
-) -> dict[str, float]:
+) -> TaskResult:
     queries = scale(val.load(config.choice), normalise=True).to(device)
     truth = torch.from_numpy(val.images.labels)
     classes = len(val.images.classes)
     metrics: dict[str, float] = {}
-    extra: dict[str, Any] = {"images": len(truth), "draws": [name for name, _, _ in sets]}
+    outcomes: list[Hits] = []
+    notes: dict[str, Any] = {"images": len(truth), "draws": [name for name, _, _ in sets]}
     bar = Progress("few labels: draws", len(config.methods) * len(sets))
     for method in config.methods:
         found: list[Tensor] = []
@@ -155,11 +159,11 @@ def _evaluate(
             found.append(ranked)
             top1 = top_percent(ranked, truth, 1)
             bar.step(top1=top1)
-            extra[f"{method}, {name}"] = {"train_images": len(labels), "top1": top1, **note}
+            notes[f"{method}, {name}"] = {"train_images": len(labels), "top1": top1, **note}
         metrics |= spread(method, [[top_percent(r, truth, k) for k in (1, 5)] for r in found])
         if method == config.methods[0]:
             draws = torch.stack(found)[:, :, 0].numpy() if len(found) > 1 else None
-            write_outcomes(out, val.images, found[0].numpy(), draws=draws)
+            outcomes.append(Hits.of(val.images, found[0].numpy(), draws=draws))
     bar.close()
     if config.storage != "fp32":
 
@@ -168,10 +172,9 @@ def _evaluate(
             fitting = replace(config, k=min(config.k, len(x)))
             return answer(config.methods[0], x, labels, asked, classes, fitting)[0]
 
-        extra["storage_effect"] = storage_effect(train, val, config.choice, rank)
+        notes["storage_effect"] = storage_effect(train, val, config.choice, rank)
     metrics |= {n: metrics[f"{config.methods[0]}_{n}"] for n in ("top1", "top1_sd", "top5")}
-    write_json(out / "extra.json", extra)
-    return metrics
+    return TaskResult(metrics=metrics, outcomes=outcomes, notes=notes, draws=len(sets))
 
 
 def answer(

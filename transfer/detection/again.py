@@ -6,6 +6,7 @@ from pathlib import Path
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
+from mimbench.task import TaskResult
 from mimbench.training.identity import RUN_FILE, read_identity
 from mimbench.vit.weights import VitWeights
 from transfer.detection.hooks import Checkpoints
@@ -16,7 +17,7 @@ from transfer.detection.vitdet import conclude
 
 def again(
     weights: VitWeights, folder: Path, *, data_root: Path | None = None, device: str | None = None
-) -> dict[str, float]:
+) -> TaskResult:
     """Score a run's newest state again, under the configuration that it was trained with."""
     identity = read_identity(folder)
     trained = identity["weights"]["digest"]

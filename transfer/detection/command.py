@@ -60,10 +60,10 @@ def before(args: argparse.Namespace) -> int | None:
         raise UserError("--eval-only needs the checkpoint that the run started from")
     weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
     with process_group(args.device or "auto") as ranks:
-        scores = again(weights, args.eval_only, data_root=args.data, device=args.device)
+        found = again(weights, args.eval_only, data_root=args.data, device=args.device)
         if not ranks.main:
             return 0
-    sys.stdout.write("".join(f"{name}\t{value:.4f}\n" for name, value in scores.items()))
+    sys.stdout.write("".join(f"{name}\t{value:.4f}\n" for name, value in found.metrics.items()))
     if args.show is not None:
         draw(args.eval_only, args.show, args.data, threshold=args.threshold)
     return 0

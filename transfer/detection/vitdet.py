@@ -14,27 +14,31 @@ from typing import Any
 
 from detectron2.utils import comm
 
+from mimbench.figures import Figure
+from mimbench.scores.boxes import draw_detections
+from mimbench.scores.matches import Detections
 from mimbench.system.config import to_mapping
-from mimbench.system.files import write_json
 from mimbench.system.runtime import process_group
+from mimbench.task import TaskResult, Traits
 from mimbench.training.identity import claim, run_identity
 from mimbench.vit.weights import VitWeights
 from transfer.detection.inference import judge
 from transfer.detection.prepare import Job, prepare
 from transfer.detection.protocol import Config
-from transfer.detection.score import Scores
+from transfer.detection.score import Scores, read_detections
 from transfer.detection.train import fit_job
 
-__all__ = ["MAIN_METRIC", "VERSION", "Config", "run"]
+__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "run"]
 
 VERSION = 2
 MAIN_METRIC = "box_ap"
+TRAITS = Traits(effort=3, rehearsal=lambda c: replace(c, images=4 * c.batch, eval_every=0))
 TASK = "transfer.detection.vitdet"
 
 DETECTIONS = "detections.json"
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
+def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
     """Fine-tune, score on the validation pictures, and return the figures in percent."""
     with process_group(config.machine.device) as ranks:
         job = prepare(weights, config, ranks)
@@ -43,23 +47,36 @@ def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
         return conclude(job, out)
 
 
-def rehearsal(config: Config) -> Config:
-    """Return the recipe with a few steps of training, so that its evaluation can be timed."""
-    return replace(config, images=4 * config.batch, eval_every=0)
-
-
-def conclude(job: Job, out: Path) -> dict[str, float]:
-    """Score the trained detector; keep its detections and notes."""
-    verdict = judge(job, out / DETECTIONS if job.ranks.main else None)
-    metrics: dict[str, float] = {}
-    if verdict.scores is not None:
-        metrics = dict(verdict.scores.metrics)
-        write_json(out / "extra.json", _beside(job, verdict.scores))
+def conclude(job: Job, out: Path) -> TaskResult:
+    """Score the trained detector; its detections stay in `out` in COCO's format."""
+    scores = judge(job, out / DETECTIONS if job.ranks.main else None).scores
+    metrics: dict[str, float] = {} if scores is None else dict(scores.metrics)
     figures: Any = comm.all_gather(metrics)[0]
-    return figures
+    if scores is None:
+        return TaskResult(metrics=figures)
+    found, val = read_detections(out / DETECTIONS), job.val
+    return TaskResult(
+        metrics=figures,
+        outcomes=[Detections.match(found, val.annotations)],
+        figures=_by_class(scores),
+        pictures=draw_detections(found, val.annotations, val.images),
+        notes=_notes(job, scores),
+    )
 
 
-def _beside(job: Job, scores: Scores) -> dict[str, Any]:
+def _by_class(scores: Scores) -> list[Figure]:
+    return [
+        Figure(
+            title=f"{kind} AP",
+            values={
+                name: values[kind] for name, values in scores.per_class.items() if kind in values
+            },
+        )
+        for kind in ("box", "mask")
+    ]
+
+
+def _notes(job: Job, scores: Scores) -> dict[str, Any]:
     return {
         "tensors": job.converted.report,
         "notes": list(job.plan.notes),
@@ -69,5 +86,4 @@ def _beside(job: Job, scores: Scores) -> dict[str, Any]:
         "micro_steps": job.batch.micro_steps,
         "data": [job.train.summary, job.val.summary],
         "scored_with": scores.engine,
-        "per_class": {name: dict(values) for name, values in scores.per_class.items()},
     }

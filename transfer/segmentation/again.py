@@ -1,15 +1,18 @@
 """A finished run once more: its scores, and pictures of what it predicts."""
 
 import importlib
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
+from mimbench.benchmarks.records import PICTURES, keep_pictures
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
+from mimbench.task import TaskResult
 from mimbench.training.identity import read_identity
 from mimbench.vit.weights import VitSpec
 from transfer.segmentation.console import advice, quiet
@@ -18,14 +21,16 @@ from transfer.segmentation.inference import evaluate
 from transfer.segmentation.labels import check_labels
 from transfer.segmentation.prepare import build_model, set_up
 from transfer.segmentation.protocol import SegmentationConfig
-from transfer.segmentation.show import PICTURE_FOLDER, show
-from transfer.segmentation.train import MODEL_FILE, figures
+from transfer.segmentation.show import show
+from transfer.segmentation.train import MODEL_FILE, task_result
+
+logger = logging.getLogger(__name__)
 
 
 def again(
     run: Path, *, data: Path | None = None, device: str = "auto", pictures: int | None = None
-) -> dict[str, float]:
-    """Return a run's metrics, measured again; its counts and pictures go into the run's folder.
+) -> TaskResult:
+    """Return a run's result, measured again; pictures go into the run's folder.
 
     Args:
         run: Folder of a finished run.
@@ -50,7 +55,9 @@ def again(
         check_labels(setup.source, "val", show=ranks.main)
         model = build_model(setup)
         model.load_state_dict(load_file(run / MODEL_FILE))
-        scores = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
+        tested = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
         if pictures is not None and ranks.main:
-            show(model, setup.cfg, setup.source, run / PICTURE_FOLDER, pictures)
-    return figures(scores, setup.source.names)
+            shown = show(model, setup.cfg, setup.source, pictures)
+            paths = keep_pictures(run / PICTURES, shown)
+            logger.info("wrote %d pictures to %s", len(paths), run / PICTURES)
+    return task_result(tested, setup.source.names)

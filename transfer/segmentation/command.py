@@ -50,7 +50,7 @@ def before(args: argparse.Namespace) -> int | None:
         return 0
     if args.eval_only is not None:
         found = again(args.eval_only, data=args.data, device=args.device, pictures=args.show)
-        sys.stdout.write("".join(f"{name}\t{value:.4f}\n" for name, value in found.items()))
+        sys.stdout.write("".join(f"{name}\t{value:.4f}\n" for name, value in found.metrics.items()))
         return 0
     if args.show is not None:
         raise UserError("--show needs --eval-only RUN: it draws what a finished run predicts")

@@ -1,6 +1,6 @@
 """Tests a segmentor through mmengine: sliding windows, then several scales and flips."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,12 +9,21 @@ from mmengine.config import Config
 from mmengine.dist import broadcast_object_list
 from torch import nn
 
+from mimbench.scores.confusion import Confusion
 from mimbench.system.runtime import Ranks
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.hooks import TestProgressHook
 from transfer.segmentation.loop import PlainRunner, runner_options
 from transfer.segmentation.multiscale import StreamingTTA
-from transfer.segmentation.score import Confusion, ConfusionMetric, Score, score
+from transfer.segmentation.score import ConfusionMetric, Score, score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """One way of testing a segmentor: its figures, and the counts that they are made of."""
+
+    score: Score
+    confusion: Confusion
 
 
 def evaluate(
@@ -24,26 +33,25 @@ def evaluate(
     device: torch.device,
     out: Path,
     ranks: Ranks,
-) -> dict[str, Score]:
-    """Return the scores by suffix: '' for one scale, '_ms' for several scales and flips.
+) -> dict[str, Tested]:
+    """Return what was found by suffix: '' for one scale, '_ms' for several scales and flips.
 
     Args:
         model: The trained segmentor.
         cfg: The run's mmengine configuration.
         source: The data.
         device: Where to test.
-        out: Folder that receives the confusion counts.
+        out: Folder of mmengine's own files.
         ranks: This process among its peers.
     """
-    scores = {}
+    found = {}
     for suffix, several in (("", False), ("_ms", True)):
         if several and not _scales(cfg):
             continue
         confusion = confusion_of(model, cfg, source, device, out, ranks, several=several)
-        if ranks.main:
-            confusion.write(out / f"confusion{suffix}.npz")
-        scores[suffix] = score(confusion, source.names)
-    return scores
+        confusion = replace(confusion, suffix=suffix)
+        found[suffix] = Tested(score=score(confusion, source.names), confusion=confusion)
+    return found
 
 
 def _scales(cfg: Config) -> list[Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mimbench.system.errors import UserError
+from mimbench.task import TaskResult, Traits
 from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation import heads  # noqa: F401
 from transfer.segmentation.convert import Kind, obstacles
@@ -20,10 +21,11 @@ from transfer.segmentation.protocol import SegmentationConfig, rehearsal, tap_bl
 from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
 from transfer.segmentation.train import run_task
 
-__all__ = ["MAIN_METRIC", "VERSION", "Config", "blueprint", "rehearsal", "run"]
+__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "blueprint", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"
+TRAITS = Traits(effort=2, rehearsal=rehearsal)
 TASK = "transfer.segmentation.linear"
 
 
@@ -88,6 +90,6 @@ def _head(spec: VitSpec, config: Config, levels: int) -> dict[str, Any]:
     }
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
-    """Train the head on frozen features and score; `out` receives curve, counts and extra.json."""
+def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+    """Train the head on frozen features and score; `out` receives the curve and the model."""
     return run_task(TASK, VERSION, weights, config, blueprint(weights.spec, config), out)

@@ -2,43 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mimbench.sample.ade import FIRST_DIGIT_ID, TEXTURE_IDS, class_names
-from mimbench.system.files import atomic_path
+from mimbench.scores.confusion import PARTS, Confusion
 from transfer.segmentation.framework import METRICS, IoUMetric
-
-PARTS = ("intersect", "union", "predicted", "labelled")
-Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Confusion:
-    """Pixel counts (image, class) of what agrees, either, predicted and labelled."""
-
-    images: tuple[str, ...]
-    intersect: Counts
-    union: Counts
-    predicted: Counts
-    labelled: Counts
-
-    def write(self, path: Path) -> None:
-        """Write the counts as arrays without pickles, atomically."""
-        arrays = {name: getattr(self, name) for name in PARTS}
-        with atomic_path(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, images=np.asarray(self.images, dtype=np.str_), **arrays)
-
-    @classmethod
-    def read(cls, path: Path) -> "Confusion":
-        """Read what `write` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            parts = {name: file[name] for name in PARTS}
-            return cls(images=tuple(str(name) for name in file["images"]), **parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +102,6 @@ class ConfusionMetric(IoUMetric):
     def compute_metrics(self, results: list[tuple[str, torch.Tensor]]) -> dict[str, float]:
         """Return mIoU, pixel and mean accuracy; the counts stay in `confusion`."""
         counts = torch.stack([part for _, part in results]).numpy()
-        parts = {name: counts[:, i] for i, name in enumerate(PARTS)}
-        self.confusion = Confusion(images=tuple(name for name, _ in results), **parts)
+        self.confusion = Confusion.of([name for name, _ in results], counts)
         assert self.dataset_meta is not None
         return score(self.confusion, self.dataset_meta["classes"]).metrics()

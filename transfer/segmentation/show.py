@@ -1,8 +1,6 @@
 """Pictures of a run: image, prediction and ground truth side by side, with a legend."""
 
-import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,15 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from mimbench.figures import Picture
 from mimbench.system.errors import UserError
-from mimbench.system.files import atomic_path
 from transfer.segmentation.data import IGNORED, DataSource
 from transfer.segmentation.framework import DATASETS
 from transfer.segmentation.labels import read_labels
 
-logger = logging.getLogger(__name__)
-
-PICTURE_FOLDER = "pictures"
 MARGIN, ROW, ENTRY = 8, 18, 180
 """Pixels between panels, of a legend line and of a legend entry."""
 SMALLEST, SMALL = 256, 384
@@ -37,18 +32,16 @@ def show(
     model: nn.Module,
     cfg: Config,
     source: DataSource,
-    folder: Path,
     count: int,
     *,
     largest: int | None = None,
-) -> list[Path]:
-    """Write `count` pictures, spread evenly over the validation images; return their paths.
+) -> list[Picture]:
+    """Return `count` pictures, spread evenly over the validation images.
 
     Args:
         model: The trained segmentor, on its device.
         cfg: The run's mmengine configuration.
         source: The data.
-        folder: Where the pictures go.
         count: How many.
         largest: Shrink panels to this longer side; None keeps the pictures' own.
     """
@@ -57,7 +50,7 @@ def show(
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     pairs = source.pairs("val")
     chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
-    paths = []
+    found = []
     for index in chosen:
         image, labels = pairs[index]
         prediction = predict(model, dataset[int(index)])
@@ -66,12 +59,8 @@ def show(
         truth = source.loaded(read_labels(labels))
         panels = compose(pixels, prediction, truth, source.palette, source.names, largest=largest)
         name = image.relative_to(source.root / source.folders["val"][0]).with_suffix("")
-        path = folder / f"{'_'.join(name.parts)}.png"
-        with atomic_path(path) as part:
-            panels.save(part, format="PNG", optimize=True)
-        paths.append(path)
-    logger.info("wrote %d pictures to %s", len(paths), folder)
-    return paths
+        found.append(Picture(name="_".join(name.parts), image=panels))
+    return found
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """One run: check the data, build the model, train it, score it; what both tasks have in common."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,10 +9,12 @@ from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mimbench.figures import Figure
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
-from mimbench.system.files import atomic_path, write_json, write_text
+from mimbench.system.files import atomic_path, write_text
 from mimbench.system.runtime import process_group
+from mimbench.task import TaskResult
 from mimbench.training.identity import claim, run_identity
 from mimbench.training.snapshots import gather
 from mimbench.training.watch import StopSignals
@@ -21,14 +24,14 @@ from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.convert import Converted
 from transfer.segmentation.data import open_source
 from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
-from transfer.segmentation.inference import evaluate
+from transfer.segmentation.inference import Tested, evaluate
 from transfer.segmentation.labels import LabelReport, check_labels
 from transfer.segmentation.loop import PlainRunner, runner_options
 from transfer.segmentation.prepare import Setup, build_model, set_up
 from transfer.segmentation.protocol import SegmentationConfig
 from transfer.segmentation.recipe import Blueprint, check_batch
 from transfer.segmentation.score import Score, sample_parts
-from transfer.segmentation.show import PICTURE_FOLDER, SMALL, show
+from transfer.segmentation.show import SMALL, show
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ def run_task(
     config: SegmentationConfig,
     blueprint: Blueprint,
     out: Path,
-) -> dict[str, float]:
+) -> TaskResult:
     """Train and score; call again to continue an interrupted run.
 
     Args:
@@ -71,20 +74,31 @@ def run_task(
         )
         logger.info("backbone %s: %s tensors used", blueprint.backbone["type"], used.summary)
         _obtain(model, setup, out, identity["digest"])
-        scores = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
-        if ranks.main:
-            write_json(out / "extra.json", extras(setup, used, labels, scores))
-            folder = out / PICTURE_FOLDER
-            show(model, setup.cfg, setup.source, folder, LEFT_BEHIND, largest=SMALL)
-        return figures(scores, setup.source.names)
+        tested = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
+        found = task_result(tested, setup.source.names)
+        if not ranks.main:
+            return found
+        return replace(
+            found,
+            pictures=show(model, setup.cfg, setup.source, LEFT_BEHIND, largest=SMALL),
+            notes=notes(setup, used, labels, tested[""].score),
+        )
 
 
-def figures(scores: dict[str, Score], names: tuple[str, ...]) -> dict[str, float]:
-    """Return the metrics of single-scale and, where asked for, multi-scale tests."""
-    out: dict[str, float] = {}
-    for suffix, result in scores.items():
-        out |= result.metrics(suffix)
-    return out | sample_parts(scores[""], names)
+def task_result(tested: dict[str, Tested], names: tuple[str, ...]) -> TaskResult:
+    """Return what single-scale and, where asked for, multi-scale tests found."""
+    metrics: dict[str, float] = {}
+    figures = []
+    for suffix, test in tested.items():
+        metrics |= test.score.metrics(suffix)
+        scale = "several scales" if suffix else "one scale"
+        for title, values in (("IoU", test.score.iou), ("accuracy", test.score.acc)):
+            figures.append(Figure(title=f"{title}, {scale}", values=values))
+    return TaskResult(
+        metrics=metrics | sample_parts(tested[""].score, names),
+        outcomes=[test.confusion for test in tested.values()],
+        figures=figures,
+    )
 
 
 def _obtain(model: nn.Module, setup: Setup, out: Path, digest: str) -> None:
@@ -160,8 +174,8 @@ def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
     return model
 
 
-def extras(
-    setup: Setup, used: Converted, labels: list[LabelReport], scores: dict[str, Score]
+def notes(
+    setup: Setup, used: Converted, labels: list[LabelReport], single: Score
 ) -> dict[str, Any]:
     """Return what a reader of the numbers should know beside them."""
     return {
@@ -176,8 +190,6 @@ def extras(
         "batch_norm": setup.batch_norm,
         "mixed_precision": setup.config.precision,
         "selection": "last iteration",
-        "classes_averaged": scores[""].averaged,
+        "classes_averaged": single.averaged,
         "labels": [to_mapping(report) for report in labels],
-        "iou": {suffix or "single": dict(result.iou) for suffix, result in scores.items()},
-        "acc": {suffix or "single": dict(result.acc) for suffix, result in scores.items()},
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mimbench.task import TaskResult, Traits
 from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation.convert import choose
 from transfer.segmentation.protocol import (
@@ -23,10 +24,11 @@ from transfer.segmentation.protocol import (
 from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
 from transfer.segmentation.train import run_task
 
-__all__ = ["MAIN_METRIC", "VERSION", "Config", "blueprint", "rehearsal", "run"]
+__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "blueprint", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"
+TRAITS = Traits(effort=2, rehearsal=rehearsal)
 TASK = "transfer.segmentation.upernet"
 
 
@@ -114,6 +116,6 @@ def _auxiliary(spec: VitSpec, config: Config) -> dict[str, Any]:
     }
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> dict[str, float]:
-    """Fine-tune and score; `out` receives the curve, the counts, the model and extra.json."""
+def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+    """Fine-tune and score; `out` receives the curve and the model."""
     return run_task(TASK, VERSION, weights, config, blueprint(weights.spec, config), out)

@@ -1,12 +1,11 @@
 """What a run will cost, said before it is spent."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mimbench.benchmarks.cells import Cell
 from mimbench.suite.costs.footprint import (
     features_mb,
-    footprint,
     free_disk_mb,
     free_memory_mb,
     gigabytes,
@@ -17,23 +16,16 @@ from mimbench.suite.running.launch import Slot
 
 PATIENCE = 40.0
 """Seconds for one measurement."""
-WEIGHT = {"detection": 0, "segmentation": 1, "finetune": 2}
 
 
-def longest_first(cells: Sequence[Cell], groups: Mapping[str, str]) -> list[Cell]:
-    """Return cells checkpoint by checkpoint, each from its heavy groups to its light ones.
+def longest_first(cells: Sequence[Cell]) -> list[Cell]:
+    """Return cells checkpoint by checkpoint, each from its heavy tasks to its light ones.
 
     Side by side, short cells fill the gaps that long ones leave; and what the first checkpoint took
     is known by the time the second one starts.
     """
     place = {folder: i for i, folder in enumerate(dict.fromkeys(c.candidate.folder for c in cells))}
-    return sorted(
-        cells,
-        key=lambda c: (
-            place[c.candidate.folder],
-            WEIGHT.get(groups.get(c.order.benchmark, ""), len(WEIGHT)),
-        ),
-    )
+    return sorted(cells, key=lambda c: (place[c.candidate.folder], -c.effort))
 
 
 def plan_text(
@@ -48,7 +40,7 @@ def plan_text(
     ledger = Ledger(out / FORECAST, cells)
     found = forecast(cells, patience=patience, took=ledger.took(), slot=slots[0])
     ledger.keep(found)
-    needs = [footprint(cell) for cell in cells]
+    needs = [cell.footprint for cell in cells]
     disk = sum(need.disk for need in needs) + features_mb(zip(cells, needs, strict=True))
     seen = [f.memory_mb for f in found if f.memory_mb]
     memory = max([*seen, *(need.memory for need in needs)], default=0.0)

@@ -17,7 +17,6 @@ from mimbench.suite.running.screen import last_lines
 from mimbench.system.errors import UserError
 
 logger = logging.getLogger(__name__)
-HEAVY = ("finetune", "detection", "segmentation")
 ABSENT = 3
 """Polls without a trace of a job after which it counts as gone."""
 
@@ -31,7 +30,7 @@ class Cluster:
     gpus: int = 1
     """For each node."""
     nodes: int = 1
-    """For heavy tasks (fine-tuning, detection, segmentation); the others take one."""
+    """For heavy tasks; the others take one."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """submitit's: timeout_min, slurm_partition, slurm_account, mem_gb..."""
     poll: float = 5.0
@@ -50,14 +49,11 @@ def levels(cells: Sequence[Cell]) -> list[list[Cell]]:
     return waves
 
 
-def submit_cells(
-    cells: Sequence[Cell], groups: Mapping[str, str], cluster: Cluster, *, fresh: bool = False
-) -> list[Ended]:
+def submit_cells(cells: Sequence[Cell], cluster: Cluster, *, fresh: bool = False) -> list[Ended]:
     """Submit the cells that are not done, wait for them, return how each ended.
 
     Args:
         cells: What to run.
-        groups: Benchmark id -> group, which says what is heavy.
         cluster: Where.
         fresh: Run done cells again.
     """
@@ -65,7 +61,7 @@ def submit_cells(
     jobs: list[tuple[Cell, Any]] = []
     for wave in levels(waiting):
         before = [job for _, job in jobs]
-        heavy = [c for c in wave if groups.get(c.order.benchmark) in HEAVY and cluster.nodes > 1]
+        heavy = [c for c in wave if c.effort and cluster.nodes > 1]
         for some, nodes in ((heavy, cluster.nodes), ([c for c in wave if c not in heavy], 1)):
             jobs += _submit(some, nodes, before, cluster, fresh=fresh)
     _await([job for _, job in jobs], cluster)

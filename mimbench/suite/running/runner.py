@@ -227,7 +227,7 @@ def record_failure(cell: Cell, error: str) -> None:
         status="failed",
         error=error,
         provenance=provenance(device="", seed=0, seconds=0.0, peak_memory_mb=0.0),
-        extra=changed(cell.order),
+        overrides=changed(cell.order),
     )
     write_result(cell.folder / RESULT_FILE, result)
 

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mimbench.benchmarks.cells import Candidate, Cell, finished
-from mimbench.benchmarks.locations import SAMPLES
 from mimbench.benchmarks.survey import child_environment
 from mimbench.system.errors import UserError
 
 logger = logging.getLogger(__name__)
-LABELLED = ("imagenet", *(name for name in SAMPLES if "classification" in name))
 VERDICT = "canary.json"
 
 
@@ -23,9 +21,7 @@ def watch(cells: Sequence[Cell], device: str) -> None:
     for who in {cell.candidate.folder: cell.candidate for cell in cells}.values():
         mine = [c for c in cells if c.candidate.folder == who.folder]
         left = [c for c in mine if not c.problem and not finished(c)]
-        labelled = [
-            c for c in mine if c.order.dataset.removeprefix("own-") in LABELLED and not c.problem
-        ]
+        labelled = [c for c in mine if c.labelled_images and not c.problem]
         if who.twin or not left:
             continue
         if not labelled:

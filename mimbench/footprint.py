@@ -1,0 +1,90 @@
+"""What a run takes at least of memory and disk, by arithmetic: estimators that tasks declare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mimbench.system.config import to_mapping
+
+if TYPE_CHECKING:  # the runner reads footprints without torch
+    from mimbench.vit.weights import VitSpec
+
+MB = 2**20
+PROCESS_MB = 1000
+"""What a process holds once torch, timm and a framework are imported."""
+TRAINED_BYTES = 16
+"""For each parameter: itself, its gradient and Adam's two moments, in fp32."""
+STATE_BYTES = 2 * 12
+"""For each parameter: a saved state without gradients, twice while the newer replaces the older."""
+KEPT_BYTES = {"fp32": 68, "bf16": 34, "fp16": 34}
+"""Of activations for each token, block and channel (Korthikanti et al. 2022, without the attention
+matrix, which a fused kernel does not keep)."""
+VECTORS = 2
+"""Class token and mean of the patches, of each of the last `BLOCKS` blocks."""
+BLOCKS = 4
+STORED_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What one run takes at least, in MB."""
+
+    disk: float = 0.0
+    """Under the output folder."""
+    cache: float = 0.0
+    """Features, in the cache, which runs of a checkpoint share."""
+    memory: float = PROCESS_MB
+
+
+def trained(spec: VitSpec, config: Any, images: int) -> Footprint:
+    """Return what training the whole backbone takes: the default, as it is the most."""
+    del images
+    plain = to_mapping(config)
+    recompute = plain.get("machine", {}).get("recompute")
+    return Footprint(
+        disk=_parameters(spec) * STATE_BYTES / MB,
+        memory=PROCESS_MB
+        + _parameters(spec) * TRAINED_BYTES / MB
+        + _block_mb(spec, plain) * (2 if recompute else spec.depth),
+    )
+
+
+def frozen(spec: VitSpec, config: Any, images: int) -> Footprint:
+    """Return what a frozen backbone takes: its parameters and the activations of one block."""
+    del images
+    return Footprint(
+        memory=PROCESS_MB + _parameters(spec) * 4 / MB + _block_mb(spec, to_mapping(config))
+    )
+
+
+def stored_features(spec: VitSpec, config: Any, images: int) -> Footprint:
+    """Return what `frozen` does, and the features of all images in the cache."""
+    found = frozen(spec, config, images)
+    size = STORED_BYTES.get(str(to_mapping(config).get("storage")), 4)
+    bank = images * VECTORS * min(BLOCKS, spec.depth) * spec.embed_dim
+    return Footprint(cache=bank * size / MB, memory=found.memory)
+
+
+def tokens(spec: VitSpec, config: Mapping[str, Any]) -> int:
+    """Return how many patches the recipe's images have."""
+    size = config.get("crop") if isinstance(config.get("crop"), Sequence) else None
+    size = size or config.get("image_size") or spec.image_size
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return -(-int(height) // spec.patch_size) * -(-int(width) // spec.patch_size)
+
+
+def _parameters(spec: VitSpec) -> int:
+    from mimbench.vit.weights import shapes  # noqa: PLC0415 - see above
+
+    return sum(math.prod(shape) for shape in shapes(spec).values())
+
+
+def _block_mb(spec: VitSpec, config: Mapping[str, Any]) -> float:
+    """Return the activations of one block for the images that are in memory at once."""
+    fits = int(config.get("machine", {}).get("max_batch", 1))
+    at_once = min(int(config.get("batch") or fits), fits)
+    kept = KEPT_BYTES.get(str(config.get("precision", "fp32")), 68)
+    return tokens(spec, config) * spec.embed_dim * at_once * kept / MB

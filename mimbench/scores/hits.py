@@ -1,0 +1,106 @@
+"""Classification outcomes: the classes predicted for each image, over one or several draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimbench.scores.outcomes import Outcomes, Statistic
+
+if TYPE_CHECKING:
+    from mimbench.data.lists import ImageList
+
+SPREAD_RESAMPLES = 200
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hits(Outcomes):
+    """Labels and best classes; gives `top1`, and `top1_sd` where there are several draws."""
+
+    images: tuple[str, ...]
+    labels: NDArray[np.int64]
+    top5: NDArray[np.int64]
+    """(images, 5) best class first; of the first draw where there are several."""
+    draws: NDArray[np.int64] | None = None
+    """(draws, images) the best class with each draw of the training images."""
+
+    def __post_init__(self) -> None:
+        """Refuse predictions that do not belong to the images."""
+        count = len(self.images)
+        if self.labels.shape != (count,) or self.top5.shape != (count, 5):
+            raise ValueError(
+                f"predictions of shape {self.top5.shape} and labels of shape {self.labels.shape} "
+                f"for {count} images"
+            )
+        if self.draws is not None and (self.draws.ndim != 2 or self.draws.shape[1] != count):
+            raise ValueError(f"draws of shape {self.draws.shape} for {count} images")
+
+    @classmethod
+    def of(
+        cls,
+        images: ImageList,
+        top5: NDArray[np.int64],
+        *,
+        draws: NDArray[np.int64] | None = None,
+    ) -> Hits:
+        """Return the outcomes of an image list."""
+        return cls(images=tuple(images.names), labels=images.labels, top5=top5, draws=draws)
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return everything as arrays."""
+        found = {"images": np.array(self.images, np.str_), "labels": self.labels, "top5": self.top5}
+        return found if self.draws is None else found | {"draws": self.draws}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Hits:
+        """Return what `arrays` described."""
+        return cls(
+            images=tuple(str(name) for name in arrays["images"]),
+            labels=arrays["labels"],
+            top5=arrays["top5"],
+            draws=arrays.get("draws"),
+        )
+
+    def right(self) -> NDArray[np.float64]:
+        """Return (draws, images): 1 where the best class is the label."""
+        best = self.top5[None, :, 0] if self.draws is None else self.draws
+        return (best == self.labels).astype(np.float64)
+
+    def statistics(self) -> Sequence[Statistic]:
+        """Return top-1, and its spread where there are several draws of the training images."""
+        right = self.right()
+        hits = right.mean(axis=0)
+
+        def value(weights: np.ndarray) -> np.ndarray:
+            return 100 * (weights @ hits) / weights.sum(axis=1)
+
+        def deviation(weights: np.ndarray) -> np.ndarray:
+            tops = 100 * (weights @ right.T) / weights.sum(axis=1, keepdims=True)
+            return tops.std(axis=1, ddof=1)
+
+        found = [Statistic(metric="top1", images=self.images, value=value, per_image=hits)]
+        if len(right) > 1:
+            found.append(
+                Statistic(
+                    metric="top1_sd",
+                    images=self.images,
+                    value=deviation,
+                    resamples=SPREAD_RESAMPLES,
+                )
+            )
+        return found
+
+    def classes(self) -> Mapping[str, float]:
+        """Return each class's top-1; a class is named by its images' folder."""
+        hits = self.right().mean(axis=0)
+        found = {}
+        for label in np.unique(self.labels):
+            mine = self.labels == label
+            name = self.images[int(np.argmax(mine))]
+            title = name.split("/")[0] if "/" in name else f"class {label}"
+            found[title] = 100 * float(hits[mine].mean())
+        return found
