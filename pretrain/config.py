@@ -91,7 +91,7 @@ class Config:
         self.loop()
 
     def loop(self) -> LoopConfig:
-        """Return what the training loop is told."""
+        """Return the training loop's configuration."""
         return self.training.loop(clip_grad=self.optimizer.clip_grad, best="reconstruction")
 
     def digest(self) -> str:

@@ -131,8 +131,8 @@ def check_run(folder: Path, result: Result, tasks: Collection[str]) -> list[str]
         for statistic in kept.statistics():
             metric, found = statistic.metric, statistic.whole()
             stored = result.metrics.get(metric)
-            told = metric in result.intervals
-            if stored is not None and told and abs(stored - found) > TOLERANCE:
+            stated = metric in result.intervals
+            if stored is not None and stated and abs(stored - found) > TOLERANCE:
                 faults.append(f"{metric} is stored as {stored:.4f}, the outcomes give {found:.4f}")
     return faults
 

@@ -1,4 +1,4 @@
-"""Linear heads over a frozen backbone: what the training loop is told, and how they are scored."""
+"""Linear heads over a frozen backbone: their training configuration, and how they are scored."""
 
 from dataclasses import dataclass
 from typing import Any
