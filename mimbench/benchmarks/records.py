@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from mimbench.results.record import Result, StoredOutcomes, StoredPicture, legacy
+from mimbench.results import legacy
+from mimbench.results.record import Result, StoredOutcomes, StoredPicture
 from mimbench.scores.figures import Picture
 from mimbench.scores.outcomes import Outcomes, Statistic, faithful, read_outcomes, write_outcomes
 from mimbench.system.errors import UserError
