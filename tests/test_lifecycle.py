@@ -9,7 +9,7 @@ import pytest
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.lifecycle import finished, run_here
 from mimbench.benchmarks.orders import order_protocol
-from mimbench.results import read_result
+from mimbench.results.record import read_result
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.task import load_task

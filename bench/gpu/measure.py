@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.stopwatch import Stopwatch
-from mimbench.results import source_state
+from mimbench.results.record import source_state
 from mimbench.system.files import write_json
 from mimbench.system.runtime import fp32_means_fp32
 

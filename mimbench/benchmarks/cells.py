@@ -16,10 +16,10 @@ from mimbench.benchmarks.orders import (
 from mimbench.benchmarks.survey import Finding, Question, survey
 from mimbench.checkpoints.files import read_weights
 from mimbench.checkpoints.reading.plausibility import doubts
-from mimbench.footprint import Footprint
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
+from mimbench.vit.footprint import Footprint
 from mimbench.vit.weights import VitSpec
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from mimbench.benchmarks.orders import (
     read_order,
     write_order,
 )
-from mimbench.results import Result, provenance, read_result, write_result
+from mimbench.results.record import Result, provenance, read_result, write_result
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
 from mimbench.vit.weights import VitWeights

@@ -10,7 +10,7 @@ from pathlib import Path
 from mimbench.benchmarks.cells import Request, make_cells, read_candidate
 from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, Profile, load_manifest
-from mimbench.results import Result
+from mimbench.results.record import Result
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command

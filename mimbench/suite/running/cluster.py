@@ -11,7 +11,7 @@ from typing import Any
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.lifecycle import begin, record_failure
 from mimbench.benchmarks.orders import LEFT_FILE, LOG_FILE, RESULT_FILE
-from mimbench.results import read_result
+from mimbench.results.record import read_result
 from mimbench.suite.running.cell_job import CellJob
 from mimbench.suite.running.runner import Ended, figure, settle
 from mimbench.suite.running.screen import last_lines

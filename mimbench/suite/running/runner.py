@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.lifecycle import begin, finished, number_in, record_failure
 from mimbench.benchmarks.orders import LEFT_FILE, LOG_FILE, RESULT_FILE
-from mimbench.results import Result, read_result
+from mimbench.results.record import Result, read_result
 from mimbench.suite.running.launch import Slot, eval_command, start, stop
 from mimbench.suite.running.screen import Screen, last_lines
 from mimbench.system.progress import clock
