@@ -1,4 +1,4 @@
-"""`python -m pretrain.compare`: one tiny pretraining in many arms, scored alike, over seeds.
+"""`python -m pretrain.compare suite`: one tiny pretraining in many arms, scored alike, over seeds.
 
 The arms are every masking strategy, and HPM taken apart: MAE, loss prediction with random masks,
 hard masks. All train by one recipe on the sample data, with the same images, steps and seeds; a twin
@@ -57,6 +57,13 @@ ARMS: Mapping[str, tuple[str, ...]] = {
         "mask.show=0.25",
     ),
     "attention low (AttMask)": (*PLAIN, "mask.name=attention", "mask.order=low"),
+    "colour (ColorMAE)": (*PLAIN, "mask.name=colour"),
+    "rolled (CAPI)": (*PLAIN, "mask.name=rolled"),
+    "contrast of pixels": (*PLAIN, "mask.name=contrast"),
+    "multiblock (I-JEPA)": (*PLAIN, "mask.name=multiblock"),
+    "even (UM-MAE)": (*PLAIN, "mask.name=even"),
+    "salience": (*PLAIN, "mask.name=salience"),
+    "harder of two": (*PLAIN, "mask.name=harder"),
     "adversarial (AutoMAE)": (*PLAIN, "mask.name=adversarial"),
 }
 """What each arm changes in the recipe; all hide the recipe's share of patches."""
@@ -195,7 +202,7 @@ def summary(values: Sequence[float], seeds: int) -> str:
 
 def parser() -> Parser:
     """Return the command line."""
-    out = Parser(prog="python -m pretrain.compare", description=__doc__)
+    out = Parser(prog="python -m pretrain.compare suite", description=__doc__)
     add_option(
         out, "--out", "default: runs/compare", default=Path("runs") / "compare", metavar="DIR"
     )
@@ -241,7 +248,3 @@ def _compare(args: argparse.Namespace) -> int:
         raise UserError(f"no arm is called {args.arms!r}; there are {', '.join((*ARMS, TWIN))}")
     sys.stdout.write(table(plan, compare(plan, load_manifest(args.benchmarks))) + "\n")
     return ExitCode.OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())
