@@ -37,11 +37,11 @@ from mimbench.features.search import (
     search_approximate,
 )
 from mimbench.features.storage import storage_effect
-from mimbench.footprint import stored_features
 from mimbench.scores.hits import Hits
 from mimbench.scores.neighbours import vote_scores
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
+from mimbench.vit.footprint import stored_features
 from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)

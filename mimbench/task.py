@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
-from mimbench.figures import Figure, Picture
+from mimbench.scores.figures import Figure, Picture
 from mimbench.system.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mimbench.footprint import Footprint
     from mimbench.scores.outcomes import Outcomes
+    from mimbench.vit.footprint import Footprint
     from mimbench.vit.weights import VitSpec, VitWeights
 
 

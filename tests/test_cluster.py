@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.results import read_result
+from mimbench.results.record import read_result
 from mimbench.suite.running.cell_job import CellJob
 from mimbench.suite.running.cluster import Cluster, levels, submit_cells
 from mimbench.suite.running.launch import eval_command

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("detectron2")
 
 from mimbench.checkpoints.files import write_weights
-from mimbench.results import read_result
+from mimbench.results.record import read_result
 from mimbench.sample import generate
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec, random_weights

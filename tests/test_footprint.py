@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mimbench.benchmarks.cells import Cell
-from mimbench.footprint import Footprint, frozen, stored_features, tokens, trained
 from mimbench.suite.costs.footprint import check_room, free_memory_mb, gigabytes
 from mimbench.suite.running.launch import make_slots
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import usable_cores
+from mimbench.vit.footprint import Footprint, frozen, stored_features, tokens, trained
 from mimbench.vit.weights import VitSpec
 from tests.support.light_cells import cell
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mimbench import legacy
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.records import files_of, pictures_of, statistics_of
 from mimbench.report.page import make_report
-from mimbench.results import read_result
+from mimbench.results import legacy
+from mimbench.results.record import read_result
 from mimbench.scores.outcomes import TOLERANCE
 from mimbench.sharing.bundle import verify_bundle, write_bundle
 from mimbench.tables.comparison import choose, compare_measured

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimbench.benchmarks.cells import Cell, finished
+from mimbench.benchmarks.cells import Cell
+from mimbench.benchmarks.lifecycle import finished
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.orders import safe_name
-from mimbench.results import read_result
+from mimbench.results.record import read_result
 from mimbench.suite.running.launch import Slot, eval_command, make_slots
 from mimbench.suite.running.runner import run_cells
 from mimbench.suite.running.screen import last_lines

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mimbench.benchmarks.cells import Cell
-from mimbench.results import read_result
+from mimbench.results.record import read_result
 from mimbench.suite.running.cluster import Cluster, submit_cells
 from mimbench.suite.running.runner import Ended
 from tests.support.light_cells import LightJob, cell

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mimbench.benchmarks.manifest import Benchmark, Manifest, Protocol, Reference
-from mimbench.results import Provenance, Result
+from mimbench.results.record import Provenance, Result
 from mimbench.tables.formats import FORMATS, comma, latex, markdown, terminal
 from mimbench.tables.table import Table, make_table, match
 

@@ -13,7 +13,7 @@ import torch
 from mimbench.benchmarks.orders import RESULT_FILE, Order, changed, order_protocol, protocol_config
 from mimbench.benchmarks.records import keep_outcomes, store_pictures
 from mimbench.checkpoints.files import read_weights
-from mimbench.results import Result, provenance, write_result
+from mimbench.results.record import Result, provenance, write_result
 from mimbench.scores.outcomes import faithful
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError

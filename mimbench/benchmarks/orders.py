@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mimbench.results import protocol_digest
+from mimbench.results.record import protocol_digest
 from mimbench.system.config import from_mapping, load_yaml, to_mapping
 from mimbench.system.files import write_text
 

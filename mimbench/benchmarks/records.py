@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from mimbench import legacy
-from mimbench.figures import Picture
-from mimbench.results import Result, StoredOutcomes, StoredPicture
+from mimbench.results import legacy
+from mimbench.results.record import Result, StoredOutcomes, StoredPicture
+from mimbench.scores.figures import Picture
 from mimbench.scores.outcomes import Outcomes, Statistic, faithful, read_outcomes, write_outcomes
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path

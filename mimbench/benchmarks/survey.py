@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from mimbench.benchmarks.locations import count_images, data_name, known_faults, locate
 from mimbench.benchmarks.orders import order_protocol
-from mimbench.footprint import Footprint, trained
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
@@ -24,6 +23,7 @@ from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser
 from mimbench.system.source import ROOT
 from mimbench.task import load_task, traits_of
+from mimbench.vit.footprint import Footprint, trained
 
 if TYPE_CHECKING:
     from mimbench.vit.weights import VitSpec

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from mimbench.commands import PROGRAM, command_summaries, load_command
-from mimbench.completion import SHELLS, script
+from mimbench.system.completion import SHELLS, script
 from mimbench.system.options import Parser
 
 USAGE = """

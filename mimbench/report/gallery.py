@@ -14,7 +14,7 @@ from mimbench.benchmarks.records import PICTURES, pictures_of
 from mimbench.benchmarks.survey import child_environment
 from mimbench.features.cards import embed, read_cards
 from mimbench.report.markup import picture
-from mimbench.results import Result
+from mimbench.results.record import Result
 from mimbench.scores.neighbours import nearest
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitWeights

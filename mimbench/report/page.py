@@ -13,7 +13,7 @@ from mimbench.report.classes import draw_figure, figures_of
 from mimbench.report.curves import charts, read_curves
 from mimbench.report.gallery import drawn_in, masks, neighbours, pictures_in
 from mimbench.report.markup import legend, section, text
-from mimbench.results import Result
+from mimbench.results.record import Result
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import pick_device
 from mimbench.tables.formats import corner, heading

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from mimbench.figures import Picture
+from mimbench.scores.figures import Picture
 
 MOST, LEAST_SCORE, SUREST = 8, 0.5, 3
 SIDE = 320

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, read_order
 from mimbench.benchmarks.records import files_of, outcomes_of
-from mimbench.results import Result, protocol_digest
+from mimbench.results.record import Result, protocol_digest
 from mimbench.scores.outcomes import TOLERANCE
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, file_digest

@@ -11,7 +11,7 @@ from mimbench.benchmarks.manifest import Effect, Manifest, Reference
 from mimbench.benchmarks.orders import NOT_PROTOCOL, protocol_config
 from mimbench.benchmarks.records import statistics_of
 from mimbench.benchmarks.survey import Question, survey
-from mimbench.results import Result
+from mimbench.results.record import Result
 from mimbench.scores.confidence import Comparison, compare_functions, compare_shares, verdict
 from mimbench.scores.outcomes import Statistic
 from mimbench.system.errors import UserError, did_you_mean

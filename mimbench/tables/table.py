@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mimbench.benchmarks.manifest import Manifest, Reference
 from mimbench.benchmarks.orders import RESULT_FILE, STALE
-from mimbench.results import Result, read_result
+from mimbench.results.record import Result, read_result
 from mimbench.tables.rows import Column, Row, Table, Value
 
 TWIN = "random-"

@@ -87,6 +87,8 @@ class Learner:
 
     model: nn.Module
     optimizer: Optimizer
+    sometimes: frozenset[str] = frozenset()
+    """Figures that `end_epoch` measures in some epochs only; in the others they are absent, never 0."""
 
     def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         """Return scalars by name: `loss` is differentiated, all are recorded.

@@ -75,13 +75,14 @@ class AdversarialPretraining(Pretraining):
         """Return the step's losses after the critic has had its turn."""
         normalised, patches = self.prepare(batch)
         attention = self.salience(batch.data, patches)
-        mask_input, views = self.look(patches, normalised, at)
+        mask_input, views = self.look(patches, normalised, batch.data, at)
         figures: dict[str, Tensor] = {}
         if self.strategy.weight > 0:
             figures = self.train_rival(attention, mask_input, at)
-        self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, 1))
+        self.dice(at, self.config.start.mask_stream)
         noise, gumbel = self.strategy.noise(mask_input, self.generator)
         found: AdversarialOutputs = model(patches, attention, gumbel, noise)
+        self.masks.add(found.draw.mask, mask_input)
         losses = self.patch_losses(
             found.outputs.prediction, patches, batch.data, found.hidden, views
         )

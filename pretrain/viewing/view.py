@@ -29,7 +29,7 @@ from pretrain.models.reconstruction import (
     pixel_loss,
     rank_correlation,
 )
-from pretrain.models.teacher import Teacher
+from pretrain.models.teacher import Teacher, build_teacher
 
 Pixels = Literal["pixels", "normalised"]
 
@@ -96,7 +96,7 @@ def open_networks(stored: StoredModel, path: Path) -> tuple[MaskedAutoencoder, T
     model, teacher = stored.build()
     if model.predictor is None:
         return model, None
-    return model, teacher if teacher is not None else Teacher(model)
+    return model, teacher if teacher is not None else build_teacher(model)
 
 
 def strategy_of(stored: StoredModel, *, foretells: bool) -> MaskStrategy:

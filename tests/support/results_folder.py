@@ -10,7 +10,7 @@ import yaml
 
 from mimbench.benchmarks.evaluation import intervals
 from mimbench.benchmarks.orders import Order, write_order
-from mimbench.results import (
+from mimbench.results.record import (
     Provenance,
     Result,
     StoredOutcomes,

@@ -23,7 +23,6 @@ from pathlib import Path
 from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
 from mimbench.features.bank import PARTS
-from mimbench.footprint import frozen
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import top_percent
 from mimbench.system.errors import UserError
@@ -32,6 +31,7 @@ from mimbench.task import Machine, TaskResult, Traits
 from mimbench.training.identity import run_digest
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
+from mimbench.vit.footprint import frozen
 from mimbench.vit.weights import VitWeights
 from transfer.classification.heads import Config, head_name
 from transfer.classification.probe import Probe, Scored

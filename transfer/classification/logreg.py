@@ -24,7 +24,6 @@ from torch import Tensor
 from mimbench.features.bank import Choice, FeatureBank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
-from mimbench.footprint import stored_features
 from mimbench.logistic.grid import Fitted, Grid, choose_and_fit, solve
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent
@@ -32,6 +31,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.memory import is_out_of_memory
 from mimbench.system.runtime import pick_device, process_group
 from mimbench.task import TaskResult, Traits
+from mimbench.vit.footprint import stored_features
 from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)

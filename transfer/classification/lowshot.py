@@ -27,7 +27,6 @@ from mimbench.data.subsets import draw_fraction, draw_per_class, first_per_class
 from mimbench.features.bank import Choice, FeatureBank, open_bank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
-from mimbench.footprint import stored_features
 from mimbench.logistic.grid import Grid, choose_and_fit, solve
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent
@@ -36,6 +35,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import Ranks, pick_device, process_group
 from mimbench.task import TaskResult, Traits
+from mimbench.vit.footprint import stored_features
 from mimbench.vit.weights import VitWeights
 from transfer.classification.logreg import scale
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from mimbench.figures import Figure
 from mimbench.scores.boxes import draw_detections
+from mimbench.scores.figures import Figure
 from mimbench.scores.matches import Detections
 from mimbench.system.config import to_mapping
 from mimbench.system.runtime import process_group

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from mimbench.figures import Picture
+from mimbench.scores.figures import Picture
 from mimbench.system.errors import UserError
 from transfer.segmentation.data import IGNORED, DataSource
 from transfer.segmentation.framework import DATASETS

@@ -9,7 +9,7 @@ from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mimbench.figures import Figure
+from mimbench.scores.figures import Figure
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_text

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mimbench.figures import Figure
-from mimbench.legacy import upgrade
+from mimbench.results.legacy import upgrade
+from mimbench.scores.figures import Figure
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest, write_json

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mimbench.figures import Picture
 from mimbench.scores.boxes import draw_detections
 from mimbench.scores.confusion import Confusion
+from mimbench.scores.figures import Picture
 from mimbench.scores.hits import Hits
 from mimbench.scores.matches import Detections
 from mimbench.scores.outcomes import Outcomes, read_outcomes
