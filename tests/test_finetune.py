@@ -219,6 +219,19 @@ def test_shuffled_labels_give_chance(
     assert metrics["top1"] < 38
 
 
+def test_an_epoch_that_was_not_scored_has_no_accuracy(
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
+):
+    """It was written as 0, and the report drew it."""
+    data = painted_images(tmp_path / "data", train=8, val=4)
+    finetune.run(weights, config(data, epochs=3, eval_every=2), tmp_path / "out")
+    lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
+    scored = {row["step"]: row["top1"] for row in map(json.loads, lines) if "top1" in row}
+    # two steps an epoch: the second epoch is due, and the last one always is
+    assert scored.keys() == {4, 6}
+    assert all(value > 0 for value in scored.values())
+
+
 def test_out_of_memory_halves_the_micro_batch_at_equal_effective_batch(
     painted_images: Callable[..., Path],
     weights: VitWeights,

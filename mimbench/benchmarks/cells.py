@@ -10,18 +10,12 @@ from mimbench.benchmarks.evaluation import describe_weights
 from mimbench.benchmarks.locations import data_name
 from mimbench.benchmarks.manifest import Manifest, Profile
 from mimbench.benchmarks.orders import (
-    NOT_PROTOCOL,
-    ORDER_FILE,
-    RESULT_FILE,
-    STALE,
     Order,
-    read_order,
     safe_name,
 )
 from mimbench.benchmarks.survey import Finding, Question, survey
 from mimbench.checkpoints.files import read_weights
 from mimbench.checkpoints.reading.plausibility import doubts
-from mimbench.results.record import Result, read_result
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
@@ -230,37 +224,3 @@ def _cell(
         effort=finding.effort,
         labelled_images=finding.labelled_images,
     )
-
-
-def finished(cell: Cell) -> Result | None:
-    """Return the cell's result if it is done already under the same protocol."""
-    path = cell.folder / RESULT_FILE
-    if not path.is_file():
-        return None
-    result = read_result(path)
-    same = (
-        result.protocol == cell.protocol and result.weights["digest"] == cell.order.weights_digest
-    )
-    return result if same and result.status == "done" else None
-
-
-def set_aside(cell: Cell, *, fresh: bool = False) -> None:
-    """Move what another recipe or version left in the cell's folder out of the way."""
-    path = cell.folder / ORDER_FILE
-    if not path.is_file():
-        return
-    before = read_order(path)
-    failed = cell.folder / RESULT_FILE
-    stale = failed.is_file() and read_result(failed).protocol not in ("", cell.protocol)
-    if not fresh and not stale and _identity(before) == _identity(cell.order):
-        return
-    number = 1
-    while (aside := cell.folder.with_name(f"{cell.folder.name}{STALE}{number}")).exists():
-        number += 1
-    logger.info("%s: an earlier run with another recipe is kept as %s", cell.label, aside.name)
-    cell.folder.rename(aside)
-
-
-def _identity(order: Order) -> tuple[Any, ...]:
-    config = {k: v for k, v in order.config.items() if k not in NOT_PROTOCOL - {"seed"}}
-    return order.task, order.dataset, order.weights_digest, order.which, config

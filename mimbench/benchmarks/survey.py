@@ -49,7 +49,7 @@ class Finding:
     """What the task answered."""
 
     problem: str = ""
-    """Why the recipe cannot run here, and how to mend it."""
+    """Why the recipe cannot run here, and how to fix it."""
     version: int = 0
     main_metric: str = ""
     protocol: str = ""

@@ -14,10 +14,10 @@ from mimbench.benchmarks.cells import (
     Candidate,
     Cell,
     Request,
-    finished,
     make_cells,
     read_candidate,
 )
+from mimbench.benchmarks.lifecycle import finished
 from mimbench.benchmarks.manifest import Manifest, Profile
 from mimbench.benchmarks.orders import safe_name
 from mimbench.benchmarks.survey import child_environment

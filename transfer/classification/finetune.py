@@ -103,7 +103,7 @@ def train_classifier(
 
 
 def loop_config(config: Config, recipe: Recipe) -> LoopConfig:
-    """Return what the training loop is told."""
+    """Return the training loop's configuration."""
     return LoopConfig(
         epochs=recipe.epochs,
         batch=recipe.batch,

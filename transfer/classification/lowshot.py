@@ -185,7 +185,7 @@ def answer(
     classes: int,
     config: Config,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return the five best classes (n, 5) of every query, and what is to be said beside."""
+    """Return the five best classes (n, 5) of every query, and notes."""
     if method == "knn":
         return vote(shots, labels, queries, classes, config), {}
     return regress(shots, labels, queries, classes, config)

@@ -1,4 +1,4 @@
-"""Linear heads over a frozen backbone: what the training loop is told, and how they are scored."""
+"""Linear heads over a frozen backbone: their training configuration, and how they are scored."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,8 @@ class Scored:
 
 class Probe(Learner):
     """Heads over a frozen backbone."""
+
+    sometimes = frozenset({"top1"})
 
     def __init__(
         self,
@@ -84,16 +86,12 @@ class Probe(Learner):
         return due and str(at.epoch) not in self.history
 
     def end_epoch(self, at: StepInfo) -> dict[str, float]:
-        """Score every head on val."""
+        """Score every head on val when it is due; an epoch that was not scored has no figure."""
         if not self.unscored(at):
-            return {"top1": self.best_so_far()}
+            return {}
         epoch = str(at.epoch)
         self.history[epoch] = self.tops(self.val)
         return {"top1": max(self.history[epoch])}
-
-    def best_so_far(self) -> float:
-        """Return the best top-1 of any head and epoch."""
-        return max((max(tops) for tops in self.history.values()), default=0.0)
 
     def tops(self, scored: Scored) -> list[float]:
         """Return every head's top-1."""
