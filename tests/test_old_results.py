@@ -76,17 +76,11 @@ def test_the_report_shows_classes_curves_and_what_the_tasks_said(old: Path) -> N
 
 
 def test_the_old_bundle_is_verified_and_a_new_one_made(old: Path, tmp_path: Path) -> None:
-<<<<<<< HEAD
-    assert verify_bundle(ARCHIVE).faults == ()
-    write_bundle(old / "runs", tmp_path / "new.tar.gz", old / "benchmarks.yaml")
-    assert verify_bundle(tmp_path / "new.tar.gz").faults == ()
-=======
     verdict = verify_bundle(ARCHIVE, benchmarks=old / "benchmarks.yaml")
     assert verdict.faults == ()
     write_bundle(old / "runs", tmp_path / "new.tar.gz", old / "benchmarks.yaml")
     again = verify_bundle(tmp_path / "new.tar.gz", benchmarks=old / "benchmarks.yaml")
     assert again.faults == ()
->>>>>>> main
 
 
 def test_old_detections_are_drawn_where_the_data_still_is(old: Path, tmp_path: Path) -> None:
