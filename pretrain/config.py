@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mimbench.system.config import from_mapping, load_yaml, merge, parse_overrides
 from mimbench.system.errors import UserError, did_you_mean
@@ -12,13 +12,27 @@ from mimbench.task import Machine
 from mimbench.training.learner import LoopConfig
 from pretrain import masks
 from pretrain.models.autoencoder import DecoderConfig
-from pretrain.models.reconstruction import LossPrediction, TargetName
+from pretrain.models.reconstruction import LossPrediction, TargetName, Weights
 from pretrain.models.teacher import TeacherConfig
-from pretrain.sections import EncoderConfig, TrainingConfig, moving_values
+from pretrain.sections import EncoderConfig, TrainingConfig, drop_unused, moving_values
 from pretrain.sources.crops import DataConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 BASE = CONFIGS / "base.yaml"
+
+LATER: Mapping[str, Mapping[str, Any]] = {
+    "decoder": {"kind": "self", "features": None, "self_attention": False},
+    "objective": {
+        "predictor": "own",
+        "exit": None,
+        "share": 1.0,
+        "weights": "none",
+        "weights_temperature": 1.0,
+    },
+    "teacher": {"look": "whole"},
+    "start": {"init": "stream", "mask_stream": 1},
+}
+"""Options that came after runs had been made, with the values that mean what was before them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +49,27 @@ class ObjectiveConfig:
     """Added inside the relative loss's logarithm; the released code has 1e-6."""
     loss_weight: float = 1.0
     """Weight of the predictor's loss beside the reconstruction's."""
+    predictor: Literal["own", "shared"] = "own"
+    """The loss predictor: a decoder of its own, or a head on the reconstruction decoder."""
+    exit: int | None = None
+    """Block of the reconstruction decoder after which the shared predictor reads; the last."""
+    share: float = 1.0
+    """Share of the hidden patches that decoders are given and answer for, chosen evenly over the
+    teacher's order where it gives one."""
+    weights: Weights = "none"
+    """What weighs hidden patches in the reconstruction loss; mean 1 in every image."""
+    weights_temperature: float = 1.0
+    """Smaller is sharper: a weight is exp(value in [0, 1] / temperature)."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share:g}, expected a share above 0, up to 1")
+        if self.weights_temperature <= 0:
+            raise ValueError(f"weights_temperature is {self.weights_temperature:g}, not above 0")
+        if self.exit is not None and self.predictor == "own":
+            raise ValueError(
+                f"exit: {self.exit} is where a shared predictor reads; set predictor: shared"
+            )
         if self.target in {"dino", "clip"} and self.features_from is None:
             raise ValueError(f"the target '{self.target}' needs features_from, a checkpoint")
 
@@ -56,12 +89,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Weights to begin with instead of random ones."""
+    """What a run begins with: weights, and the random numbers that stand in for them."""
 
     weights: Path | None = None
     """A checkpoint of ours, of HPM or MAE, or any encoder that mimbench reads."""
     resume: bool = False
     """Also take up the schedule after the epochs that the file says are done."""
+    init: Literal["stream", "named"] = "stream"
+    """Random values: all from one stream, or each tensor's from the seed and its name, so that runs
+    of one seed start alike whatever else they train."""
+    mask_stream: int = 1
+    """Which stream of random numbers masks come from; another gives the same run other masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +125,47 @@ class Config:
                 f"masks '{self.mask['name']}' follow the predicted loss, but objective.predict_loss "
                 "is none; train the predictor, or take mask.name=random"
             )
-        self.encoder.spec(self.data)
+        if self.objective.weights == "difficulty" and self.objective.predict_loss == "none":
+            raise ValueError("weights by difficulty need objective.predict_loss, which is none")
+        o = self.objective
+        plain = o.share == 1 and o.predictor == "own" and o.weights == "none"
+        if "generator" in strategy.needs and not (plain and self.decoder.kind == "self"):
+            raise ValueError(
+                "learned masks go with objective.share=1, objective.predictor=own, "
+                "objective.weights=none and decoder.kind=self only"
+            )
+        if self.decoder.kind == "cross" and self.teacher.tokens != 1:
+            raise ValueError(
+                "a cross decoder's teacher looks at patches of its own grid: set teacher.tokens=1; "
+                "teacher.look=quarter saves as much"
+            )
+        leave = self.leave()
+        if leave is not None and not 1 <= leave <= self.decoder.depth:
+            raise ValueError(
+                f"objective.exit is {leave}, but the decoder has {self.decoder.depth} blocks"
+            )
+        depth = self.encoder.spec(self.data).depth
+        wrong = [i for i in self.decoder.features or () if not 0 <= i <= depth]
+        if wrong:
+            raise ValueError(
+                f"decoder.features names {wrong}, but the encoder has its input, 0, and {depth} blocks"
+            )
         self.loop()
 
+    def leave(self) -> int | None:
+        """Return the decoder's block after which a shared predictor reads, None for its own."""
+        if self.objective.predictor == "own":
+            return None
+        return self.decoder.depth if self.objective.exit is None else self.objective.exit
+
     def loop(self) -> LoopConfig:
-        """Return what the training loop is told."""
+        """Return the training loop's configuration."""
         return self.training.loop(clip_grad=self.optimizer.clip_grad, best="reconstruction")
 
     def digest(self) -> str:
         """Return a digest of all that may move the weights."""
         value = moving_values(self)
+        drop_unused(value, LATER)
         value["start"]["weights"] = value["start"]["weights"] is not None
         # where AutoMAE's networks lie; the training state knows which they were
         for name in {"scorer", "generator_from"} & value["mask"].keys():

@@ -1,5 +1,6 @@
 """Sections that every kind of pretraining recipe has: the encoder, the images, the training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ class ImagesConfig:
     for a Hugging Face data set; 'sample' for the sample data; or another indexed name of timm's."""
     root: Path | None = None
     split: str = "train"
+    images: int | None = None
+    """So many of them, spread evenly over their order; by default all."""
     image_size: int = 224
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip: float = 0.5
@@ -89,7 +92,7 @@ class TrainingConfig:
     tensorboard: bool = True
 
     def loop(self, *, clip_grad: float | None, best: str) -> LoopConfig:
-        """Return what the training loop is told."""
+        """Return the training loop's configuration."""
         return LoopConfig(
             epochs=self.epochs,
             batch=self.batch,
@@ -112,4 +115,16 @@ def moving_values(config: object) -> dict[str, Any]:
     del value["machine"], value["data"]["root"]
     for name in BYSTANDERS:
         del value["training"][name]
+    drop_unused(value, {"data": {"images": None}})
     return value
+
+
+def drop_unused(value: dict[str, Any], later: Mapping[str, Mapping[str, Any]]) -> None:
+    """Delete options that came after runs had been made where they stand as if they were not there.
+
+    What is not used moves no weight, so runs from before an option existed go on.
+    """
+    for section, defaults in later.items():
+        for name, default in defaults.items():
+            if value[section][name] == default:
+                del value[section][name]

@@ -22,6 +22,7 @@ from pretrain.models.autoencoder import DecoderConfig, MaskedAutoencoder, split
 from pretrain.objectives.learner import Pretraining
 
 NAMES = sorted(masks.available())
+TENSORS = ("difficulty", "attention", "images", "log_probability", "salience")
 GRIDS = [(14, 14), (4, 4), (6, 10), (12, 4)]
 
 
@@ -41,6 +42,8 @@ def look(batch: int, grid: tuple[int, int] = (14, 14), seed: int = 9, **more: An
         attention=torch.rand(batch, n, generator=source).softmax(1),
         images=torch.randn(batch, 3, 16 * grid[0], 16 * grid[1], generator=source),
         log_probability=torch.randn(batch, n, generator=source).log_softmax(1),
+        salience=torch.rand(batch, n, generator=source),
+        trial=lambda mask: (mask * torch.linspace(0, 1, n)).sum(1),
         **more,
     )
 
@@ -49,7 +52,7 @@ def rows(inp: MaskInput, first: int, last: int) -> MaskInput:
     """Return a part of a batch as another process would see it."""
     tensors = {
         name: value[first:last]
-        for name in ("difficulty", "attention", "images", "log_probability")
+        for name in TENSORS
         if isinstance(value := getattr(inp, name), Tensor)
     }
     return replace(inp, batch=last - first, first=first, whole=inp.batch, **tensors)
@@ -62,6 +65,9 @@ def strategy(request: pytest.FixtureRequest) -> MaskStrategy:
 
 def test_the_published_strategies_are_there() -> None:
     assert {"random", "block", "grid", "hard", "attention", "adversarial"} <= set(NAMES)
+    assert {"colour", "rolled", "multiblock", "even", "salience", "harder", "contrast"} <= set(
+        NAMES
+    )
     assert all(isinstance(masks.build({"name": name}), MaskStrategy) for name in NAMES)
 
 
@@ -126,7 +132,7 @@ def test_images_steps_and_seeds_differ(strategy: MaskStrategy) -> None:
 
 def test_half_precision_inputs(strategy: MaskStrategy) -> None:
     inp = look(3)
-    names = ("difficulty", "attention", "log_probability")
+    names = ("difficulty", "attention", "log_probability", "salience")
     half = replace(inp, **{name: getattr(inp, name).half() for name in names})
     assert strategy(half, rng()).sum(1).tolist() == [strategy.count(196)] * 3
 
@@ -138,6 +144,8 @@ def test_what_is_not_needed_is_not_looked_at(strategy: MaskStrategy) -> None:
         "attention": "attention",
         "images": "images",
         "generator": "log_probability",
+        "salience": "salience",
+        "trial": "trial",
     }
     absent = {field: None for need, field in fields.items() if need not in strategy.needs}
     assert torch.equal(strategy(replace(inp, **absent), rng()), strategy(inp, rng()))

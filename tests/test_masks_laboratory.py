@@ -104,8 +104,14 @@ def test_stats_table_and_figure(
     out = tmp_path / "stats.png"
     arguments = ["stats", "--data", str(data), "--checkpoint", str(run), "-o", str(out)]
     assert main([*arguments, "--ratio", "0.5"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    first, second = capsys.readouterr().out.split("\n\n")
+    lines, shapes = first.splitlines(), second.splitlines()
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in lines[2:]}
+    assert [line.split("|")[1] for line in shapes[2:]] == [line.split("|")[1] for line in lines[2:]]
+    assert all(line.split("|")[-2].strip() != "-" for line in shapes[2:])
+    lift = {line.split("|")[1].strip(): float(line.split("|")[-2]) for line in shapes[2:]}
+    assert lift["random"] == 1
+    assert lift["harder"] > 1
     for name in ("random", "grid", "block", "hard hardest", "attention high", "adversarial"):
         ratio, entropy, clumping, objects, rank = (float(v) for v in rows[name])
         assert ratio == 0.5
@@ -127,10 +133,11 @@ def test_what_a_checkpoint_cannot_say_is_named(
     captured = capsys.readouterr()
     assert "hard hardest is left out: it needs a loss predictor" in captured.err
     assert "adversarial is left out: it needs a trained generator" in captured.err
-    names = [line.split("|")[1].strip() for line in captured.out.splitlines()[2:]]
+    table = captured.out.split("\n\n")[0].splitlines()[2:]
+    names = [line.split("|")[1].strip() for line in table]
     assert "attention high" in names
     assert "hard hardest" not in names
-    assert all(line.split("|")[-2].strip() == "-" for line in captured.out.splitlines()[2:])
+    assert all(line.split("|")[-2].strip() == "-" for line in table)
 
 
 def test_true_loss_is_the_students(run: Path) -> None:

@@ -69,7 +69,7 @@ def test_ema_features_come_from_the_whole_image_without_class_token() -> None:
     batch = images()
     normalised = run.normalise.of_bytes(batch.data)
     patches = to_patches(normalised, 8)
-    _, views = run.look(patches, normalised, step_info())
+    _, views = run.look(patches, normalised, batch.data, step_info())
     assert views is not None
     assert views.difficulty is None
     torch.testing.assert_close(views.features, run.teacher.encoder(patches)[:, 1:])

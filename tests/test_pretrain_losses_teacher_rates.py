@@ -13,6 +13,7 @@ from mimbench.training.learner import StepInfo
 from mimbench.training.optim import Schedule
 from pretrain.config import read_config
 from pretrain.models.autoencoder import split, take, to_patches
+from pretrain.models.decoders import Decoder
 from pretrain.models.reconstruction import (
     pair_signs,
     pixel_loss,
@@ -94,7 +95,7 @@ def test_half_precision_neither_rounds_the_decoders_stream_nor_the_difficulty() 
     """Blocks hand on float32, as the encoder's do; of 196 numbers in bfloat16 a dozen would tie."""
     model, seen = learner().student, []
     for decoder in (model.reconstructor, model.predictor):
-        assert decoder is not None
+        assert isinstance(decoder, Decoder)
         for block in decoder.blocks:
             block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
     patches = torch.randn(4, 16, 192, generator=rng())

@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from mimbench.data.lists import ImageList
 from mimbench.data.preprocess import Preprocess
+from mimbench.model import Network, Weights
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
 from mimbench.system.runtime import Precision
-from mimbench.vit.backbone import Backbone, Features
-from mimbench.vit.weights import VitWeights
+from mimbench.vit.backbone import Backbone
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class BankSpec:
     raw: bool = False
     """Also keep every vector before the final norm, as raw.cls.n and raw.avg.n."""
 
-    def key(self, weights: VitWeights, images: ImageList) -> dict[str, Any]:
+    def key(self, weights: Weights, images: ImageList) -> dict[str, Any]:
         """Return everything that may move a stored number: banks differ if any of it does."""
         return {
             "version": VERSION,
@@ -80,47 +80,32 @@ class BankSpec:
         }
 
 
-def raw_vectors(backbone: Backbone, images: Tensor, blocks: int) -> dict[str, Tensor]:
-    """Return what `block_vectors` does, and the same vectors before the final norm as raw.*."""
-    depth, norm = backbone.spec.depth, cast(torch.nn.Module, backbone.vit.norm)
+def raw_vectors(network: Network, images: Tensor, blocks: int) -> dict[str, Tensor]:
+    """Return what a plain ViT's `vectors` are, and the same before the final norm as raw.*."""
+    if not isinstance(network, Backbone):
+        raise UserError("features before the final norm are kept of plain ViTs only")
+    depth = network.spec.depth
     wanted = list(range(depth - min(blocks, depth), depth))
-    out: dict[str, Tensor] = {}
-    for block, found in zip(wanted, backbone.blocks(images, wanted, norm=False), strict=True):
-        normed = Features(norm(found.cls), norm(found.patches), found.registers)
-        if not backbone.spec.class_token:
-            normed = normed._replace(cls=normed.patches.mean(dim=(1, 2)))
-        out[f"cls.{depth - block}"] = normed.cls
-        out[f"avg.{depth - block}"] = average(backbone, normed)
+    out = network.vectors(images, blocks)
+    for block, found in zip(wanted, network.blocks(images, wanted, norm=False), strict=True):
         out[f"raw.cls.{depth - block}"] = found.cls
         out[f"raw.avg.{depth - block}"] = found.patches.mean(dim=(1, 2))
     return out
 
 
-def block_vectors(backbone: Backbone, images: Tensor, blocks: int) -> dict[str, Tensor]:
-    """Return cls.n and avg.n (b, d) after the final norm, for the last `blocks` blocks."""
-    depth = backbone.spec.depth
-    wanted = list(range(depth - min(blocks, depth), depth))
-    found = backbone.blocks(images, wanted, norm=True)
-    out: dict[str, Tensor] = {}
-    for block, features in zip(wanted, found, strict=True):
-        out[f"cls.{depth - block}"] = features.cls
-        out[f"avg.{depth - block}"] = average(backbone, features)
-    return out
-
-
-def average(backbone: Backbone, features: Features) -> Tensor:
-    """Return the mean of the patches, through the norm that fine-tuned MAE puts after it."""
-    return backbone.vit.fc_norm(features.patches.mean(dim=(1, 2)))
+def require_parts(vectors: Container[str], choice: str) -> None:
+    """Raise `UserError` unless a model has every vector that the choice is made of."""
+    lacking = [part for part in PARTS[choice] if part not in vectors]
+    if lacking:
+        raise UserError(
+            f"features '{choice}' need {', '.join(lacking)}, which this model is too shallow for (or "
+            "whose blocks have other widths); choose features of the last block (cls, avg, cls+avg)"
+        )
 
 
 def join(vectors: dict[str, Tensor], choice: str) -> Tensor:
     """Return the chosen features (b, d') from named vectors."""
-    lacking = [part for part in PARTS[choice] if part not in vectors]
-    if lacking:
-        raise UserError(
-            f"features '{choice}' need {', '.join(lacking)}, which this model is too shallow for; "
-            "choose features of the last block (cls, avg, cls+avg)"
-        )
+    require_parts(vectors, choice)
     return torch.cat([vectors[part] for part in PARTS[choice]], dim=-1)
 
 
@@ -150,12 +135,12 @@ class FeatureBank:
         """Of every so many images a half-precision bank also keeps exact features."""
         return check_step(len(self.images))
 
-    def compute(self, backbone: Backbone, images: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
+    def compute(self, network: Network, images: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return cls.n and avg.n of the last blocks, and where asked for the raw ones."""
         del rows
         if self.spec.raw:
-            return raw_vectors(backbone, images, self.spec.blocks)
-        return block_vectors(backbone, images, self.spec.blocks)
+            return raw_vectors(network, images, self.spec.blocks)
+        return network.vectors(images, self.spec.blocks)
 
     def load(self, choice: str) -> Tensor:
         """Return the chosen features of every image, (n, d) float32, in the list's order."""
@@ -220,7 +205,7 @@ def check_step(count: int) -> int:
 
 
 def open_bank(
-    weights: VitWeights, images: ImageList, spec: BankSpec, *, root: Path | None = None
+    weights: Weights, images: ImageList, spec: BankSpec, *, root: Path | None = None
 ) -> FeatureBank:
     """Return the bank of this key, whether computed or not; its folder is named by the key."""
     key = spec.key(weights, images)

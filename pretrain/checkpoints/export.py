@@ -78,6 +78,16 @@ def write_released(path: Path, stored: StoredModel, layout: str) -> None:
     HPM's file holds the average of every part; ours has none of the reconstruction decoder, which
     nothing uses, so the student's stands in for it there.
     """
+    if stored.leave is not None and layout == "hpm":
+        raise UserError(
+            "the loss predictor of this model is a head on the reconstruction decoder, for which HPM's "
+            "layout has no place; export it with --layout mae"
+        )
+    if stored.decoder.kind == "cross":
+        raise UserError(
+            "neither released layout has a place for a cross decoder; take the run's "
+            "encoder.safetensors"
+        )
     pixels = 3 * stored.spec.patch_size**2
     student = to_official(stored.student, pixels=pixels)
     done = stored.epochs_done or 0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.checkpoints.reading.content import read_raw
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
@@ -24,7 +24,8 @@ from mimbench.vit.weights import VitSpec
 from pretrain.checkpoints.layouts import from_official
 from pretrain.config import Config
 from pretrain.models.autoencoder import DecoderConfig, MaskedAutoencoder
-from pretrain.models.teacher import Teacher
+from pretrain.models.cross_autoencoder import build_autoencoder
+from pretrain.models.teacher import Teacher, build_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +48,16 @@ class StoredModel:
     """What the reconstruction head gives, where the file says it."""
     mask: Mapping[str, Any] | None = None
     """The masking strategy's section of the config, where the file says it."""
+    decoder_config: DecoderConfig | None = None
+    """The decoders' section of the config, where the file says it."""
+    leave: int | None = None
+    """Block of the reconstruction decoder after which a shared loss predictor reads."""
 
     @property
     def decoder(self) -> DecoderConfig:
         """Return the decoders' shape."""
+        if self.decoder_config is not None:
+            return self.decoder_config
         width = self.student["neck.mask_token"].shape[-1]
         names = {n.split(".")[2] for n in self.student if n.startswith("reconstructor.blocks.")}
         return DecoderConfig(width=width, depth=len(names), heads=self.decoder_heads)
@@ -59,20 +66,26 @@ class StoredModel:
         """Return the networks, evaluating; every tensor must find its place."""
         if "reconstructor.pred.weight" not in self.student:
             raise UserError("this file holds an encoder only, without decoders")
-        model = MaskedAutoencoder(
+        model = build_autoencoder(
             self.spec,
             self.decoder,
             outputs=len(self.student["reconstructor.pred.weight"]),
             predictor=any(name.startswith("predictor.") for name in self.student),
+            leave=self.leave,
         )
         # AutoMAE's mask generator is no part of the student
         _fill(model, {n: t for n, t in self.student.items() if not n.startswith("generator.")})
-        teacher = Teacher(model)
+        teacher = build_teacher(model)
         if self.teacher is None:
             return model.eval(), None
-        own = {n: t for n, t in self.teacher.items() if not n.startswith("reconstructor.")}
-        _fill(teacher, own)
+        _fill(teacher, _without_decoder(self.teacher, teacher))
         return model.eval(), teacher
+
+
+def _without_decoder(state: Mapping[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
+    """Return a teacher's tensors; of a reconstruction decoder only what this teacher runs."""
+    own = teacher.state_dict()
+    return {n: t for n, t in state.items() if n in own or not n.startswith("reconstructor.")}
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -146,6 +159,8 @@ def _read_training(path: Path, top: Mapping[str, Any]) -> StoredModel:
             epochs_done=top["epoch"],
             target=config.objective.target,
             mask=config.mask,
+            decoder_config=config.decoder,
+            leave=config.leave(),
         )
     except (KeyError, AttributeError) as error:
         raise UserError(f"{path} is no complete training state: {error} is missing") from error
@@ -157,6 +172,10 @@ def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:
         spec, config = VitSpec.from_json(card["spec"]), card["config"]
         heads, target = config["decoder"]["heads"], config["objective"]["target"]
         epochs, mask = card["epoch"], config["mask"]
+        shape = from_mapping(DecoderConfig, config["decoder"], f"{CARD}: decoder")
+        leave = None
+        if config["objective"].get("predictor", "own") == "shared":
+            leave = config["objective"]["exit"] or config["decoder"]["depth"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} needs its {CARD} beside it, unharmed: {error}") from error
     parts: dict[str, dict[str, Tensor]] = {"student": {}, "teacher": {}}
@@ -171,6 +190,8 @@ def _read_own(path: Path, tensors: Mapping[str, Tensor]) -> StoredModel:
         epochs_done=epochs,
         target=target,
         mask=mask,
+        decoder_config=shape,
+        leave=leave,
     )
 
 
@@ -180,7 +201,7 @@ def _read_released(
     top: Mapping[str, Any],
     num_heads: int | None,
 ) -> StoredModel:
-    weights = read_weights(path, num_heads=num_heads)
+    weights = read_vit(path, who="pretraining", num_heads=num_heads)
     state = next((networks[k] for k in ("state_dict", "model", "") if k in networks), {})
     student = from_official(state) if weights.format in {"hpm", "mae"} else {}
     if not student:
@@ -213,8 +234,7 @@ def start_from(
     if teacher is not None:
         teacher.follow(0.0)
         if stored.teacher is not None:
-            own = {n: t for n, t in stored.teacher.items() if not n.startswith("reconstructor.")}
-            _overlay(teacher, own, path)
+            _overlay(teacher, _without_decoder(stored.teacher, teacher), path)
             logger.info("%s also fills the teacher", path)
     return stored.epochs_done or 0
 

@@ -10,7 +10,7 @@ was never released, so nothing that we wrote could be checked against it.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
@@ -20,9 +20,9 @@ from torch import Tensor
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError, did_you_mean
 
-Need = Literal["difficulty", "attention", "images", "generator"]
-"""The teacher's predicted loss; its class token's attention; the images; a trained generator."""
-
+Need = Literal["difficulty", "attention", "images", "generator", "salience", "trial"]
+"""The teacher's predicted loss; its class token's attention; the images; a trained generator; how
+much embedded patches attend to each; the student's loss under a mask."""
 
 SEMANTIC = frozenset({"semantic", "semantic_parts", "parts", "semmae"})
 """Names under which somebody may look for SemMAE, which stays out."""
@@ -35,7 +35,7 @@ class Amount:
     share: Tensor
     """(b,) share of each image's patches to hide; 0 leaves an image whole."""
     again: float
-    """A second, independent draw of the same law, for strategies that reveal some again."""
+    """A second, independent draw of the same distribution, for strategies that reveal some again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,10 @@ class MaskInput:
     """(b, 3, H, W), normalised."""
     log_probability: Tensor | None = None
     """(b, n) logarithm of the chance at which a trained generator picks each patch first."""
+    salience: Tensor | None = None
+    """(b, n) in [0, 1]: how much the student's embedded patches attend to each, float32."""
+    trial: Callable[[Tensor], Tensor] | None = None
+    """The student's mean loss (b,) under masks (b, n), without gradient."""
     amount: Amount | None = None
     """Set by an objective that replaces tokens; without it a strategy's own count holds."""
     first: int = 0

@@ -101,7 +101,7 @@ def stats(args: argparse.Namespace) -> str:
     if args.out is not None:
         title = f"{len(paths)} images of {args.data.name}, as seen by {called(args.checkpoint)}"
         show_statistics(args.out, rows, kind=kind, title=title)
-    return table(rows, kind)
+    return f"{table(rows, kind)}\n\n{shapes(rows)}"
 
 
 def measure(
@@ -110,6 +110,7 @@ def measure(
     """Return the statistics of every strategy over a set of images."""
     chosen = usable(observer, ratio)
     drawn: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}
+    costs: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}
     observations: list[Observation] = []
     batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
     for number, part in enumerate(track(batches, "looking")):
@@ -118,13 +119,46 @@ def measure(
         for variant in chosen:
             seeds = [seed + DRAWS * number + k for k in range(DRAWS)]
             drawn[variant.label].append(torch.stack([draw(variant, observation, s) for s in seeds]))
+            if observation.trial is not None:
+                costs[variant.label].append(observation.trial(drawn[variant.label][-1][0]))
     losses = [s.loss for s in observations if s.loss is not None]
     loss = torch.cat(losses) if losses else None
     weights = None if cover is None else cover.weights
+    means = {label: torch.cat(c).mean().item() for label, c in costs.items() if c}
     return [
-        describe(label, torch.cat(found, dim=1), observer.grid, objects=weights, loss=loss)
+        describe(
+            label,
+            torch.cat(found, dim=1),
+            observer.grid,
+            objects=weights,
+            loss=loss,
+            lift=means[label] / means["random"] if label in means else None,
+        )
         for label, found in drawn.items()
     ]
+
+
+def shapes(rows: Sequence[Row]) -> str:
+    """Return counts, places, grain and gaps as a second Markdown table."""
+    titles = {
+        "count entropy": "count_entropy",
+        "border": "border",
+        "dead places": "dead",
+        "grain": "grain",
+        "evenness": "evenness",
+        "distance to sight": "distance",
+        "visible parts": "parts",
+        "repetition": "repetition",
+        "information": "information",
+        "of places": "place",
+        "hardness lift": "lift",
+    }
+    lines = [f"| strategy | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    for row in rows:
+        values = [getattr(row.shape, name) for name in titles.values()]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        lines.append(f"| {row.label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[Row], kind: str) -> str:

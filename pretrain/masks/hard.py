@@ -50,13 +50,16 @@ class Strategy:
         """Tell whether the schedule chooses nothing by difficulty yet."""
         return self.hard_count(inp) == 0
 
+    def score(self, inp: MaskInput) -> Tensor | None:
+        """Return what orders the patches (b, n)."""
+        return inp.difficulty
+
     def __call__(self, inp: MaskInput, rng: torch.Generator) -> Tensor:
         """Return the mask; without difficulty (idle, or the teacher left out) it is random."""
         keys = inp.uniform(rng, inp.patches)
         hard = self.hard_count(inp)
-        if hard and inp.difficulty is not None:
-            ranked = inp.difficulty.float().argsort(
-                dim=1, descending=self.order == "hardest", stable=True
-            )
+        score = self.score(inp) if hard else None
+        if score is not None:
+            ranked = score.float().argsort(dim=1, descending=self.order == "hardest", stable=True)
             keys.scatter_(1, ranked[:, :hard], 2.0)
         return hide_largest(keys, self.count(inp.patches))

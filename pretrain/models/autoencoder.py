@@ -5,7 +5,6 @@ dropped before anything is computed for them. A decoder sees [class, visible, hi
 for its last tokens only: its last block computes queries, MLP and head for those alone.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -14,16 +13,9 @@ from torch import Tensor, nn
 from mimbench.vit.positions import resize_table, sincos_table
 from mimbench.vit.weights import VitSpec
 from pretrain.models.blocks import Block, run_block
+from pretrain.models.decoders import Decoder, DecoderConfig, Head
+from pretrain.models.initial import Source, fill, stream
 from pretrain.models.linear import Linear, linear
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Shape of a decoder; reconstruction and loss prediction have one each, of the same shape."""
-
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
 
 
 def to_patches(images: Tensor, size: int) -> Tensor:
@@ -103,6 +95,13 @@ class Encoder(nn.Module):
             x = run_block(block, x, recompute=self.recompute)
         return x
 
+    def outputs(self, patches: Tensor, visible: Tensor | None = None) -> list[Tensor]:
+        """Return the tokens that enter the first block and those after each, before any norm."""
+        found = [self.embed(patches, visible)]
+        for block in self.blocks:
+            found.append(run_block(block, found[-1], recompute=self.recompute))
+        return found
+
     def embed(
         self, patches: Tensor, visible: Tensor | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
@@ -121,30 +120,6 @@ def positions(table: Tensor, spec: VitSpec, grid: tuple[int, int] | None) -> Ten
     if grid is None or grid == spec.grid:
         return table
     return resize_table(table, grid=spec.grid, to=grid, prefix=1, rule=spec.position_rule)
-
-
-class Decoder(nn.Module):
-    """Blocks, a norm and a linear head over the tokens that both decoders share."""
-
-    def __init__(self, config: DecoderConfig, outputs: int, eps: float) -> None:
-        super().__init__()
-        self.recompute = False
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, 4 * config.width, eps) for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.width, eps=eps)
-        self.pred = Linear(config.width, outputs)
-
-    def forward(self, x: Tensor, last: int) -> Tensor:
-        """Return the head's outputs (b, last, outputs) for the last tokens."""
-        for block in self.blocks[:-1]:
-            x = run_block(block, x, recompute=self.recompute)
-        x = self.norm(run_block(self.blocks[-1], x, last, recompute=self.recompute))
-        if self.pred.out_features > 1:
-            return self.pred(x)
-        # one number for a patch is ranked, and in half precision patches would tie
-        with torch.autocast(x.device.type, enabled=False):
-            return self.pred(x.to(self.pred.weight.dtype))
 
 
 class Neck(nn.Module):
@@ -191,8 +166,16 @@ class Outputs(NamedTuple):
 class MaskedAutoencoder(nn.Module):
     """The student: encoder, reconstruction decoder and, for HPM, a loss predictor."""
 
+    predictor: Decoder | Head | None
+
     def __init__(
-        self, spec: VitSpec, decoder: DecoderConfig, *, outputs: int | None, predictor: bool
+        self,
+        spec: VitSpec,
+        decoder: DecoderConfig,
+        *,
+        outputs: int | None,
+        predictor: bool,
+        leave: int | None = None,
     ) -> None:
         """Build the networks with MAE's initial values.
 
@@ -201,15 +184,36 @@ class MaskedAutoencoder(nn.Module):
             decoder: The shape of each decoder.
             outputs: Numbers that the reconstruction head gives for a patch; by default its pixels.
             predictor: Whether there is a loss predictor.
+            leave: Block of the reconstruction decoder after which the loss predictor, then a mere
+                head, reads the tokens; by default it is a decoder of its own.
         """
         super().__init__()
-        self.spec = spec
+        self.spec, self.leave = spec, leave
         self.encoder = Encoder(spec)
         self.neck = Neck(spec, decoder.width)
         pixels = 3 * spec.patch_size**2
         self.reconstructor = Decoder(decoder, outputs or pixels, spec.norm_eps)
-        self.predictor = Decoder(decoder, 1, spec.norm_eps) if predictor else None
-        initialise(self)
+        self.predictor = None
+        if predictor and leave is not None:
+            self.predictor = Head(decoder.width, 1, spec.norm_eps)
+        elif predictor:
+            self.predictor = Decoder(decoder, 1, spec.norm_eps)
+        self.initialise(stream)
+
+    def initialise(self, source: Source) -> None:
+        """Set MAE's initial values from random numbers of this source."""
+        fill(
+            self,
+            source,
+            embedding="encoder.patch_embed.proj",
+            tokens={
+                "encoder.cls_token": self.encoder.cls_token,
+                "neck.mask_token": self.neck.mask_token,
+            },
+            folded={}
+            if self.predictor is None
+            else {"predictor.pred": 3 * self.spec.patch_size**2},
+        )
 
     def forward(self, patches: Tensor, visible: Tensor, hidden: Tensor) -> Outputs:
         """Return latent tokens and what the decoders say about the hidden patches."""
@@ -217,36 +221,19 @@ class MaskedAutoencoder(nn.Module):
 
     def decode(self, latent: Tensor, visible: Tensor, hidden: Tensor) -> Outputs:
         """Return what the decoders say about the hidden patches, from the encoder's tokens."""
-        shared = self.neck(latent, visible, hidden)
-        prediction = self.reconstructor(shared, hidden.shape[1])
-        difficulty = None
-        if self.predictor is not None:
-            difficulty = self.predictor(shared, hidden.shape[1]).squeeze(-1)
-        return Outputs(latent, prediction, difficulty)
+        shared, last = self.neck(latent, visible, hidden), hidden.shape[1]
+        if self.predictor is None:
+            return Outputs(latent, self.reconstructor(shared, last), None)
+        if self.leave is not None:
+            prediction, judged = self.reconstructor.with_exit(
+                shared, last, self.predictor, self.leave
+            )
+        else:
+            prediction, judged = self.reconstructor(shared, last), self.predictor(shared, last)
+        return Outputs(latent, prediction, judged.squeeze(-1))
 
     def recompute(self) -> None:
         """Compute the inside of every block again in the backward pass: less memory, more time."""
         for part in (self.encoder, self.reconstructor, self.predictor):
             if part is not None:
                 part.recompute = True
-
-
-def initialise(model: MaskedAutoencoder) -> None:
-    """Set MAE's initial values from torch's global generator."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    weight = model.encoder.patch_embed.proj.weight
-    nn.init.xavier_uniform_(weight.data.view(len(weight), -1))
-    for token in (model.encoder.cls_token, model.neck.mask_token):
-        nn.init.normal_(token, std=0.02)
-    if model.predictor is not None:
-        _initialise_folded(model.predictor.pred, 3 * model.spec.patch_size**2)
-
-
-def _initialise_folded(head: nn.Linear, outputs: int) -> None:
-    # the released code averages as many outputs as a patch has pixels: the same function here
-    wide = torch.empty(outputs, head.in_features)
-    nn.init.xavier_uniform_(wide)
-    head.weight.data.copy_(wide.mean(dim=0, keepdim=True))

@@ -1,6 +1,6 @@
 """Transformer blocks, with a shortcut where only the last tokens' answers are wanted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -62,8 +62,18 @@ class Block(nn.Module):
         return kept + self.mlp(self.norm2(kept))
 
 
-def run_block(block: Callable[..., Tensor], x: Tensor, *rest: int, recompute: bool) -> Tensor:
+def run_block(
+    block: Callable[..., Tensor], x: Tensor, *rest: int | Tensor, recompute: bool
+) -> Tensor:
     """Return block(x, *rest); with `recompute` its inside is computed again in the backward pass."""
     if recompute and torch.is_grad_enabled():
         return cast(Tensor, checkpoint(block, x, *rest, use_reentrant=False))
     return block(x, *rest)
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, last: int, *, recompute: bool) -> Tensor:
+    """Return what blocks, one after the other, give for the last tokens; no other leaves the last."""
+    *before, final = blocks
+    for block in before:
+        x = run_block(block, x, recompute=recompute)
+    return run_block(final, x, last, recompute=recompute)

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TargetName = Literal["pixels", "normalised", "ema", "dino", "clip"]
+TargetName = Literal["pixels", "normalised", "low", "low_normalised", "hog", "ema", "dino", "clip"]
 PIXEL_TARGETS = frozenset({"pixels", "normalised"})
 LossPrediction = Literal["relative", "absolute", "none"]
+Weights = Literal["none", "attention", "difficulty"]
 
 EPSILON = 1e-6
 """Added to a variance before its root, for targets and for the absolute loss's standardisation."""
@@ -69,3 +70,31 @@ def rank_correlation(predicted: Tensor, signs: Tensor) -> Tensor:
     one, other = predicted.unsqueeze(2), predicted.unsqueeze(1)
     agreement = signs * ((one > other).float() - (one < other).float())
     return agreement.sum() / signs.abs().sum().clamp(min=1)
+
+
+def patch_weights(values: Tensor, temperature: float) -> Tensor:
+    """Return weights (b, m) with mean 1 in each row: exp(values, scaled to [0, 1], / temperature).
+
+    The mean keeps the meaning of the learning rate; a large temperature leaves all patches alike.
+    """
+    values = values.detach().float()
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    scaled = (values - low) / (high - low).clamp(min=1e-12)
+    return (scaled / temperature).softmax(dim=1) * values.shape[1]
+
+
+def spread_choice(keys: Tensor, offset: Tensor, count: int) -> Tensor:
+    """Return `count` of m places (b, count), ascending, spread evenly over the order of keys (b, m).
+
+    Every place is as likely as any other, so a mean over the chosen ones estimates the mean over
+    all without weights; easy and hard places are both among them.
+
+    Args:
+        keys: What orders the places; random numbers make a random choice.
+        offset: One number from [0, 1) for each row (b, 1).
+        count: How many to choose.
+    """
+    m = keys.shape[1]
+    steps = torch.arange(count, device=keys.device) + offset
+    ranks = (steps * (m / count)).long().clamp(max=m - 1)
+    return keys.argsort(dim=1, stable=True).gather(1, ranks).sort(dim=1).values

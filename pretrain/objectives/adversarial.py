@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import all_reduce_mean
 from mimbench.system.seeds import derive_seed
@@ -52,7 +52,7 @@ class AdversarialPretraining(Pretraining):
         self.scorer: Backbone | None = None
         self.scorer_digest, heads = "", self.spec.num_heads
         if strategy.scorer is not None:
-            weights = read_weights(strategy.scorer)
+            weights = read_vit(strategy.scorer, who="the scorer of masks")
             self.scorer = build_backbone(weights).to(self.device)
             self.scorer_digest, heads = weights.digest, weights.spec.num_heads
         student = AdversarialAutoencoder(
@@ -75,13 +75,14 @@ class AdversarialPretraining(Pretraining):
         """Return the step's losses after the critic has had its turn."""
         normalised, patches = self.prepare(batch)
         attention = self.salience(batch.data, patches)
-        mask_input, views = self.look(patches, normalised, at)
+        mask_input, views = self.look(patches, normalised, batch.data, at)
         figures: dict[str, Tensor] = {}
         if self.strategy.weight > 0:
             figures = self.train_rival(attention, mask_input, at)
-        self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, 1))
+        self.dice(at, self.config.start.mask_stream)
         noise, gumbel = self.strategy.noise(mask_input, self.generator)
         found: AdversarialOutputs = model(patches, attention, gumbel, noise)
+        self.masks.add(found.draw.mask, mask_input)
         losses = self.patch_losses(
             found.outputs.prediction, patches, batch.data, found.hidden, views
         )

@@ -1,22 +1,28 @@
 """A pretraining step: crop -> (teacher) -> mask -> student -> reconstruction and predicted loss."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mimbench.system.seeds import derive_seed
+from mimbench.system.files import write_json
 from mimbench.training.batches import Batch
-from mimbench.training.learner import LAST, Learner, StepInfo
+from mimbench.training.learner import LAST, StepInfo
 from mimbench.training.optim import Schedule, scaled_lr
 from mimbench.vit.normalise import Normalisation
 from pretrain import masks
 from pretrain.checkpoints.export import write_export
 from pretrain.config import Config
 from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, split, take, to_patches
+from pretrain.models.cross_autoencoder import build_autoencoder
 from pretrain.models.features import FeatureNetwork
+from pretrain.models.image_targets import (
+    histogram_width,
+    low_frequencies,
+    oriented_gradients,
+)
+from pretrain.models.initial import by_name
 from pretrain.models.reconstruction import (
     PIXEL_TARGETS,
     absolute_loss,
@@ -27,7 +33,9 @@ from pretrain.models.reconstruction import (
     rank_correlation,
     relative_loss,
 )
-from pretrain.models.teacher import Teacher, Views
+from pretrain.models.teacher import Views, build_teacher
+from pretrain.objectives.looking import Looking
+from pretrain.objectives.mask_record import MaskRecord
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -41,14 +49,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def output_width(config: Config, features: FeatureNetwork | None) -> int | None:
     """Return the width of the reconstruction head, None for a patch's pixels."""
-    if config.objective.target in PIXEL_TARGETS:
+    target = config.objective.target
+    if target in PIXEL_TARGETS or target.startswith("low"):
         return None
+    if target == "hog":
+        return histogram_width(config.encoder.patch)
     if features is not None:
         return features.width
     return config.encoder.spec(config.data).embed_dim
 
 
-class Pretraining(Learner):
+class Pretraining(Looking):
     """Masked image modelling by reconstruction: MAE, HPM and everything between and beside them."""
 
     def __init__(self, config: Config, device: torch.device, out: Path) -> None:
@@ -57,12 +68,16 @@ class Pretraining(Learner):
         self.strategy = masks.build(config.mask)
         source = config.objective.features_from
         self.features = FeatureNetwork(source, self.spec.grid).to(device) if source else None
-        self.student = self.networks(output_width(config, self.features)).to(device)
+        student = self.networks(output_width(config, self.features))
+        if config.start.init == "named":
+            # before they move: a device has generators of its own
+            student.initialise(by_name(config.training.seed))
+        self.student = student.to(device)
         self.model = self.student
         if config.machine.recompute:
             self.student.recompute()
         averaged = self.asks_teacher() or config.objective.target == "ema" or config.teacher.keep
-        self.teacher = Teacher(self.student) if averaged else None
+        self.teacher = build_teacher(self.student) if averaged else None
         if self.teacher is not None and config.machine.compile:
             self.teacher.compile()
         self.optimizer = torch.optim.AdamW(
@@ -79,20 +94,23 @@ class Pretraining(Learner):
         )
         # on the host: a seed gives the same masks on every device
         self.generator = torch.Generator()
+        self.masks = MaskRecord(self.spec.grid, device)
         self.normalise = Normalisation(self.spec.mean, self.spec.std).to(device)
 
     def networks(self, outputs: int | None) -> MaskedAutoencoder:
         """Return what is trained."""
-        return MaskedAutoencoder(
+        return build_autoencoder(
             self.spec,
             self.config.decoder,
             outputs=outputs,
             predictor=self.config.objective.predict_loss != "none",
+            leave=self.config.leave(),
         )
 
     def asks_teacher(self) -> bool:
-        """Tell whether the masks follow what the teacher sees."""
-        return bool(self.strategy.needs & {"difficulty", "attention"})
+        """Tell whether masks or weights follow what the teacher sees."""
+        weighed = self.config.objective.weights != "none"
+        return weighed or bool(self.strategy.needs & {"difficulty", "attention"})
 
     def rate(self, at: StepInfo) -> float:
         """Return the learning rate."""
@@ -101,49 +119,19 @@ class Pretraining(Learner):
     def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         """Return the step's losses, and how well predicted losses order the true ones."""
         normalised, patches = self.prepare(batch)
-        mask_input, views = self.look(patches, normalised, at)
-        # the same numbers on every process and micro-step: each takes its own rows
-        self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, 1))
-        mask = self.strategy(mask_input, self.generator)
+        mask_input, views = self.look(patches, normalised, batch.data, at)
+        mask = self.strategy(mask_input, self.dice(at, self.config.start.mask_stream))
+        self.masks.add(mask, mask_input)
         visible, hidden = split(mask, self.strategy.count(mask_input.patches))
+        hidden = self.chosen(mask_input, hidden, at)
         outputs: Outputs = model(patches, visible, hidden)
         losses = self.patch_losses(outputs.prediction, patches, batch.data, hidden, views)
-        return self.figures(outputs, losses)
+        return self.figures(outputs, losses, self.weigh(mask_input, hidden))
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the images (b, 3, H, W), normalised, and their patches."""
         normalised = self.normalise.of_bytes(batch.data)
         return normalised, to_patches(normalised, self.spec.patch_size)
-
-    def look(
-        self, patches: Tensor, normalised: Tensor, at: StepInfo
-    ) -> tuple[masks.MaskInput, Views | None]:
-        """Ask the teacher for what mask and target need at this moment, and for nothing else."""
-        config, needs = self.config.teacher, self.strategy.needs
-        mask_input = masks.MaskInput(
-            batch=len(patches),
-            grid=self.spec.grid,
-            device=patches.device,
-            epoch_progress=(at.epoch + 1) / at.epochs,
-            step_progress=(at.step + 1) / at.steps,
-            first=at.first,
-            whole=at.batch,
-            images=normalised if "images" in needs else None,
-        )
-        asked = at.step % config.every == 0 and not self.strategy.idle(mask_input)
-        judged, attends = asked and "difficulty" in needs, asked and "attention" in needs
-        whole = judged and config.tokens == 1
-        views, difficulty, attention = None, None, None
-        if self.teacher is not None and (whole or self.config.objective.target == "ema"):
-            views = self.teacher(patches, difficulty=whole, attention=attends)
-            difficulty, attention = views.difficulty, views.attention
-        elif self.teacher is not None and attends:
-            attention = self.teacher.attend(patches)
-        if self.teacher is not None and judged and not whole:
-            difficulty = self.teacher.glance(patches, config.tokens)
-        if attention is not None:
-            attention = attention.mean(dim=1)
-        return replace(mask_input, difficulty=difficulty, attention=attention), views
 
     def patch_losses(
         self,
@@ -160,17 +148,29 @@ class Pretraining(Learner):
             return pixel_loss(
                 prediction, normalise_patches(wanted) if target == "normalised" else wanted
             )
+        if target == "hog":
+            wanted = oriented_gradients(self.normalise.of_bytes(images), self.spec.patch_size)
+            return pixel_loss(prediction, take(wanted, hidden))
+        if target.startswith("low"):
+            low = self.normalise(low_frequencies(images.float() / 255))
+            wanted = take(to_patches(low, self.spec.patch_size), hidden)
+            return pixel_loss(
+                prediction, normalise_patches(wanted) if target == "low_normalised" else wanted
+            )
         if target == "ema":
             assert views is not None
             return feature_loss(prediction, take(views.features, hidden))
         assert self.features is not None
         return feature_loss(prediction, take(self.features(images / 255), hidden))
 
-    def figures(self, outputs: Outputs, losses: Tensor) -> dict[str, Tensor]:
+    def figures(
+        self, outputs: Outputs, losses: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the total loss and what a person wants to see beside it."""
-        objective, reconstruction = self.config.objective, losses.mean()
+        objective, plain = self.config.objective, losses.mean()
+        reconstruction = plain if weights is None else (losses * weights).mean()
         if outputs.difficulty is None:
-            return {"loss": reconstruction, "reconstruction": reconstruction.detach()}
+            return {"loss": reconstruction, "reconstruction": plain.detach()}
         signs = pair_signs(losses)
         if objective.predict_loss == "relative":
             judged = relative_loss(outputs.difficulty, signs, epsilon=objective.epsilon)
@@ -178,10 +178,15 @@ class Pretraining(Learner):
             judged = absolute_loss(outputs.difficulty, losses)
         return {
             "loss": reconstruction + objective.loss_weight * judged,
-            "reconstruction": reconstruction.detach(),
+            "reconstruction": plain.detach(),
             "loss_prediction": judged.detach(),
             "rank_correlation": rank_correlation(outputs.difficulty, signs),
         }
+
+    def begin_epoch(self, at: StepInfo) -> None:
+        """Begin a new record of masks, unless the run goes on in the middle of an epoch."""
+        if at.step % at.steps_per_epoch == 0:
+            self.masks.reset()
 
     def after_update(self, at: StepInfo) -> None:
         """Let the teacher follow, once for each optimizer step."""
@@ -194,12 +199,17 @@ class Pretraining(Learner):
         """Write what other programs read: the encoders, and the whole model."""
         out = self.out if checkpoint.name == LAST else self.out / checkpoint.stem
         write_export(out, self.config, self.student, self.teacher, at)
+        write_json(out / "masks.json", {"step": at.step, **self.masks.summary()})
 
     def state(self) -> dict[str, Any]:
-        """Return the teacher."""
-        return {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+        """Return the teacher, and what the epoch's masks were like."""
+        own = {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+        return {**own, "masks": self.masks.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the teacher up."""
+        """Take the teacher and the record of masks up."""
+        # states from before there was a record have none
+        if "masks" in state:
+            self.masks.restore(state["masks"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])

@@ -104,6 +104,29 @@ class ListSource:
         return str(self.folder / self.paths[index])
 
 
+class Part:
+    """Some of a source's images, spread evenly over their order."""
+
+    def __init__(self, source: Source, images: int) -> None:
+        if not 0 < images <= len(source):
+            raise UserError(f"data.images is {images}, but there are {len(source)} images")
+        self.source, self.images = source, images
+
+    def __len__(self) -> int:
+        return self.images
+
+    def load(self, index: int) -> bytes | Tensor:
+        """Return the image as the whole source gives it."""
+        return self.source.load(self._place(index))
+
+    def name(self, index: int) -> str:
+        """Return its name there."""
+        return self.source.name(self._place(index))
+
+    def _place(self, index: int) -> int:
+        return index * len(self.source) // self.images
+
+
 def open_source(name: str, root: Path | None, split: str) -> Source:
     """Return the images that a config names.
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.data.images import read
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import Backbone, build_backbone
@@ -21,11 +22,13 @@ from mimbench.vit.weights import VitSpec
 from pretrain import masks
 from pretrain.checkpoints.stored import MODEL, read_model
 from pretrain.masks import MaskInput, MaskStrategy
+from pretrain.masks.salience import outgoing
 from pretrain.models.attention import backbone_attention
-from pretrain.models.autoencoder import MaskedAutoencoder, split, take, to_patches
+from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
 from pretrain.models.generator import Generator
-from pretrain.models.reconstruction import PIXEL_TARGETS, normalise_patches, pixel_loss
-from pretrain.models.teacher import Teacher
+from pretrain.models.reconstruction import PIXEL_TARGETS
+from pretrain.models.teacher import Teacher, build_teacher
+from pretrain.viewing.true_losses import losses_under, true_losses
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class Observation:
     log_probability: Tensor | None
     loss: Tensor | None
     """(b, n) true reconstruction loss, where the checkpoint has a decoder for pixels."""
+    salience: Tensor | None = None
+    trial: Callable[[Tensor], Tensor] | None = None
 
     def input(self) -> MaskInput:
         """Return what strategies are given, at the end of their schedules."""
@@ -65,6 +70,8 @@ class Observation:
             attention=self.attention,
             images=self.images,
             log_probability=self.log_probability,
+            salience=self.salience,
+            trial=self.trial,
         )
 
 
@@ -89,11 +96,13 @@ class Observer:
         stored = read_model(path, num_heads=num_heads) if _is_model(path) else None
         if stored is not None and "reconstructor.pred.weight" in stored.student:
             self.model, teacher = stored.build()
-            self.teacher = teacher or Teacher(self.model)
+            self.teacher = teacher or build_teacher(self.model)
             self.target, self.spec = stored.target, stored.spec
             self.generator = _generator(stored.student)
         else:
-            self.backbone = build_backbone(read_weights(path, num_heads=num_heads))
+            self.backbone = build_backbone(
+                read_vit(path, who="the laboratory", num_heads=num_heads)
+            )
             self.spec: VitSpec = self.backbone.spec
         patch = self.spec.patch_size
         if size is not None and (size < patch or size % patch):
@@ -118,7 +127,12 @@ class Observer:
         assert views.attention is not None
         native = self.grid == self.spec.grid
         loss = self.true_loss(patches) if native and self.target in PIXEL_TARGETS else None
-        return self._sight(images, views.attention, views.difficulty, loss)
+        seen = self._sight(images, views.attention, views.difficulty, loss)
+        return dataclasses.replace(
+            seen,
+            salience=outgoing(self.teacher.encoder.embed(patches, grid=self.grid)[:, 1:]),
+            trial=None if loss is None else partial(self._trial, patches),
+        )
 
     def _sight(
         self, images: Tensor, heads: Tensor, difficulty: Tensor | None, loss: Tensor | None
@@ -142,20 +156,14 @@ class Observer:
     def true_loss(self, patches: Tensor) -> Tensor:
         """Return each patch's reconstruction loss (b, n), averaged over random masks that hide it."""
         assert self.model is not None
-        rng = torch.Generator().manual_seed(0)
-        strategy = masks.build({"name": "random"})
-        inp = MaskInput(batch=len(patches), grid=self.grid, device=patches.device)
-        total = torch.zeros(patches.shape[:2])
-        count = torch.zeros(patches.shape[:2])
-        for _ in range(PROBES):
-            visible, hidden = split(strategy(inp, rng), strategy.count(inp.patches))
-            wanted = take(patches, hidden)
-            if self.target == "normalised":
-                wanted = normalise_patches(wanted)
-            loss = pixel_loss(self.model(patches, visible, hidden).prediction, wanted)
-            total.scatter_add_(1, hidden, loss)
-            count.scatter_add_(1, hidden, torch.ones_like(loss))
-        return total / count.clamp(min=1)
+        return true_losses(
+            self.model, patches, normalised=self.target == "normalised", looks=PROBES
+        )
+
+    def _trial(self, patches: Tensor, mask: Tensor) -> Tensor:
+        assert self.model is not None
+        _, losses = losses_under(self.model, patches, mask, normalised=self.target == "normalised")
+        return losses.mean(dim=1)
 
     def offers(self) -> dict[str, str]:
         """Return need -> why this checkpoint cannot serve it."""
@@ -164,6 +172,10 @@ class Observer:
             missing["difficulty"] = "needs a loss predictor"
         if self.generator is None:
             missing["generator"] = "needs a trained generator"
+        if self.model is None:
+            missing["salience"] = "needs a pretraining run"
+        if self.model is None or self.grid != self.spec.grid or self.target not in PIXEL_TARGETS:
+            missing["trial"] = "needs a decoder for pixels and images of the run's size"
         return missing
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mimbench.data.lists import SUFFIXES
 from mimbench.system.errors import UserError
 from pretrain.viewing.annotations import is_label_map
+from pretrain.viewing.mask_shapes import Shape, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Row:
     """Spearman's, between how often a patch is hidden and its true reconstruction loss."""
     where: Tensor
     """(rows, columns): how often each place is hidden."""
+    shape: Shape
 
 
 def describe(
@@ -39,6 +41,7 @@ def describe(
     *,
     objects: Tensor | None,
     loss: Tensor | None,
+    lift: float | None = None,
 ) -> Row:
     """Return the statistics of masks.
 
@@ -48,6 +51,7 @@ def describe(
         grid: Rows and columns.
         objects: (b, n) how much of what is annotated lies on each patch; NaN rows have nothing.
         loss: (b, n) true reconstruction loss.
+        lift: The loss under these masks, over that under random ones.
     """
     often = draws.float().mean(0)
     where, ratio = often.mean(0), often.mean().item()
@@ -67,6 +71,7 @@ def describe(
         objects=over,
         rank_correlation=None if loss is None else spearman(often, loss),
         where=where.unflatten(0, grid),
+        shape=shape_of(draws, grid, objects=objects, lift=lift),
     )
 
 

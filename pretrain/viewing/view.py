@@ -29,7 +29,7 @@ from pretrain.models.reconstruction import (
     pixel_loss,
     rank_correlation,
 )
-from pretrain.models.teacher import Teacher
+from pretrain.models.teacher import Teacher, build_teacher
 
 Pixels = Literal["pixels", "normalised"]
 
@@ -90,13 +90,13 @@ def open_networks(stored: StoredModel, path: Path) -> tuple[MaskedAutoencoder, T
     if "reconstructor" not in parts:
         raise UserError(
             f"{path} holds an encoder only: the reconstruction decoder and the loss predictor are "
-            "missing, so there is nothing to fill in or foretell. Give the run's folder, one of its "
+            "missing, so there is nothing to reconstruct or predict. Give the run's folder, one of its "
             "checkpoints, its model.safetensors, or a pretraining checkpoint of HPM or MAE"
         )
     model, teacher = stored.build()
     if model.predictor is None:
         return model, None
-    return model, teacher if teacher is not None else Teacher(model)
+    return model, teacher if teacher is not None else build_teacher(model)
 
 
 def strategy_of(stored: StoredModel, *, foretells: bool) -> MaskStrategy:

@@ -69,9 +69,11 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def look(batch: int, difficulty: Tensor | None = None, **more: Any) -> MaskInput:
+def look(
+    batch: int, difficulty: Tensor | None = None, grid: tuple[int, int] = (14, 14), **more: Any
+) -> MaskInput:
     return MaskInput(
-        batch=batch, grid=(14, 14), device=torch.device("cpu"), difficulty=difficulty, **more
+        batch=batch, grid=grid, device=torch.device("cpu"), difficulty=difficulty, **more
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m pretrain.compare`: one tiny pretraining in many arms, scored alike, over seeds.
+"""`python -m pretrain.compare suite`: one tiny pretraining in many arms, scored alike, over seeds.
 
 The arms are every masking strategy, and HPM taken apart: MAE, loss prediction with random masks,
 hard masks. All train by one recipe on the sample data, with the same images, steps and seeds; a twin
@@ -19,14 +19,11 @@ from typing import Any
 from mimbench.benchmarks.cells import (
     Cell,
     Request,
-    finished,
     make_cells,
     read_candidate,
-    set_aside,
 )
-from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.lifecycle import finished, run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, Manifest, load_manifest
-from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.checkpoints.files import write_weights
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
@@ -60,6 +57,13 @@ ARMS: Mapping[str, tuple[str, ...]] = {
         "mask.show=0.25",
     ),
     "attention low (AttMask)": (*PLAIN, "mask.name=attention", "mask.order=low"),
+    "colour (ColorMAE)": (*PLAIN, "mask.name=colour"),
+    "rolled (CAPI)": (*PLAIN, "mask.name=rolled"),
+    "contrast of pixels": (*PLAIN, "mask.name=contrast"),
+    "multiblock (I-JEPA)": (*PLAIN, "mask.name=multiblock"),
+    "even (UM-MAE)": (*PLAIN, "mask.name=even"),
+    "salience": (*PLAIN, "mask.name=salience"),
+    "harder of two": (*PLAIN, "mask.name=harder"),
     "adversarial (AutoMAE)": (*PLAIN, "mask.name=adversarial"),
 }
 """What each arm changes in the recipe; all hide the recipe's share of patches."""
@@ -137,15 +141,11 @@ def cells_of(plan: Plan, manifest: Manifest, seed: int, encoders: Mapping[str, P
 
 def score(cell: Cell, *, done: bool) -> float | None:
     """Return a cell's main number, computed unless it lies there; None where that is not allowed."""
-    if cell.problem:
-        raise UserError(cell.problem)
     result = finished(cell)
     if result is None and done:
         return None
     if result is None:
-        set_aside(cell)
-        write_order(cell.folder / ORDER_FILE, cell.order)
-        result = evaluate(cell.order, cell.folder)
+        result = run_here(cell)
         logger.info("%s: %.1f", cell.label, result.metrics[result.main_metric])
     return result.metrics[result.main_metric]
 
@@ -202,7 +202,7 @@ def summary(values: Sequence[float], seeds: int) -> str:
 
 def parser() -> Parser:
     """Return the command line."""
-    out = Parser(prog="python -m pretrain.compare", description=__doc__)
+    out = Parser(prog="python -m pretrain.compare suite", description=__doc__)
     add_option(
         out, "--out", "default: runs/compare", default=Path("runs") / "compare", metavar="DIR"
     )
@@ -248,7 +248,3 @@ def _compare(args: argparse.Namespace) -> int:
         raise UserError(f"no arm is called {args.arms!r}; there are {', '.join((*ARMS, TWIN))}")
     sys.stdout.write(table(plan, compare(plan, load_manifest(args.benchmarks))) + "\n")
     return ExitCode.OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

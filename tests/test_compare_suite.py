@@ -10,7 +10,7 @@ from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints.files import read_weights
 from mimbench.system.config import parse_overrides
 from pretrain import masks
-from pretrain.compare import ARMS, TWIN, Plan, compare, main, prepare, table
+from pretrain.compare.suite import ARMS, TWIN, Plan, compare, main, prepare, table
 from pretrain.objectives.learner import Pretraining
 from tests.support.tiny_pretrain import NETWORK
 

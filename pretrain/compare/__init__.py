@@ -1,0 +1,1 @@
+"""Comparing strategies: an experiment that can decide, and the suite's benchmarks over tiny runs."""

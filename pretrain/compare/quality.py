@@ -1,0 +1,60 @@
+"""How well predicted difficulties order patches: against true losses under random masks."""
+
+import torch
+from torch import Tensor
+
+from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
+from pretrain.models.teacher import Teacher, build_teacher
+from pretrain.viewing.mask_statistics import spearman
+from pretrain.viewing.true_losses import true_losses
+
+LOOKS = 24
+"""Random masks over which a patch's true loss is averaged."""
+
+
+@torch.no_grad()
+def judgements(teacher: Teacher, patches: Tensor) -> dict[str, Tensor]:
+    """Return each way of ordering patches: scores (b, n), larger is said to be harder."""
+    keys = torch.rand(patches.shape[:2], generator=torch.Generator().manual_seed(1))
+    found = {"contrast": patches.std(dim=-1)}
+    if teacher.predictor is not None:
+        whole = teacher(patches, difficulty=True).difficulty
+        assert whole is not None
+        found |= {
+            "whole": whole,
+            "quarter": teacher.sample(patches, keys),
+            "tokens 0.25": teacher.glance(patches, 0.25),
+        }
+    return found
+
+
+def share_found(scores: Tensor, losses: Tensor, count: int) -> float:
+    """Return the share of the `count` truly hardest patches that are among the highest scores."""
+    chosen, hardest = (
+        torch.zeros_like(losses).scatter_(1, v.topk(count).indices, 1.0) for v in (scores, losses)
+    )
+    return ((chosen * hardest).sum(1) / count).mean().item()
+
+
+def mask_quality(
+    model: MaskedAutoencoder, teacher: Teacher | None, images: Tensor, *, normalised: bool
+) -> dict[str, dict[str, float]]:
+    """Return, for each way of ordering, Spearman's correlation and the share of the hardest found.
+
+    Args:
+        model: The student: its losses are the truth.
+        teacher: What predicts them; without one pixel contrast alone is judged.
+        images: (b, 3, H, W), normalised.
+        normalised: Whether targets are normalised pixels.
+    """
+    patches = to_patches(images, model.spec.patch_size)
+    losses = true_losses(model, patches, normalised=normalised, looks=LOOKS)
+    count = round(losses.shape[1] * 0.375)
+    scores = judgements(teacher or build_teacher(model), patches)
+    return {
+        "reconstruction": {"loss": losses.mean().item()},
+        **{
+            name: {"rank": spearman(s, losses), "found": share_found(s, losses, count)}
+            for name, s in scores.items()
+        },
+    }

@@ -1,0 +1,80 @@
+"""What the masks of an epoch were like: summed on the device as they are drawn, kept with every state.
+
+A reader of a run's saved states can so watch a curriculum: where masks lie, how clumped they are,
+and how many of the patches that were said to be hardest they hide.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.masks import MaskInput, hide_largest
+
+
+class MaskRecord:
+    """Sums over the masks since the epoch began."""
+
+    def __init__(self, grid: tuple[int, int], device: torch.device) -> None:
+        self.grid = grid
+        self.where = torch.zeros(grid[0] * grid[1], dtype=torch.float64, device=device)
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+        """Images; neighbours of hidden patches that are hidden, and all; images with a difficulty; the
+        share of their hardest patches that is hidden, summed."""
+
+    @torch.no_grad()
+    def add(self, mask: Tensor, inp: MaskInput) -> None:
+        """Count masks (b, n)."""
+        self.where += mask.sum(0)
+        x = mask.view(-1, *self.grid)
+        pairs = (x[:, 1:] & x[:, :-1]).sum() + (x[:, :, 1:] & x[:, :, :-1]).sum()
+        # each hidden patch has as many neighbours as the grid gives its place
+        ends = self.degrees(mask.device)
+        self.sums[0] += len(mask)
+        self.sums[1] += 2 * pairs
+        self.sums[2] += (mask * ends).sum()
+        if inp.difficulty is not None:
+            hardest = hide_largest(inp.difficulty.float(), max(1, mask.shape[1] // 4))
+            found = (mask & hardest).sum(1) / hardest.sum(1)
+            self.sums[3] += len(mask)
+            self.sums[4] += found.sum()
+
+    def degrees(self, device: torch.device) -> Tensor:
+        """Return how many neighbours each place has (n,)."""
+        rows, columns = self.grid
+        r, c = torch.arange(rows, device=device), torch.arange(columns, device=device)
+        tall = (r > 0).long() + (r < rows - 1).long()
+        wide = (c > 0).long() + (c < columns - 1).long()
+        return (tall.view(-1, 1) + wide).flatten()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.where.zero_()
+        self.sums.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums."""
+        return {"where": self.where, "sums": self.sums}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take the sums up."""
+        self.where.copy_(state["where"])
+        self.sums.copy_(state["sums"])
+
+    def summary(self) -> dict[str, Any]:
+        """Return the statistics as plain values; empty before the first mask."""
+        images, pairs, ends, judged, found = self.sums.tolist()
+        if not images:
+            return {}
+        where = (self.where / images).cpu()
+        ratio, share = where.mean().item(), where / where.sum()
+        entropy = -(share * share.clamp(min=1e-12).log()).sum().item() / math.log(len(where))
+        return {
+            "images": int(images),
+            "ratio": ratio,
+            "spatial_entropy": entropy,
+            "clumping": pairs / ends / ratio,
+            "hardest_quarter_hidden": found / judged if judged else None,
+            "where": [[round(v, 4) for v in row] for row in where.view(self.grid).tolist()],
+        }
