@@ -111,7 +111,7 @@ def test_golden_layer_decay_of_the_optimizer(golden: Path, tmp_path: Path):
     with torch.device("meta"):
         model = build_vit(spec, num_classes=1000, pool="avg", fc_norm=True)
     recipe = replace(recipe_for("hpm", 768), layer_decay=0.8)
-    groups = make_optimizer(model, from_mapping(Config, {"data": "x"}), recipe, 12).param_groups
+    groups = make_optimizer(model, from_mapping(Config, {"data": "x"}), recipe, spec).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found.keys() == expected.keys()
@@ -177,7 +177,7 @@ def test_transform_is_timms_with_the_recipes_parts(small_spec: VitSpec):
 
 def test_position_table_is_resized_once_by_the_familys_rule(weights: VitWeights):
     larger = at_size(weights, 48)
-    assert larger.spec.grid == (6, 6)
+    assert larger.spec.image_size == (48, 48)
     expected = resize_table(
         weights.tensors["pos_embed"], grid=(4, 4), to=(6, 6), prefix=1, rule="bicubic"
     )
@@ -217,6 +217,19 @@ def test_shuffled_labels_give_chance(
     metrics = train_classifier(weights, train, val, settings, tmp_path / "out", Ranks()).metrics
     # 100 images, chance 25: three standard deviations
     assert metrics["top1"] < 38
+
+
+def test_an_epoch_that_was_not_scored_has_no_accuracy(
+    painted_images: Callable[..., Path], weights: VitWeights, tmp_path: Path
+):
+    """It was written as 0, and the report drew it."""
+    data = painted_images(tmp_path / "data", train=8, val=4)
+    finetune.run(weights, config(data, epochs=3, eval_every=2), tmp_path / "out")
+    lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
+    scored = {row["step"]: row["top1"] for row in map(json.loads, lines) if "top1" in row}
+    # two steps an epoch: the second epoch is due, and the last one always is
+    assert scored.keys() == {4, 6}
+    assert all(value > 0 for value in scored.values())
 
 
 def test_out_of_memory_halves_the_micro_batch_at_equal_effective_batch(

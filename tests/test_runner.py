@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimbench.benchmarks.cells import Cell, finished
+from mimbench.benchmarks.cells import Cell
+from mimbench.benchmarks.lifecycle import finished
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.orders import safe_name
 from mimbench.results.record import read_result

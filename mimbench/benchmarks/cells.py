@@ -10,23 +10,17 @@ from mimbench.benchmarks.evaluation import describe_weights
 from mimbench.benchmarks.locations import data_name
 from mimbench.benchmarks.manifest import Manifest, Profile
 from mimbench.benchmarks.orders import (
-    NOT_PROTOCOL,
-    ORDER_FILE,
-    RESULT_FILE,
-    STALE,
     Order,
-    read_order,
     safe_name,
 )
 from mimbench.benchmarks.survey import Finding, Question, survey
 from mimbench.checkpoints.files import read_weights
 from mimbench.checkpoints.reading.plausibility import doubts
-from mimbench.results.record import Result, read_result
+from mimbench.model import Spec
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from mimbench.vit.footprint import Footprint
-from mimbench.vit.weights import VitSpec
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +36,7 @@ class Candidate:
     num_heads: int | None = None
     twin: bool = False
     """Random on purpose: no canary."""
-    spec: VitSpec | None = None
+    spec: Spec | None = None
 
     @property
     def folder(self) -> str:
@@ -114,12 +108,11 @@ def read_candidate(
     weights = read_weights(path, which=which, num_heads=num_heads)
     spec = weights.spec
     logger.info(
-        "%s: %s, %d blocks of width %d, patch %d, %d tensors used%s",
+        "%s: %s, %s, image vector of %d, %d tensors used%s",
         path,
         weights.format,
-        spec.depth,
+        spec.model,
         spec.embed_dim,
-        spec.patch_size,
         len(weights.tensors),
         "".join(f", {count} left out ({group})" for group, count in weights.extras.items()),
     )
@@ -157,13 +150,13 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     return cells
 
 
-def _footprint(finding: Finding, specs: Sequence[VitSpec], spec: VitSpec | None) -> Footprint:
+def _footprint(finding: Finding, specs: Sequence[Spec], spec: Spec | None) -> Footprint:
     if spec is None or not finding.footprints:
         return Footprint()
     return finding.footprints[specs.index(spec)]
 
 
-def _ask(manifest: Manifest, request: Request, specs: Sequence[VitSpec]) -> dict[str, Finding]:
+def _ask(manifest: Manifest, request: Request, specs: Sequence[Spec]) -> dict[str, Finding]:
     questions = []
     for name in request.benchmarks:
         dataset, config = manifest.recipe(name, request.profile, request.overrides)
@@ -230,37 +223,3 @@ def _cell(
         effort=finding.effort,
         labelled_images=finding.labelled_images,
     )
-
-
-def finished(cell: Cell) -> Result | None:
-    """Return the cell's result if it is done already under the same protocol."""
-    path = cell.folder / RESULT_FILE
-    if not path.is_file():
-        return None
-    result = read_result(path)
-    same = (
-        result.protocol == cell.protocol and result.weights["digest"] == cell.order.weights_digest
-    )
-    return result if same and result.status == "done" else None
-
-
-def set_aside(cell: Cell, *, fresh: bool = False) -> None:
-    """Move what another recipe or version left in the cell's folder out of the way."""
-    path = cell.folder / ORDER_FILE
-    if not path.is_file():
-        return
-    before = read_order(path)
-    failed = cell.folder / RESULT_FILE
-    stale = failed.is_file() and read_result(failed).protocol not in ("", cell.protocol)
-    if not fresh and not stale and _identity(before) == _identity(cell.order):
-        return
-    number = 1
-    while (aside := cell.folder.with_name(f"{cell.folder.name}{STALE}{number}")).exists():
-        number += 1
-    logger.info("%s: an earlier run with another recipe is kept as %s", cell.label, aside.name)
-    cell.folder.rename(aside)
-
-
-def _identity(order: Order) -> tuple[Any, ...]:
-    config = {k: v for k, v in order.config.items() if k not in NOT_PROTOCOL - {"seed"}}
-    return order.task, order.dataset, order.weights_digest, order.which, config

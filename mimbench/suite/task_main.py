@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mimbench.benchmarks.cells import Request, finished, make_cells, read_candidate, set_aside
-from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.cells import Request, make_cells, read_candidate
+from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, Profile, load_manifest
-from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.results.record import Result
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
@@ -128,13 +127,4 @@ def _run(task: str, args: argparse.Namespace) -> Result:
     )
     who = read_candidate(args.checkpoint, which=args.which, num_heads=args.num_heads)
     [cell] = make_cells(manifest, [who], request)
-    if cell.problem:
-        raise UserError(cell.problem)
-    done = None if args.fresh else finished(cell)
-    if done:
-        logger.info("done before, see %s; --fresh runs it again", cell.folder)
-        return done
-    if int(os.environ.get("RANK", "0")) == 0:
-        set_aside(cell, fresh=args.fresh)
-        write_order(cell.folder / ORDER_FILE, cell.order)
-    return evaluate(cell.order, cell.folder)
+    return run_here(cell, fresh=args.fresh)

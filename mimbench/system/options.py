@@ -32,7 +32,10 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "--parts": {"nargs": "+", "help": "what to measure"},
     "--precision": {"metavar": "P", "help": "floating-point format of the computation"},
     "--profile": {"metavar": "P", "help": "which variant of the recipes"},
-    "--recompute": {"action": "store_true", "help": "detection: less memory, more time"},
+    "--recompute": {
+        "action": "store_true",
+        "help": "less memory, more time, where the backbone is trained",
+    },
     "--reference": {
         "action": "append",
         "default": [],

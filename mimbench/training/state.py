@@ -58,6 +58,8 @@ class TrainingState:
     def improves(self, figures: Mapping[str, float], config: LoopConfig) -> bool:
         """Tell whether an epoch's figures are the best so far, and note it if they are."""
         name = config.best
+        if name not in figures and name in self.learner.sometimes:
+            return False
         if name not in figures:
             raise UserError(f"best: '{name}' is no figure of this run; it has {', '.join(figures)}")
         sign = 1 if config.best_is == "largest" else -1

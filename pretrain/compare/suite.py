@@ -19,14 +19,11 @@ from typing import Any
 from mimbench.benchmarks.cells import (
     Cell,
     Request,
-    finished,
     make_cells,
     read_candidate,
-    set_aside,
 )
-from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.lifecycle import finished, run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, Manifest, load_manifest
-from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.checkpoints.files import write_weights
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
@@ -144,15 +141,11 @@ def cells_of(plan: Plan, manifest: Manifest, seed: int, encoders: Mapping[str, P
 
 def score(cell: Cell, *, done: bool) -> float | None:
     """Return a cell's main number, computed unless it lies there; None where that is not allowed."""
-    if cell.problem:
-        raise UserError(cell.problem)
     result = finished(cell)
     if result is None and done:
         return None
     if result is None:
-        set_aside(cell)
-        write_order(cell.folder / ORDER_FILE, cell.order)
-        result = evaluate(cell.order, cell.folder)
+        result = run_here(cell)
         logger.info("%s: %.1f", cell.label, result.metrics[result.main_metric])
     return result.metrics[result.main_metric]
 

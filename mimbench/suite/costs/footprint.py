@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from mimbench.benchmarks.cells import Cell, finished
+from mimbench.benchmarks.cells import Cell
+from mimbench.benchmarks.lifecycle import finished
 from mimbench.features.bank import cache_root
 from mimbench.suite.running.launch import physical_gpu
 from mimbench.system.errors import UserError

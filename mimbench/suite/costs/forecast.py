@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mimbench.benchmarks.cells import Cell, finished
+from mimbench.benchmarks.cells import Cell
+from mimbench.benchmarks.lifecycle import finished
 from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, Order, write_order
 from mimbench.suite.costs.pace import Pace, read_pace
 from mimbench.suite.running.launch import Slot, start, stop

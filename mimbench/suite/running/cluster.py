@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mimbench.benchmarks.cells import Cell, set_aside
-from mimbench.benchmarks.orders import LEFT_FILE, LOG_FILE, ORDER_FILE, RESULT_FILE, write_order
+from mimbench.benchmarks.cells import Cell
+from mimbench.benchmarks.lifecycle import begin, record_failure
+from mimbench.benchmarks.orders import LEFT_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results.record import read_result
 from mimbench.suite.running.cell_job import CellJob
-from mimbench.suite.running.runner import Ended, figure, record_failure, settle
+from mimbench.suite.running.runner import Ended, figure, settle
 from mimbench.suite.running.screen import last_lines
 from mimbench.system.errors import UserError
 
@@ -106,11 +107,7 @@ def _submit(
             job.wait()
     executor = _executor(cells[0].folder.parents[1] / "slurm", nodes, before, cluster)
     for cell in cells:
-        set_aside(cell, fresh=fresh)
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        for name in (RESULT_FILE, LEFT_FILE):
-            (cell.folder / name).unlink(missing_ok=True)
-        write_order(cell.folder / ORDER_FILE, cell.order)
+        begin(cell, fresh=fresh)
     with executor.batch():
         jobs = [
             executor.submit(cluster.job(str(c.folder.resolve()), cluster.gpus, nodes))

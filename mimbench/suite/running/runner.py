@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from mimbench.benchmarks.cells import Cell, finished, set_aside
-from mimbench.benchmarks.orders import (
-    LEFT_FILE,
-    LOG_FILE,
-    ORDER_FILE,
-    RESULT_FILE,
-    changed,
-    write_order,
-)
-from mimbench.results.record import Result, provenance, read_result, write_result
+from mimbench.benchmarks.cells import Cell
+from mimbench.benchmarks.lifecycle import begin, finished, number_in, record_failure
+from mimbench.benchmarks.orders import LEFT_FILE, LOG_FILE, RESULT_FILE
+from mimbench.results.record import Result, read_result
 from mimbench.suite.running.launch import Slot, eval_command, start, stop
 from mimbench.suite.running.screen import Screen, last_lines
 from mimbench.system.progress import clock
@@ -50,7 +44,7 @@ class Watcher(Protocol):
 
 
 @dataclass
-class Running:
+class ActiveCell:
     """A cell at work."""
 
     cell: Cell
@@ -92,7 +86,7 @@ def run_cells(
         watcher: Is told of each cell that begins and each that is done.
     """
     ended, waiting = settle(cells, fresh=fresh)
-    running: list[Running] = []
+    running: list[ActiveCell] = []
     screen = Screen(len(waiting))
     try:
         while waiting or running:
@@ -122,7 +116,7 @@ def settle(cells: Iterable[Cell], *, fresh: bool = False) -> tuple[list[Ended], 
             ended.append(Ended(cell, "skipped"))
         elif cell.problem:
             logger.error("%s: not possible here: %s", cell.label, cell.problem)
-            if _has_number(cell):
+            if number_in(cell.folder):
                 logger.warning("%s: the number that it has from before stays", cell.label)
             else:
                 record_failure(cell, cell.problem)
@@ -132,21 +126,16 @@ def settle(cells: Iterable[Cell], *, fresh: bool = False) -> tuple[list[Ended], 
     return ended, waiting
 
 
-def _has_number(cell: Cell) -> bool:
-    path = cell.folder / RESULT_FILE
-    return path.is_file() and read_result(path).status == "done"
-
-
 def _fill(
     waiting: list[Cell],
-    running: list[Running],
+    running: list[ActiveCell],
     slots: Sequence[Slot],
     command: Command,
     *,
     fresh: bool,
-) -> list[Running]:
+) -> list[ActiveCell]:
     """Start what can start now; return what was started."""
-    begun: list[Running] = []
+    begun: list[ActiveCell] = []
     free = [slot for slot in slots if all(job.slot is not slot for job in running)]
     for slot in free:
         busy = [*waiting, *(job.cell for job in running)]
@@ -154,14 +143,10 @@ def _fill(
         if cell is None:
             break
         waiting.remove(cell)
-        set_aside(cell, fresh=fresh)
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        for name in (RESULT_FILE, LEFT_FILE):
-            (cell.folder / name).unlink(missing_ok=True)
-        write_order(cell.folder / ORDER_FILE, cell.order)
+        begin(cell, fresh=fresh)
         began = time.monotonic()
         process = start(command(cell, slot), cell.folder, slot)
-        begun.append(Running(cell, slot, process, began))
+        begun.append(ActiveCell(cell, slot, process, began))
         running.append(begun[-1])
     return begun
 
@@ -181,7 +166,7 @@ def _blocked(cell: Cell, busy: Sequence[Cell]) -> bool:
     )
 
 
-def conclude(job: Running, position: str) -> Ended:
+def conclude(job: ActiveCell, position: str) -> Ended:
     """Read what a finished process left; without a result the cell failed."""
     code, seconds = job.process.wait(), time.monotonic() - job.began
     spent, path = clock(seconds), job.cell.folder / RESULT_FILE
@@ -210,26 +195,6 @@ def conclude(job: Running, position: str) -> Ended:
     )
     record_failure(job.cell, tail[-1] if tail else f"exit code {code}")
     return Ended(job.cell, "failed")
-
-
-def record_failure(cell: Cell, error: str) -> None:
-    """Leave a result that says the cell failed, so that the table can say so too."""
-    result = Result(
-        benchmark=cell.order.benchmark,
-        task=cell.order.task,
-        version=cell.version,
-        main_metric=cell.main_metric,
-        profile=cell.order.profile,
-        protocol=cell.protocol,
-        metrics={},
-        config={"dataset": cell.order.dataset},
-        weights=cell.candidate.weights,
-        status="failed",
-        error=error,
-        provenance=provenance(device="", seed=0, seconds=0.0, peak_memory_mb=0.0),
-        overrides=changed(cell.order),
-    )
-    write_result(cell.folder / RESULT_FILE, result)
 
 
 def figure(result: Result) -> str:

@@ -14,7 +14,7 @@ SHOWN_LINES = 30
 PLAIN_SECONDS = 30.0
 
 
-class Job(Protocol):
+class Shown(Protocol):
     """A cell at work."""
 
     @property
@@ -59,7 +59,7 @@ class Screen:
         self._clear()
         return f"[{self.done}/{self.total}]"
 
-    def show(self, running: Sequence[Job]) -> None:
+    def show(self, running: Sequence[Shown]) -> None:
         """Show what runs, when it is due."""
         now = time.monotonic()
         if not running or now - self.shown < (LIVE_SECONDS if self.live else PLAIN_SECONDS):
@@ -75,7 +75,7 @@ class Screen:
             for line in lines:
                 logger.info("%s", line)
 
-    def _line(self, job: Job, now: float) -> str:
+    def _line(self, job: Shown, now: float) -> str:
         latest = (last_lines(job.log, 1) or ["starting"])[0]
         return f"[{self.done}/{self.total} done] {job.label} {clock(now - job.began)} | {latest}"
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mimbench.benchmarks.cells import Candidate, Cell, finished
+from mimbench.benchmarks.cells import Candidate, Cell
+from mimbench.benchmarks.lifecycle import finished
 from mimbench.benchmarks.survey import child_environment
 from mimbench.system.errors import UserError
 

@@ -1,0 +1,121 @@
+"""One life cycle of a run: claim the folder, set aside what is stale, order, run, success or failure.
+
+`run_here` does all of it in this process; the runner and the cluster call `begin`, start processes,
+and record a failure where no result came back. Nothing else touches a run's order or result.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from mimbench.benchmarks.cells import Cell
+from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.orders import (
+    LEFT_FILE,
+    NOT_PROTOCOL,
+    ORDER_FILE,
+    RESULT_FILE,
+    STALE,
+    Order,
+    changed,
+    read_order,
+    write_order,
+)
+from mimbench.results.record import Result, provenance, read_result, write_result
+from mimbench.system.errors import UserError
+from mimbench.system.lock import folder_lock
+from mimbench.vit.weights import VitWeights
+
+logger = logging.getLogger(__name__)
+
+
+def run_here(cell: Cell, *, fresh: bool = False, weights: VitWeights | None = None) -> Result:
+    """Return the cell's result, run in this process unless it is done; of several ranks one records.
+
+    Args:
+        cell: What to run.
+        fresh: Run a done cell again; the old folder is kept aside.
+        weights: The checkpoint, where it is in memory already.
+    """
+    if cell.problem:
+        raise UserError(cell.problem)
+    if (done := finished(cell)) and not fresh:
+        logger.info("%s: done before, see %s", cell.label, cell.folder)
+        return done
+    main = int(os.environ.get("RANK", "0")) == 0
+    if main:
+        with folder_lock(cell.folder, f"another process is running {cell.order.benchmark}"):
+            begin(cell, fresh=fresh)
+    try:
+        return evaluate(cell.order, cell.folder, weights)
+    except Exception as error:
+        if main:
+            record_failure(cell, str(error) or type(error).__name__)
+        raise
+
+
+def begin(cell: Cell, *, fresh: bool = False) -> None:
+    """Make the cell's folder ready: stale content aside, no old result, the order written."""
+    set_aside(cell, fresh=fresh)
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT_FILE, LEFT_FILE):
+        (cell.folder / name).unlink(missing_ok=True)
+    write_order(cell.folder / ORDER_FILE, cell.order)
+
+
+def finished(cell: Cell) -> Result | None:
+    """Return the cell's result if it is done already under the same protocol."""
+    result = number_in(cell.folder)
+    if result is None or result.protocol != cell.protocol:
+        return None
+    return result if result.weights["digest"] == cell.order.weights_digest else None
+
+
+def number_in(folder: Path) -> Result | None:
+    """Return the result in a folder if it holds a number, under whichever protocol."""
+    path = folder / RESULT_FILE
+    result = read_result(path) if path.is_file() else None
+    return result if result is not None and result.status == "done" else None
+
+
+def set_aside(cell: Cell, *, fresh: bool = False) -> None:
+    """Move what another recipe or version left in the cell's folder out of the way."""
+    path = cell.folder / ORDER_FILE
+    if not path.is_file():
+        return
+    before = read_order(path)
+    failed = cell.folder / RESULT_FILE
+    stale = failed.is_file() and read_result(failed).protocol not in ("", cell.protocol)
+    if not fresh and not stale and _identity(before) == _identity(cell.order):
+        return
+    number = 1
+    while (aside := cell.folder.with_name(f"{cell.folder.name}{STALE}{number}")).exists():
+        number += 1
+    logger.info("%s: an earlier run with another recipe is kept as %s", cell.label, aside.name)
+    cell.folder.rename(aside)
+
+
+def _identity(order: Order) -> tuple[Any, ...]:
+    config = {k: v for k, v in order.config.items() if k not in NOT_PROTOCOL - {"seed"}}
+    return order.task, order.dataset, order.weights_digest, order.which, config
+
+
+def record_failure(cell: Cell, error: str) -> None:
+    """Leave a result that says the cell failed, so that the table can say so too."""
+    result = Result(
+        benchmark=cell.order.benchmark,
+        task=cell.order.task,
+        version=cell.version,
+        main_metric=cell.main_metric,
+        profile=cell.order.profile,
+        protocol=cell.protocol,
+        metrics={},
+        config={"dataset": cell.order.dataset},
+        weights=cell.candidate.weights,
+        status="failed",
+        error=error,
+        provenance=provenance(device="", seed=0, seconds=0.0, peak_memory_mb=0.0),
+        overrides=changed(cell.order),
+    )
+    write_result(cell.folder / RESULT_FILE, result)
