@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimbench.benchmarks.cells import Request, finished, make_cells, read_candidate, set_aside
+from mimbench.benchmarks.cells import Request, make_cells, read_candidate
 from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.lifecycle import finished, set_aside
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, load_manifest
 from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.checkpoints.files import write_weights
