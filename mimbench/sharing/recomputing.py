@@ -18,6 +18,7 @@ from mimbench.benchmarks.records import outcomes_of
 from mimbench.results.record import Result, protocol_digest
 from mimbench.scores.outcomes import TOLERANCE, Statistic
 from mimbench.system.errors import UserError, printable
+from mimbench.system.listing import first_few
 
 UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError)
 """What arrays of wrong shapes and kinds raise on their way to a metric."""
@@ -89,8 +90,8 @@ def _check_numbers(found: Checked, result: Result, offered: Mapping[str, Statist
             _check_metric(found, result, metric, statistic)
         except UNFIT as error:
             found.faults.append(f"the outcomes of {metric} are damaged: {error}"[:300])
-    for metric in result.metrics.keys() - offered.keys():
-        found.unproven.append(f"{metric}: no outcomes were kept that determine it")
+    if alone := sorted(result.metrics.keys() - offered.keys()):
+        found.unproven.append(f"no outcomes were kept that determine {first_few(alone, 40)}")
     for metric in result.intervals.keys() - offered.keys():
         found.faults.append(f"{metric} has an interval, and no outcomes that it could come from")
 
