@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.evaluation import describe_weights
-from mimbench.benchmarks.locations import data_name
 from mimbench.benchmarks.manifest import Manifest, Profile
 from mimbench.benchmarks.orders import (
     Order,
@@ -199,9 +198,7 @@ def _cell(
         benchmark=name,
         task=benchmark.task,
         profile=request.profile,
-        dataset=data_name(
-            dataset, own=request.own_data, folder=Path(finding.config.get("data", ""))
-        ),
+        dataset=finding.dataset or dataset,
         checkpoint=who.path,
         config={**finding.config, "seed": seed},
         overrides=overrides,
@@ -209,6 +206,7 @@ def _cell(
         which=who.which,
         num_heads=who.num_heads,
         weights_digest=who.weights["digest"],
+        data_digest=finding.data_digest,
     )
     return Cell(
         order=order,
