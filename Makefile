@@ -1,4 +1,4 @@
-.PHONY: setup check test demo bench lock lock-check hooks
+.PHONY: setup check test demo bench docs lock lock-check hooks
 
 UV := .venv/bin/uv
 COMPILE := $(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.10 \
@@ -18,6 +18,10 @@ demo:  ## the whole chain on sample data
 
 bench: setup  ## measure speed and memory
 	.venv/bin/python -m bench $(ARGS)
+
+docs: setup  ## build the HTML pages into site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+	@echo "open site/index.html"
 
 lock: setup  ## renew requirements.lock after a change of dependencies; make lock ARGS=--upgrade
 	$(COMPILE) --output-file requirements.lock $(ARGS)

@@ -24,7 +24,7 @@ def tiny_vit(side: int, patch: int, outputs: int) -> VisionTransformer:
 
 
 class DenseHead(nn.Module):
-    """A ViT whose tokens each foretell, with one linear layer, the labels of their own patch."""
+    """A ViT whose tokens each predict, with one linear layer, the labels of their own patch."""
 
     def __init__(self, side: int, patch: int, classes: int, cell: int):
         super().__init__()

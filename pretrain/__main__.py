@@ -15,9 +15,6 @@ from pathlib import Path
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_option
-from mimbench.system.runtime import process_group
-from pretrain.recipes import read_recipe
-from pretrain.train import train
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
+    # not before the options are read: --help and a wrong option need no torch
+    from mimbench.system.runtime import process_group  # noqa: PLC0415
+    from pretrain.recipes import read_recipe  # noqa: PLC0415
+    from pretrain.train import train  # noqa: PLC0415
+
     overrides = [*args.set, *([f"data.root={args.data}"] if args.data else [])]
     config = read_recipe(args.config, overrides)
     out = args.out or Path("runs") / "pretrain" / Path(args.config).stem

@@ -159,7 +159,7 @@ class Config:
         return self.decoder.depth if self.objective.exit is None else self.objective.exit
 
     def loop(self) -> LoopConfig:
-        """Return what the training loop is told."""
+        """Return the training loop's configuration."""
         return self.training.loop(clip_grad=self.optimizer.clip_grad, best="reconstruction")
 
     def digest(self) -> str:

@@ -92,7 +92,7 @@ class TrainingConfig:
     tensorboard: bool = True
 
     def loop(self, *, clip_grad: float | None, best: str) -> LoopConfig:
-        """Return what the training loop is told."""
+        """Return the training loop's configuration."""
         return LoopConfig(
             epochs=self.epochs,
             batch=self.batch,

@@ -144,10 +144,10 @@ def test_launchers_start_two_processes_that_work_on_one_run(
         )
         for command in machines(way, free_port())
     ]
-    told = [part.communicate(timeout=400) for part in parts]
-    for part, (_, errors) in zip(parts, told, strict=True):
+    outputs = [part.communicate(timeout=400) for part in parts]
+    for part, (_, errors) in zip(parts, outputs, strict=True):
         assert part.returncode == 0, errors[-3000:]
-    lines = [line for out, _ in told for line in out.splitlines()]
+    lines = [line for out, _ in outputs for line in out.splitlines()]
     assert len([line for line in lines if line.startswith("box_ap\t")]) == 1
     [result] = tmp_path.glob("runs/**/result.json")
     assert read_result(result).notes["processes"] == 2

@@ -210,13 +210,13 @@ def test_micro_batches_of_one_are_the_same_for_any_machine(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     # what torchrun tells its processes
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     parts = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(script), str(coco), str(tmp_path / "two")],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]

@@ -1,4 +1,4 @@
-"""The doctor: each fault is found, named, and comes with a command that mends it."""
+"""The doctor: each fault is found, named, and comes with a command that fixes it."""
 
 import csv
 import io
@@ -36,10 +36,10 @@ def statuses(checks: list[Check]) -> list[str]:
     return [check.status for check in checks]
 
 
-def run_mend(check: Check, cwd: Path) -> None:
+def run_fix(check: Check, cwd: Path) -> None:
     """Run the command that the doctor advises."""
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run(["bash", "-ec", check.mend], cwd=cwd, env=env, check=True, capture_output=True)
+    subprocess.run(["bash", "-ec", check.fix], cwd=cwd, env=env, check=True, capture_output=True)
 
 
 # ImageNet
@@ -94,27 +94,27 @@ def test_imagenet_with_missing_images(tiny_imagenet: Path) -> None:
     train, val = imagenet.check(tiny_imagenet)
     assert "5 images in 3 classes, expected 6 in 3" in train.detail
     assert f"without images: {WNIDS[2]}" in val.detail
-    assert "tar -xf" in train.mend
+    assert "tar -xf" in train.fix
 
 
-def test_imagenet_flat_validation_is_mended(tiny_imagenet: Path) -> None:
+def test_imagenet_flat_validation_is_fixed(tiny_imagenet: Path) -> None:
     flatten(tiny_imagenet / "val")
     write_solution(tiny_imagenet.parent / sort_validation.SOLUTION)
     train, val = imagenet.check(tiny_imagenet)
     assert (train.status, val.status) == ("ok", "fault")
     assert "flat: 3 images lie in" in val.detail
-    run_mend(val, tiny_imagenet)
+    run_fix(val, tiny_imagenet)
     assert statuses(imagenet.check(tiny_imagenet)) == ["ok", "ok"]
     assert (tiny_imagenet / "val" / WNIDS[1] / "ILSVRC2012_val_00000002.JPEG").exists()
 
 
-def test_imagenet_flat_training_is_mended(tiny_imagenet: Path) -> None:
+def test_imagenet_flat_training_is_fixed(tiny_imagenet: Path) -> None:
     flatten(tiny_imagenet / "train")
-    run_mend(imagenet.check(tiny_imagenet)[0], tiny_imagenet)
+    run_fix(imagenet.check(tiny_imagenet)[0], tiny_imagenet)
     assert statuses(imagenet.check(tiny_imagenet)) == ["ok", "ok"]
 
 
-def test_imagenet_archives_are_mended(tiny_imagenet: Path) -> None:
+def test_imagenet_archives_are_fixed(tiny_imagenet: Path) -> None:
     train = tiny_imagenet / "train"
     for wnid in WNIDS:
         with tarfile.open(train / f"{wnid}.tar", "w") as archive:
@@ -124,7 +124,7 @@ def test_imagenet_archives_are_mended(tiny_imagenet: Path) -> None:
         (train / wnid).rmdir()
     check = imagenet.check(tiny_imagenet)[0]
     assert "3 archives" in check.detail
-    run_mend(check, tiny_imagenet)
+    run_fix(check, tiny_imagenet)
     assert statuses(imagenet.check(tiny_imagenet)) == ["ok", "ok"]
 
 
@@ -207,7 +207,7 @@ def test_coco_with_missing_pictures(tiny_coco: Path) -> None:
     (tiny_coco / "val2017" / "000000000001.jpg").unlink()
     check = coco.check(tiny_coco)[1]
     assert "1 of 2 images are not in" in check.detail
-    assert "val2017.zip" in check.mend
+    assert "val2017.zip" in check.fix
 
 
 def test_coco_with_a_truncated_file(tiny_coco: Path) -> None:
@@ -215,7 +215,7 @@ def test_coco_with_a_truncated_file(tiny_coco: Path) -> None:
     path.write_text(path.read_text()[:-20])
     check = coco.check(tiny_coco)[0]
     assert "is not a whole instances file" in check.detail
-    assert "annotations_trainval2017.zip" in check.mend
+    assert "annotations_trainval2017.zip" in check.fix
     path.write_text("{}")
     assert "no 'images' in it" in coco.check(tiny_coco)[0].detail
     path.unlink()
@@ -268,7 +268,7 @@ def test_ade_with_wrong_labels(tiny_ade: Path, values: list[int], mode: str, exp
     check = ade.check(tiny_ade)[1]
     assert check.status == "fault"
     assert expected in check.detail
-    assert "ADEChallengeData2016.zip" in check.mend
+    assert "ADEChallengeData2016.zip" in check.fix
 
 
 def test_ade_with_a_truncated_label(tiny_ade: Path) -> None:
@@ -296,17 +296,17 @@ def test_ade_of_the_other_release(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "ade" / name)
     (check,) = check_data(tmp_path / "ade")
     assert "is the full ADE20K release" in check.detail
-    assert f"mv {tmp_path}/ade {tmp_path}/ade.old" in check.mend
+    assert f"mv {tmp_path}/ade {tmp_path}/ade.old" in check.fix
 
 
-def test_ade_one_folder_too_deep_is_mended(tiny_ade: Path) -> None:
+def test_ade_one_folder_too_deep_is_fixed(tiny_ade: Path) -> None:
     inner = tiny_ade / "ADEChallengeData2016"
     inner.mkdir()
     for kind in ("images", "annotations"):
         (tiny_ade / kind).rename(inner / kind)
     (check,) = ade.check(tiny_ade)
     assert "one folder too deep" in check.detail
-    run_mend(check, tiny_ade)
+    run_fix(check, tiny_ade)
     assert statuses(ade.check(tiny_ade)) == ["ok", "ok"]
 
 
@@ -324,7 +324,7 @@ def test_folder_of_data_sets_and_each_data_set_itself(
         ("ADE20K training", "ok"),
         ("ADE20K validation", "ok"),
     ]
-    assert "image-net.org" in below[0].mend
+    assert "image-net.org" in below[0].fix
     assert check_data(tiny_coco) == below[1:3]
     assert check_data(tiny_ade) == below[3:]
 
@@ -333,7 +333,7 @@ def test_other_name_is_found_and_linked(tmp_path: Path, tiny_ade: Path) -> None:
     tiny_ade.rename(tmp_path / "ADEChallengeData2016")
     named = next(check for check in check_data(tmp_path) if check.name == "ADE20K")
     assert named.status == "fault"
-    run_mend(named, tmp_path)
+    run_fix(named, tmp_path)
     assert "ADE20K" not in [check.name for check in check_data(tmp_path)]
 
 
@@ -354,9 +354,7 @@ def test_generated_sample_data_is_recognised(tmp_path: Path) -> None:
     next((root / "ade" / "images").rglob("*.*g")).unlink()
     (damaged,) = check_data(root)
     assert "is damaged" in damaged.detail
-    assert (
-        damaged.mend == f"{shlex.quote(sys.executable)} -m mimbench sample --fresh --out '{root}'"
-    )
+    assert damaged.fix == f"{shlex.quote(sys.executable)} -m mimbench sample --fresh --out '{root}'"
 
 
 def test_sample_data_is_not_measured_by_the_published_counts(tmp_path: Path) -> None:
@@ -372,7 +370,7 @@ def test_sample_data_is_not_measured_by_the_published_counts(tmp_path: Path) -> 
     (tmp_path / "coco/val2017/1.jpg").unlink()
     (check,) = check_data(tmp_path)
     assert "coco/val2017 has 0 files, expected 1" in check.detail
-    assert "-m mimbench sample --fresh --out" in check.mend
+    assert "-m mimbench sample --fresh --out" in check.fix
 
 
 # The environment
@@ -389,7 +387,7 @@ def test_broken_framework_is_a_fault_with_a_command(monkeypatch: pytest.MonkeyPa
     (check,) = frameworks.check_frameworks()
     assert check.status == "fault"
     assert check.detail == "ModuleNotFoundError: No module named 'no_such_framework'"
-    assert "setup.sh" in check.mend
+    assert "setup.sh" in check.fix
 
 
 def test_child_that_crashes_hangs_or_talks() -> None:
@@ -417,7 +415,7 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch, *, driver: bool, status: str) -
 
 def test_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "_SHARED_MEMORY_GIB", 10**9)
-    assert "--shm-size" in environment.check_shared_memory(Path("/")).mend
+    assert "--shm-size" in environment.check_shared_memory(Path("/")).fix
 
 
 @pytest.fixture
@@ -444,8 +442,8 @@ def test_command_exit_code_and_json(
 
 
 def test_table_never_wraps_a_command() -> None:
-    mend = "wget " + "x" * 300
-    text = as_table([fault("data", "word " * 60, mend), ok("a", "")])
-    assert f"mend: {mend}\n" in text
-    assert text.endswith("1 to mend, 0 to know about, of 2 checks\n")
+    fix = "wget " + "x" * 300
+    text = as_table([fault("data", "word " * 60, fix), ok("a", "")])
+    assert f"fix: {fix}\n" in text
+    assert text.endswith("1 to fix, 0 to know about, of 2 checks\n")
     assert json.loads(as_json([ok("a", "")]))["ok"] is True

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mimbench.system.errors import UserError
-from mimbench.system.exit_codes import MEANINGS, ExitCode, run_command
+from mimbench.system.exit_codes import MEANINGS, ExitCode, report_error, run_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,12 +79,13 @@ def test_closed_pipe() -> None:
         ("a\x1b[31mred", "a\\x1b[31mred"),
         ("tab\there", "tab\\there"),
         ("bad \udcff name", "bad \\udcff name"),
-        ("two\nlines", "two\nlines"),
+        ("two\nlines", "two\n  lines"),
         ("carriage\rreturn", "carriage\\rreturn"),
     ],
 )
-def test_errors_are_printable(text: str, expected: str) -> None:
-    assert str(UserError(text)) == expected
+def test_errors_are_printable(text: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report_error(text)
+    assert capsys.readouterr().err == f"error: {expected}\n"
 
 
 def test_nobody_else_writes_error_lines() -> None:

@@ -1,4 +1,4 @@
-"""Room for a run, told by arithmetic before anything is computed."""
+"""Room for a run, computed before it begins."""
 
 import logging
 import math

@@ -12,6 +12,7 @@ import pytest
 
 from bench.gpu import __main__ as kit
 from bench.gpu.__main__ import PARTS, Part, chosen_parts, main
+from mimbench.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,7 +97,7 @@ def test_no_time_left_is_said(tmp_path: Path) -> None:
 
 def test_parts_keep_their_order_and_a_wrong_name_is_an_error() -> None:
     assert [p.name for p in chosen_parts("demo,tests")] == ["tests", "demo"]
-    with pytest.raises(SystemExit, match="no part 'tset'.*tests"):
+    with pytest.raises(UserError, match="no part 'tset'.*tests"):
         chosen_parts("tset")
 
 

@@ -41,12 +41,12 @@ def plain_votes(similarity: torch.Tensor, labels: torch.Tensor, k: int, t: float
     return rank_classes(votes)
 
 
-@pytest.mark.parametrize(("classes", "told"), [(1000, 1000), (1000, 3), (40, 6), (7, 7)])
-def test_looking_at_the_neighbours_classes_alone_ranks_like_all(classes: int, told: int):
-    generator = torch.Generator().manual_seed(classes + told)
+@pytest.mark.parametrize(("classes", "present"), [(1000, 1000), (1000, 3), (40, 6), (7, 7)])
+def test_looking_at_the_neighbours_classes_alone_ranks_like_all(classes: int, present: int):
+    generator = torch.Generator().manual_seed(classes + present)
     # far away neighbours have votes of exactly 0, as classes without any
     similarity = 9 * torch.rand(80, 20, generator=generator).sort(1, descending=True).values
-    labels = torch.randint(classes - told, classes, (80, 20), generator=generator)
+    labels = torch.randint(classes - present, classes, (80, 20), generator=generator)
     found = Neighbours(similarity=similarity, labels=labels)
     for k, ranked in weighted_votes(
         found, ks=[1, 4, 20], temperature=0.07, classes=classes

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.measure import where
-from mimbench.system.errors import did_you_mean
+from mimbench.system.errors import UserError, did_you_mean
+from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import write_json, write_text
+from mimbench.system.options import Parser, add_option
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,22 @@ def chosen_parts(names: str) -> list[Part]:
     asked = [name for name in names.split(",") if name] or list(known)
     for name in asked:
         if name not in known:
-            raise SystemExit(f"error: no part '{name}'{did_you_mean(name, known)}")
+            raise UserError(f"no part '{name}'{did_you_mean(name, known)}")
     return [part for part in PARTS if part.name in asked]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; 0 only if each was done or skipped."""
-    parser = argparse.ArgumentParser(prog="bench/gpu/run.sh", description=__doc__)
+    parser = Parser(prog="bench/gpu/run.sh", description=__doc__)
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
-    parser.add_argument("--parts", default="", metavar="A,B", help="default: all")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), metavar="DIR")
+    add_option(parser, "--parts", "default: all", nargs=None, default="", metavar="A,B")
+    add_option(parser, "--out", "default: runs/gpu", default=Path("runs/gpu"), metavar="DIR")
     parser.add_argument("--rehearse", action="store_true", help="small sizes on a CPU")
-    args = parser.parse_args(argv)
+    return run_command(measure, parser.parse_args(argv))
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Run the chosen parts one after the other."""
     args.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
     header, found = where(), {}
@@ -111,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(args.out / "summary.json", {**header, "parts": found})
         write_text(args.out / "summary.md", summary(header, found))
     fine = all(p["status"] == "done" or p["status"].startswith("skipped") for p in found.values())
-    return 0 if fine else 1
+    return ExitCode.OK if fine else ExitCode.FAILED
 
 
 if __name__ == "__main__":

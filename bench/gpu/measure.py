@@ -1,6 +1,5 @@
 """What the parts share: where they run, how a part's figures are written, how time is taken."""
 
-import argparse
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -14,9 +13,10 @@ from typing import Any
 import torch
 
 from bench.stopwatch import Stopwatch
-from mimbench.results.record import source_state
 from mimbench.system.files import write_json
+from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import fp32_means_fp32
+from mimbench.system.source import source_state
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Setting:
 
 def part_setting(argv: Sequence[str] | None, description: str | None) -> Setting:
     """Parse the arguments that every part takes."""
-    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
+    parser = Parser(description=(description or "").partition("\n")[0])
+    add_option(parser, "--out", "a folder for the figures", required=True, metavar="DIR")
     parser.add_argument("--rehearse", action="store_true", help="small sizes on a CPU")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -43,11 +43,11 @@ def locate(dataset: str, data: Path | None) -> Path:
 
 @cache
 def known_faults(dataset: str, folder: Path) -> tuple[str, ...]:
-    """Return what is wrong with a published data set, each with what mends it; counted once."""
+    """Return what is wrong with a published data set, each with what fixes it; counted once."""
     if dataset not in LAYOUTS:
         return ()
     checks = LAYOUTS[dataset].check(folder)
-    return tuple(f"{c.name}: {c.detail}; {c.mend}" for c in checks if c.status == "fault")
+    return tuple(f"{c.name}: {c.detail}; {c.fix}" for c in checks if c.status == "fault")
 
 
 @cache

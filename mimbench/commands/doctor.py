@@ -1,6 +1,6 @@
-"""Check environment, GPUs and data; say for each fault what mends it.
+"""Check environment, GPUs and data; say for each fault what fixes it.
 
-Exit code 1 if something has to be mended. Without --data only the environment is checked.
+Exit code 1 if something has to be fixed. Without --data only the environment is checked.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Check, show the findings; return 1 if one has to be mended."""
+    """Check, show the findings; return 1 if one has to be fixed."""
     logger.info("trying every framework in a process of its own")
     checks = [check_python(), *check_frameworks(), check_cuda(), check_shared_memory()]
     if args.data is not None:

@@ -14,12 +14,12 @@ Status = Literal["ok", "warn", "fault"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One finding: `warn` leaves part of mimbench unusable or slow, `fault` has to be mended."""
+    """One finding: `warn` leaves part of mimbench unusable or slow, `fault` has to be fixed."""
 
     name: str
     status: Status
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def ok(name: str, detail: str) -> Check:
@@ -27,14 +27,14 @@ def ok(name: str, detail: str) -> Check:
     return Check(name=name, status="ok", detail=detail)
 
 
-def warn(name: str, detail: str, mend: str = "") -> Check:
+def warn(name: str, detail: str, fix: str = "") -> Check:
     """Return a finding that limits what can be run."""
-    return Check(name=name, status="warn", detail=detail, mend=mend)
+    return Check(name=name, status="warn", detail=detail, fix=fix)
 
 
-def fault(name: str, detail: str, mend: str) -> Check:
-    """Return a finding that has to be mended, with the command that does it."""
-    return Check(name=name, status="fault", detail=detail, mend=mend)
+def fault(name: str, detail: str, fix: str) -> Check:
+    """Return a finding that has to be fixed, with the command that does it."""
+    return Check(name=name, status="fault", detail=detail, fix=fix)
 
 
 def python_module(name: str) -> str:
@@ -54,7 +54,7 @@ def as_json(checks: Sequence[Check]) -> str:
 
 
 def as_table(checks: Sequence[Check]) -> str:
-    """Return the findings for a reader: a line each, below it what mends it."""
+    """Return the findings for a reader: a line each, below it what fixes it."""
     width = max((len(check.name) for check in checks), default=0)
     columns = max(60, shutil.get_terminal_size((100, 24)).columns)
     lines: list[str] = []
@@ -69,7 +69,7 @@ def as_table(checks: Sequence[Check]) -> str:
             break_on_hyphens=False,
         ) or [head.rstrip()]
         # A command is never wrapped: it is there to be copied.
-        lines += [f"{'':7}mend: {line}" for line in check.mend.splitlines()]
+        lines += [f"{'':7}fix: {line}" for line in check.fix.splitlines()]
     return "\n".join([*lines, "", _verdict(checks)]) + "\n"
 
 
@@ -79,7 +79,7 @@ def _verdict(checks: Sequence[Check]) -> str:
         status: sum(check.status == status for check in checks) for status in ("fault", "warn")
     }
     if counts["fault"]:
-        return f"{counts['fault']} to mend, {counts['warn']} to know about, of {len(checks)} checks"
+        return f"{counts['fault']} to fix, {counts['warn']} to know about, of {len(checks)} checks"
     return f"all {len(checks)} checks passed" + (
         f", {counts['warn']} with a remark" if counts["warn"] else ""
     )

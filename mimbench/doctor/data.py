@@ -40,7 +40,7 @@ def check_data(root: Path) -> list[Check]:
             fault(
                 "data",
                 f"{root} holds no data set; expected imagenet/, coco/ or ade/ in it",
-                "\n".join(check.mend for check in checks),
+                "\n".join(check.fix for check in checks),
             )
         ]
     return checks
@@ -79,7 +79,7 @@ def _check_sample(root: Path, manifest: dict[str, object]) -> Check:
     """Compare the sample data with its own manifest instead of with the published counts."""
     counts = manifest.get("counts")
     expected = counts if isinstance(counts, dict) else {}
-    mend = f"{python_module('mimbench')} sample --fresh --out {shlex.quote(str(root))}"
+    fix = f"{python_module('mimbench')} sample --fresh --out {shlex.quote(str(root))}"
     missing = [name for name in ("classification", "coco", "ade") if not (root / name).is_dir()]
     wrong = [
         f"{name} has {count_files(root / name)} files, expected {count}"
@@ -88,7 +88,7 @@ def _check_sample(root: Path, manifest: dict[str, object]) -> Check:
     ]
     if missing or wrong:
         what = [f"{name}/ is missing" for name in missing] + wrong
-        return fault("sample data", f"{root} is damaged: {first_few(what, separator='; ')}", mend)
+        return fault("sample data", f"{root} is damaged: {first_few(what, separator='; ')}", fix)
     total = sum(expected.values())
     return ok(
         "sample data", f"{total:,} files as its manifest says (version {manifest.get('version')})"

@@ -28,7 +28,7 @@ else:
 """
 
 
-def mend_environment() -> str:
+def fix_environment() -> str:
     """Return the command that makes the environment anew; in seconds where downloads are cached."""
     setup, own = shlex.quote(str(_ROOT / "setup.sh")), _ROOT / ".venv"
     if Path(sys.prefix) == own:
@@ -41,7 +41,7 @@ def check_python() -> Check:
     version = platform.python_version()
     if (3, 10) <= sys.version_info[:2] <= (3, 13):
         return ok("Python", f"{version} in {sys.prefix}")
-    return fault("Python", f"{version}; expected 3.10 to 3.13", mend_environment())
+    return fault("Python", f"{version}; expected 3.10 to 3.13", fix_environment())
 
 
 def check_cuda() -> Check:

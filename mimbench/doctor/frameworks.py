@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from mimbench.doctor.check import Check, fault, ok
 from mimbench.doctor.child import ChildError, try_script
-from mimbench.doctor.environment import mend_environment
+from mimbench.doctor.environment import fix_environment
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,6 @@ def check_framework(name: str) -> Check:
     try:
         check = ok(name, try_script(PROBES[name]))
     except ChildError as error:
-        check = fault(name, str(error), mend_environment())
+        check = fault(name, str(error), fix_environment())
     logger.info("%s: %s", check.name, check.status)
     return check

@@ -69,7 +69,7 @@ def fit_grid(
         cs: Inverse strengths of the penalty, scikit-learn's C.
         until: When to stop.
         start: Weight (d, classes) and bias to begin from, for all C.
-        finished: Told how many values of C have just converged.
+        finished: Called with the number of values of C that have just converged.
     """
     until = until or Until()
     axes = principal_axes(features)

@@ -10,7 +10,7 @@ from mimbench.training.curve import read_curve
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 340, 190, 40, 22, 8
 MOST_POINTS, MOST_FIGURES = 400, 3
-TOLD = ("loss", "top1", "ap", "iou", "acc")
+SHOWN_FIRST = ("loss", "top1", "ap", "iou", "acc")
 """What a reader looks for in a curve, in this order."""
 UNTOLD = re.compile(r"epoch|lr|.*(per_second|_time|images|gib|norm)")
 """What says how a run was carried out rather than what was learnt."""
@@ -48,7 +48,7 @@ def charts(curves: Mapping[int, Mapping[str, Line]]) -> list[str]:
 
 def _rank(name: str) -> tuple[int, int, str]:
     """Return what figures are sorted by: the whole loss before its parts, losses before scores."""
-    kind = next((i for i, word in enumerate(TOLD) if word in name), len(TOLD))
+    kind = next((i for i, word in enumerate(SHOWN_FIRST) if word in name), len(SHOWN_FIRST))
     return kind, int(name not in ("loss", "total_loss")), name
 
 

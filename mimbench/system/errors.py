@@ -1,4 +1,4 @@
-"""The one error that means "the user can mend this": shown without a traceback."""
+"""The error for a user's mistake: shown without a traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ WORKER = "Caught UserError in DataLoader worker"
 
 
 class UserError(Exception):
-    """A mistake the user can mend: the message says what failed, what was expected, what to do.
+    """A mistake that the user can fix: the message says what failed, what was expected, what to do.
 
     Control characters, which a file's names may hold, are shown and never sent to a terminal.
     """

@@ -60,5 +60,5 @@ def run_command(body: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> in
 
 def report_error(message: str) -> None:
     """Write `error: ...` to stderr: one line, then what to type if there is more, indented."""
-    first, *more = [printable(line) for line in message.split("\n")]
+    first, *more = map(printable, message.split("\n"))
     sys.stderr.write("".join([f"error: {first}\n", *(f"  {line}\n" for line in more)]))

@@ -35,7 +35,7 @@ class Progress:
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.began = self.shown = time.monotonic()
-        self.told = -1
+        self.shown = -1
         """Units that the last plain line spoke of."""
         self.figures: dict[str, float] = {}
         self.width = 0
@@ -66,9 +66,9 @@ class Progress:
         if self.live:
             self.stream.write("\r" + line.ljust(self.width) + ("\n" if end else ""))
             self.width = len(line)
-        elif not end or self.told != self.done:
+        elif not end or self.shown != self.done:
             self.stream.write(line + "\n")
-        self.told = self.done
+        self.shown = self.done
         self.stream.flush()
 
 

@@ -68,7 +68,7 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     A group that another launcher has made already is used and left as it is.
 
     Args:
-        device: What the run is told to use: a GPU of this machine that it does not use changes nothing.
+        device: What the run uses: a GPU of this machine that it does not use changes nothing.
     """
     if dist.is_initialized():
         rank = dist.get_rank()

@@ -166,9 +166,11 @@ def match(
         rows = [r for r in rows if r.method == method and (not epochs or r.epochs == int(epochs))]
     else:
         rows = [r for r in rows if r.method == METHOD_OF_FORMAT.get(result.weights["format"])]
-        told = {int(n) for n in re.findall(r"\d+", result.weights["name"])}
+        numbers = {int(n) for n in re.findall(r"\d+", result.weights["name"])}
         named = [
-            r for r in rows if r.epochs is not None and (r.epochs in told or r.epochs - 1 in told)
+            r
+            for r in rows
+            if r.epochs is not None and (r.epochs in numbers or r.epochs - 1 in numbers)
         ]
         rows = named or rows
     return rows[0] if len({(r.method, r.epochs) for r in rows}) == 1 else None

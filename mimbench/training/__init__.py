@@ -1,1 +1,1 @@
-"""Training: one loop, what it is told, and all that lets a run be killed and go on exactly."""
+"""Training: one loop, its configuration, and what lets a killed run continue exactly."""

@@ -151,7 +151,7 @@ class Faults:
             shown = "\n".join(f"  {name}: {reason}" for name, reason in self.found.items())
             raise UserError(
                 f"{len(self.found)} broken images are more than the allowed share "
-                f"{self.allowed:g} of {self.size}; mend or remove them, or raise max_broken:\n{shown}"
+                f"{self.allowed:g} of {self.size}; fix or remove them, or raise max_broken:\n{shown}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a training run is told: its configuration, where it stands and lives, and what a step is."""
+"""The parts of a training run: its configuration, its context and progress, and the learner."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,7 +50,7 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepInfo:
-    """Where a run stands."""
+    """How far a run is."""
 
     step: int
     """Optimizer steps completed."""
@@ -145,7 +145,7 @@ class Learner:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Where a run lives: its machine, its process, its folder, the configuration it belongs to."""
+    """Around a run: its machine, its process, its folder, and the configuration it belongs to."""
 
     out: Path
     digest: str

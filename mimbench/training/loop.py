@@ -112,7 +112,8 @@ class _Run:
             if signals.agreed() and self.now.step < self.total:
                 self._save()
                 logger.warning(
-                    "told to leave: saved after step %d; run again to go on", self.now.step
+                    "stopped by a signal: saved after step %d; run the same command to continue",
+                    self.now.step,
                 )
                 raise Preempted
 

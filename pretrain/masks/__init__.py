@@ -35,7 +35,7 @@ class Amount:
     share: Tensor
     """(b,) share of each image's patches to hide; 0 leaves an image whole."""
     again: float
-    """A second, independent draw of the same law, for strategies that reveal some again."""
+    """A second, independent draw of the same distribution, for strategies that reveal some again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ class TeacherConfig:
     keep: bool = False
     """Keep the average also where neither mask nor target asks for it (to evaluate it later)."""
     every: int = 1
-    """Ask the teacher on every so-manieth optimizer step; masks are random in between."""
+    """Ask the teacher on every n-th optimizer step; masks are random in between."""
     tokens: float = 1.0
     """Share of the patches that the teacher computes for masks, by looking at a smaller image."""
     look: Literal["whole", "quarter"] = "whole"

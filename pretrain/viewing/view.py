@@ -90,7 +90,7 @@ def open_networks(stored: StoredModel, path: Path) -> tuple[MaskedAutoencoder, T
     if "reconstructor" not in parts:
         raise UserError(
             f"{path} holds an encoder only: the reconstruction decoder and the loss predictor are "
-            "missing, so there is nothing to fill in or foretell. Give the run's folder, one of its "
+            "missing, so there is nothing to reconstruct or predict. Give the run's folder, one of its "
             "checkpoints, its model.safetensors, or a pretraining checkpoint of HPM or MAE"
         )
     model, teacher = stored.build()

@@ -19,7 +19,9 @@ def clean_processes() -> ForkServerContext:
     and then hangs now and then.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "mimbench.training.loop", "pretrain.__main__"])
+    context.set_forkserver_preload(
+        ["torch", "mimbench.training.loop", "pretrain.__main__", "pretrain.train"]
+    )
     return context
 
 

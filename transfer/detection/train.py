@@ -43,7 +43,7 @@ class Course:
     evaluate: Callable[[], Mapping[str, float]]
     """Scores the model as it is, on every process."""
     begin: Callable[[int], None]
-    """Told the step from which training goes on, before the first batch is drawn."""
+    """Learns the step from which training continues, before the first batch is drawn."""
 
 
 def fit(trainer: Accumulator, course: Course, out: Path, ranks: Ranks) -> None:
@@ -90,7 +90,7 @@ def fit_job(job: Job, out: Path) -> None:
         aspect_ratio_grouping=False,
         num_workers=config.machine.workers,
     )
-    optimizer = recipe.build_optimizer_config(config, job.plan, job.spec)
+    optimizer = job.design.optimizer
     optimizer.params.model = job.model
     gpu = job.device.type == "cuda"
     trainer = Accumulator(

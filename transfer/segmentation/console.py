@@ -20,7 +20,7 @@ REMARKS = (
     "torch.meshgrid: in an upcoming release",
     "The shape of value will convert",
 )
-"""What mmseg and mmengine say about the published setting and their own code, and nobody can mend."""
+"""What mmseg and mmengine say about the published setting and their own code, and no user can change."""
 
 
 @contextlib.contextmanager

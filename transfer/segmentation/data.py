@@ -1,4 +1,4 @@
-"""The data: which files, which classes, and how mmseg is told about them."""
+"""The data: which files, which classes, and how mmseg learns about them."""
 
 from dataclasses import dataclass
 from pathlib import Path

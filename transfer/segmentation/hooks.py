@@ -62,7 +62,9 @@ class StateHook(Hook):
         if get_rank() == 0 and (due or leave):
             self.save(runner, step)
         if leave:
-            logger.warning("told to leave: state saved at step %d; run again to go on", step)
+            logger.warning(
+                "stopped by a signal: saved after step %d; run the same command to continue", step
+            )
             raise Preempted
 
     def save(self, runner: Runner, step: int) -> None:

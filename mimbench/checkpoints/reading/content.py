@@ -1,4 +1,4 @@
-"""A checkpoint's path to its content: the kind is told by the first bytes, never by the name."""
+"""From a checkpoint's path to its content: the first bytes decide the kind, never the name."""
 
 import itertools
 import json

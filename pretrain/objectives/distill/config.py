@@ -155,7 +155,7 @@ class DistillConfig:
         return replace(self.encoder.spec(self.data), position_rule="bicubic-offset")
 
     def loop(self) -> LoopConfig:
-        """Return what the training loop is told; clipping is ours, tensor by tensor."""
+        """Return the training loop's configuration; clipping is ours, tensor by tensor."""
         return self.training.loop(clip_grad=None, best="loss")
 
     def digest(self) -> str:
