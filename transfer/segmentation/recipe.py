@@ -35,6 +35,9 @@ class Blueprint:
     tap_norm: bool
     more_embeddings: bool = False
     """Parameters before the blocks that mmseg's layer decay does not know: registers, a norm."""
+    backbone_factor: float = 1.0
+    """Of the backbone's learning rate, where there is no layer decay."""
+    segmentor: str = "EncoderDecoder"
     notes: tuple[str, ...] = ()
     weight_decay: float | None = None
     """Instead of the configuration's: networks with levels have their families' own."""
@@ -159,7 +162,7 @@ def model_config(
     if blueprint.auxiliary_head:
         heads["auxiliary_head"] = {**blueprint.auxiliary_head, "num_classes": classes}
     return {
-        "type": "EncoderDecoder",
+        "type": blueprint.segmentor,
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
             "mean": mean,
@@ -202,6 +205,9 @@ def optim_config(
         out |= {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
     elif config.precision == "bf16":
         out["type"] = "BFloat16OptimWrapper"
+    if blueprint.backbone_factor != 1:
+        keys = {"backbone": {"lr_mult": blueprint.backbone_factor}}
+        out["paramwise_cfg"] = {"custom_keys": keys}
     if blueprint.levels is not None:
         return out | {"constructor": "LevelDecay", "paramwise_cfg": {"optimum": blueprint.levels}}
     if blueprint.layer_decay is not None:
