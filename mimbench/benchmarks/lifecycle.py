@@ -23,15 +23,15 @@ from mimbench.benchmarks.orders import (
     write_order,
 )
 from mimbench.data.digest import DataDigest
+from mimbench.model import Weights
 from mimbench.results.record import Result, provenance, read_result, write_result
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
-from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
 
-def run_here(cell: Cell, *, fresh: bool = False, weights: VitWeights | None = None) -> Result:
+def run_here(cell: Cell, *, fresh: bool = False, weights: Weights | None = None) -> Result:
     """Return the cell's result, run in this process unless it is done; of several ranks one records.
 
     Args:
