@@ -30,6 +30,7 @@ from mimbench.system.files import value_digest, write_json, write_text
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_option
 from mimbench.task import Machine
+from mimbench.training.curve import CURVE_FILE
 from mimbench.training.learner import LAST
 from mimbench.training.snapshots import read_state
 from mimbench.vit.weights import VitWeights
@@ -74,7 +75,7 @@ def states_of(run: Path) -> list[State]:
             f"{run} holds no saved state (checkpoints/epoch-*.pt or {LAST}); pretrain with "
             "training.keep_every=N to keep one every N epochs"
         )
-    journal = read_journal(run / "metrics.jsonl")
+    journal = read_journal(run / CURVE_FILE)
     found: dict[int, State] = {}
     for path in kept:
         said = read_state(path, lazily=True)
