@@ -114,11 +114,11 @@ def keep(result: Result, found: TaskResult, task: Task, out: Path) -> Result:
 
 def intervals(found: TaskResult) -> dict[str, float]:
     """Return metric -> half width of its 95 % interval, for metrics that the outcomes reproduce."""
-    told = faithful(found.outcomes, found.metrics)
+    sound = faithful(found.outcomes, found.metrics)
     offered = {s.metric for kept in found.outcomes for s in kept.statistics()}
-    for metric in offered & found.metrics.keys() - told.keys():
+    for metric in offered & found.metrics.keys() - sound.keys():
         logger.info("%s is no mean over the images of one set of outcomes: no interval", metric)
-    return {metric: statistic.interval().half for metric, statistic in told.items()}
+    return {metric: statistic.interval().half for metric, statistic in sound.items()}
 
 
 def _rank() -> int:

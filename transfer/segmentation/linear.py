@@ -18,10 +18,10 @@ from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation import heads  # noqa: F401
 from transfer.segmentation.convert import Kind, obstacles
 from transfer.segmentation.protocol import SegmentationConfig, rehearsal, tap_blocks
-from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
+from transfer.segmentation.recipe import SYNC_BN, ModelRecipe, backbone_config, cross_entropy
 from transfer.segmentation.train import run_task
 
-__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "blueprint", "run"]
+__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "model_recipe", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"
@@ -44,7 +44,7 @@ class Config(SegmentationConfig):
     """The backbone's final norm on every level that is used."""
 
 
-def blueprint(spec: VitSpec, config: Config) -> Blueprint:
+def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
     """Return the frozen model, its head and optimiser for a checkpoint's architecture."""
     taps = tap_blocks(spec.depth) if config.levels == "four" else (spec.depth - 1,)
     kind: Kind = "BEiT" if spec.position == "relative" else "TimmMAE"
@@ -61,7 +61,7 @@ def blueprint(spec: VitSpec, config: Config) -> Blueprint:
     notes = []
     if config.tap_norm and not normed:
         notes.append(f"no norm on the patches: this checkpoint's is '{spec.final_norm}'")
-    return Blueprint(
+    return ModelRecipe(
         kind=kind,
         backbone=backbone,
         neck=None,
@@ -92,4 +92,4 @@ def _head(spec: VitSpec, config: Config, levels: int) -> dict[str, Any]:
 
 def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
     """Train the head on frozen features and score; `out` receives the curve and the model."""
-    return run_task(TASK, VERSION, weights, config, blueprint(weights.spec, config), out)
+    return run_task(TASK, VERSION, weights, config, model_recipe(weights.spec, config), out)

@@ -21,10 +21,10 @@ from transfer.segmentation.protocol import (
     rehearsal,
     tap_blocks,
 )
-from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
+from transfer.segmentation.recipe import SYNC_BN, ModelRecipe, backbone_config, cross_entropy
 from transfer.segmentation.train import run_task
 
-__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "blueprint", "run"]
+__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "model_recipe", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"
@@ -53,7 +53,7 @@ class Config(SegmentationConfig):
     """Weight decay also on position tables, class token and relative bias, as published runs do."""
 
 
-def blueprint(spec: VitSpec, config: Config) -> Blueprint:
+def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
     """Return the model and optimiser for a checkpoint's architecture."""
     optimum, remark = published(config.family, spec)
     taps = config.taps or tap_blocks(spec.depth)
@@ -71,7 +71,7 @@ def blueprint(spec: VitSpec, config: Config) -> Blueprint:
         notes.append(f"timm's ViT instead of mmseg's: {'; '.join(reasons)}")
     if kind == "TimmMAE" and relative:
         notes.append("without relative position bias, which only mmseg's backbones have")
-    return Blueprint(
+    return ModelRecipe(
         kind=kind,
         backbone=backbone,
         neck={"type": "Feature2Pyramid", "embed_dim": spec.embed_dim, "rescales": [4, 2, 1, 0.5]},
@@ -118,4 +118,4 @@ def _auxiliary(spec: VitSpec, config: Config) -> dict[str, Any]:
 
 def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
     """Fine-tune and score; `out` receives the curve and the model."""
-    return run_task(TASK, VERSION, weights, config, blueprint(weights.spec, config), out)
+    return run_task(TASK, VERSION, weights, config, model_recipe(weights.spec, config), out)
