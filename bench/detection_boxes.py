@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.sample import sample_root
 from mimbench.system.config import from_mapping
 from mimbench.system.options import Parser, add_checkpoint, add_option
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _, mapping = load_manifest().recipe("coco-vitdet-12", "demo")
     demo = from_mapping(Config, {**mapping, "data": root})
     train, val = read_scenes(root, "train2017"), read_scenes(root, "val2017")
-    weights = read_weights(args.checkpoint)
+    weights = read_vit(args.checkpoint, who="this measurement")
     rivals = {"checkpoint": weights, "random twin": random_weights(weights.spec, seed=0)}
     for side in args.image_size:
         config = replace(demo, image_size=side)

@@ -35,6 +35,8 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "A2q, two thirds decoded": (*A2Q, "objective.share=0.6667"),
     "A2q, one third decoded": (*A2Q, "objective.share=0.3333"),
     "A2q, asked every 4th step": (*A2Q, "teacher.every=4"),
+    "A2q, cross decoder": (*A2Q, "decoder.kind=cross"),
+    "A2q, cross decoder, one third": (*A2Q, "decoder.kind=cross", "objective.share=0.3333"),
     "MAE, one third decoded": (*MAE, "objective.share=0.3333"),
 }
 

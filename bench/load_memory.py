@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.checkpoints.files import read_vit, write_weights
 from mimbench.system.options import Parser
 from mimbench.vit.positions import sincos_table
 from mimbench.vit.weights import VitSpec, VitWeights, shapes
@@ -30,7 +30,7 @@ def peak_bytes() -> int:
 def child(path: Path) -> None:
     """Read the file and report the peak before and after."""
     before = peak_bytes()
-    weights = read_weights(path)
+    weights = read_vit(path, who="this measurement")
     numbers = {"before": before, "after": peak_bytes(), "tensors": len(weights.tensors)}
     sys.stdout.write(json.dumps(numbers) + "\n")
 

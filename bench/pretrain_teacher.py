@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.sample import sample_root
 from mimbench.system.config import from_mapping
 from mimbench.system.files import write_json
@@ -65,7 +65,7 @@ def score(name: str, seed: int, further: Sequence[str], out: Path) -> float:
     if name == TWIN:
         weights = random_weights(config.encoder.spec(config.data), seed)
     else:
-        weights = read_weights(train(config, folder, ranks=Ranks()))
+        weights = read_vit(train(config, folder, ranks=Ranks()), who="this measurement")
     found = knn(weights, config.data.image_size, folder / "knn")
     write_json(result, found)
     logger.info("%s, seed %d: %.1f %%", name, seed, found)

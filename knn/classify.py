@@ -37,12 +37,12 @@ from mimbench.features.search import (
     search_approximate,
 )
 from mimbench.features.storage import storage_effect
+from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.neighbours import vote_scores
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.footprint import stored_features
-from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Config(FrozenConfig):
         super().__post_init__()
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return top-1 and top-5 for each feature choice, k and temperature."""
     del out
     train, val = config.images()

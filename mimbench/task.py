@@ -19,9 +19,9 @@ from mimbench.system.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mimbench.model import Spec, Weights
     from mimbench.scores.outcomes import Outcomes
     from mimbench.vit.footprint import Footprint
-    from mimbench.vit.weights import VitSpec, VitWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Traits:
     """Of the main metric."""
     free_fields: frozenset[str] = frozenset()
     """Fields of `Config` that move no number, besides data, seed and machine: comparisons skip them."""
-    footprint: Callable[[VitSpec, Any, int], Footprint] | None = None
+    footprint: Callable[[Spec, Any, int], Footprint] | None = None
     """(architecture, config, labelled images) -> memory and disk; by default those of a full training."""
     rehearsal: Callable[[Any], Any] | None = None
     """config -> the same with next to no training, so that `plan` can time what follows a training."""
@@ -94,7 +94,7 @@ class Task(Protocol):
         """A frozen dataclass: the whole schema of the task's configuration."""
         ...
 
-    def run(self, weights: VitWeights, config: Any, out: Path) -> TaskResult:
+    def run(self, weights: Weights, config: Any, out: Path) -> TaskResult:
         """Evaluate the weights; logs and states to resume from go into `out`."""
         ...
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mimbench.checkpoints import formats
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.system.errors import UserError
 from tests.support.checkpoint_layouts import TINY, canonical, renamed
 from tests.support.documents import template
@@ -19,14 +19,14 @@ def test_the_template_reads_its_own_files(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "sketch.pth"
     torch.save({"model": state}, path)
     with pytest.raises(UserError, match=r"sketch\.pth: no known format; looked for .*hpm"):
-        read_weights(path, num_heads=3)
+        read_vit(path, num_heads=3)
 
     folder = tmp_path / "more"
     folder.mkdir()
     (folder / "sketch.py").write_text(template("A checkpoint format"), encoding="utf-8")
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(folder)])
     monkeypatch.delitem(sys.modules, "mimbench.checkpoints.formats.sketch", raising=False)
-    weights = read_weights(path, num_heads=3)
+    weights = read_vit(path, num_heads=3)
     assert weights.format == "sketch"
     assert weights.extras == {"sketch head": 1}
     assert weights.spec.position_rule == "bicubic-antialias"
@@ -48,5 +48,5 @@ def test_two_claimants_are_an_error_that_names_both(
     body = greedy.replace(r"stages\.0", r"blocks\.0")
     (tmp_path / "greedy.py").write_text(body, encoding="utf-8")
     with pytest.raises(UserError, match="the formats greedy and mae both claim this file"):
-        read_weights(tmp_path / "mae.pth", num_heads=3)
+        read_vit(tmp_path / "mae.pth", num_heads=3)
     sys.modules.pop("mimbench.checkpoints.formats.greedy")

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mimbench.model import mismatches
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.network import build_vit, load_encoder
 from mimbench.vit.positions import PositionRule, resize_table
-from mimbench.vit.weights import VitSpec, VitWeights, mismatches, random_weights, shapes
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights, shapes
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.checkpoints.files import read_vit, write_weights
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitWeights
 from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
@@ -198,7 +198,7 @@ def test_no_damaged_checkpoint_passes(tmp_path: Path) -> None:
             path, kind = folder / name, mutate.__name__
             path.write_bytes(data)
         try:
-            weights = read_weights(path, num_heads=3)
+            weights = read_vit(path, num_heads=3)
         except UserError as error:
             message = str(error)
             assert path.name in message, (kind, message)
@@ -222,10 +222,10 @@ def test_the_whole_files_are_read(tmp_path: Path) -> None:
     for name, (content, wanted) in whole_files(tmp_path).items():
         path = tmp_path / name
         path.write_bytes(content)
-        assert same(read_weights(path, num_heads=3), wanted)
+        assert same(read_vit(path, num_heads=3), wanted)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_undamaged_layouts_are_read(name: str, tmp_path: Path) -> None:
     layout = LAYOUTS[name]
-    read_weights(layout.save(TINY, tmp_path), num_heads=3)
+    read_vit(layout.save(TINY, tmp_path), num_heads=3)

@@ -22,15 +22,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mimbench.checkpoints.files import read_checkpoint, read_weights
+from mimbench.checkpoints.files import read_checkpoint, read_vit
 from mimbench.checkpoints.reading.plausibility import doubts
+from mimbench.networks.levels import LevelSpec, random_levels
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitWeights
 from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical, prefixed
 
 
 def read(path: Path, **options: Any) -> VitWeights:
-    return read_weights(path, num_heads=3, **options)
+    return read_vit(path, num_heads=3, **options)
 
 
 class Runs:
@@ -357,16 +358,20 @@ def test_which_and_heads_that_contradict_our_own_file(tmp_path: Path) -> None:
     path = tmp_path / "ours.safetensors"
     write_weights(path, read(LAYOUTS["hpm"].save(TINY, tmp_path), which="ema"))
     with pytest.raises(UserError, match="the file says 3 heads, --num-heads 6 differs"):
-        read_weights(path, num_heads=6)
+        read_vit(path, num_heads=6)
     with pytest.raises(UserError, match=r"holds one network \('ema'\), not 'student'"):
-        read_weights(path, which="student")
+        read_vit(path, which="student")
 
 
 def test_a_swin_and_a_convolutional_stem_are_no_plain_vits(tmp_path: Path) -> None:
     swin = {"encoder.mask_token": torch.ones(1), "encoder.layers.0.w": torch.ones(1)}
     torch.save({"model": swin}, tmp_path / "swin.pth")
-    with pytest.raises(UserError, match=r"swin\.pth \(simmim\): the encoder is a Swin"):
+    with pytest.raises(UserError, match=r"swin\.pth: no known format"):
         read(tmp_path / "swin.pth")
+    whole = random_levels(LevelSpec(architecture="resnet18", options={"channels": [8] * 4}), 0)
+    torch.save(dict(whole.tensors), tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match="resnet: this works on plain ViTs, and this is ResNet-18"):
+        read(tmp_path / "resnet.pth")
     stem = prefixed({"patch_embed.proj.0.weight": torch.ones(1)}, "module.base_encoder.")
     torch.save({"state_dict": stem}, tmp_path / "conv.pth")
     with pytest.raises(UserError, match="stack of convolutions"):

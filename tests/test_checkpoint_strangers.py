@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimbench.checkpoints.files import read_checkpoint, read_weights
+from mimbench.checkpoints.files import read_checkpoint, read_vit
 from mimbench.checkpoints.inspection import describe, text
 from mimbench.checkpoints.reading import limits
 from mimbench.commands.inspect import main as inspect
@@ -51,21 +51,21 @@ def test_every_bomb_has_a_reason() -> None:
 def test_bombs_in_pickles_are_refused(kind: str, tmp_path: Path) -> None:
     path = raw.torch_file(tmp_path / "bomb.pth", raw.bombs()[kind], raw.FOUR)
     with pytest.raises(UserError, match=rf"bomb\.pth.*({REASONS[kind]})") as error:
-        read_weights(path, num_heads=3)
+        read_vit(path, num_heads=3)
     assert str(error.value).isprintable()
 
 
 def test_the_tensor_that_bombs_are_made_of_is_read(tmp_path: Path) -> None:
     path = raw.torch_file(tmp_path / "whole.pth", raw.state(raw.text("x") + raw.tensor()), raw.FOUR)
     with pytest.raises(UserError, match="no known format; .* first tensors are x"):
-        read_weights(path)
+        read_vit(path)
 
 
 def test_shadowed_methods_of_a_tensor_do_not_change_it(tmp_path: Path) -> None:
     tensors = canonical(TINY)
     tensors["norm.weight"].dim = 3  # type: ignore[method-assign, assignment]
     torch.save({"model": tensors}, tmp_path / "shadow.pth")
-    weights = read_weights(tmp_path / "shadow.pth", num_heads=3)
+    weights = read_vit(tmp_path / "shadow.pth", num_heads=3)
     assert torch.equal(weights.tensors["norm.weight"], canonical(TINY)["norm.weight"])
     assert weights.tensors["norm.weight"].dim() == 1
 
@@ -75,7 +75,7 @@ def test_bits_that_change_values_are_refused(flag: str, tmp_path: Path) -> None:
     value = raw.odd_tensors(canonical(TINY)["norm.weight"])[flag]
     torch.save({"model": {**canonical(TINY), "norm.weight": value}}, tmp_path / "bits.pth")
     with pytest.raises(UserError, match=r"bits\.pth: .*negated or conjugated"):
-        read_weights(tmp_path / "bits.pth", num_heads=3)
+        read_vit(tmp_path / "bits.pth", num_heads=3)
 
 
 @pytest.mark.parametrize("kind", ["meta", "sparse", "nested", "quantised"])
@@ -83,14 +83,14 @@ def test_tensors_without_plain_values_are_refused(kind: str, tmp_path: Path) -> 
     value = raw.odd_tensors(canonical(TINY)["norm.weight"])[kind]
     torch.save({"model": {**canonical(TINY), "norm.weight": value}}, tmp_path / "odd.pth")
     with pytest.raises(UserError, match=r"odd\.pth: holds a (sparse|storage of an unknown)"):
-        read_weights(tmp_path / "odd.pth", num_heads=3)
+        read_vit(tmp_path / "odd.pth", num_heads=3)
 
 
 def test_a_value_beyond_float32_is_no_infinity(tmp_path: Path) -> None:
     large = canonical(TINY)["norm.weight"].double() * 1e300
     torch.save({"model": {**canonical(TINY), "norm.weight": large}}, tmp_path / "large.pth")
     with pytest.raises(UserError, match=r"norm\.weight holds NaN or infinite .*beyond float32"):
-        read_weights(tmp_path / "large.pth", num_heads=3)
+        read_vit(tmp_path / "large.pth", num_heads=3)
 
 
 def test_no_byte_of_the_tail_changes_what_is_read(tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ def read_names(path: Path) -> dict[str, list[float]]:
 def test_a_file_without_checksums_says_so(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     torch.save({"model": canonical(TINY)}, path, _use_new_zipfile_serialization=False)
-    notes = read_weights(path, num_heads=3).notes
+    notes = read_vit(path, num_heads=3).notes
     assert any("no checksums" in note for note in notes)
     torch.save({"model": canonical(TINY)}, path)
-    assert not any("no checksums" in note for note in read_weights(path, num_heads=3).notes)
+    assert not any("no checksums" in note for note in read_vit(path, num_heads=3).notes)
 
 
 def test_a_plain_pickle_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_plain_pickle_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.M
         (torch, "load"),
     ):
         monkeypatch.setattr(module, name, fail)
-    assert read_weights(tmp_path / "whole.pth", num_heads=3).format == "mae"
+    assert read_vit(tmp_path / "whole.pth", num_heads=3).format == "mae"
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe.pth", b"new\nline.pth", SPACES.encode() + b".pth"])
@@ -157,14 +157,14 @@ def test_a_files_own_name_reaches_no_terminal_unescaped(
     shown = capsys.readouterr().out
     assert all(line.isprintable() for line in shown.split("\n"))
     with pytest.raises(UserError) as error:
-        read_weights(path)
+        read_vit(path)
     assert str(error.value).isprintable()
 
 
 def test_control_characters_of_names_and_notes_are_shown(tmp_path: Path) -> None:
     torch.save({"model": canonical(TINY), SPACES: {"a": torch.ones(2)}}, tmp_path / "name.pth")
     with pytest.raises(UserError, match=r"name\.pth: holds an entry named '\\x1b\[2J") as error:
-        read_weights(tmp_path / "name.pth", num_heads=3)
+        read_vit(tmp_path / "name.pth", num_heads=3)
     assert str(error.value).isprintable()
     case = next(c for c in own_headers() if c.kind == "own header control characters")
     path = case.write(tmp_path)
@@ -175,12 +175,12 @@ def test_control_characters_of_names_and_notes_are_shown(tmp_path: Path) -> None
 def test_a_pipe_and_a_hole_are_answered_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pth")
     with pytest.raises(UserError, match=r"pipe\.pth: a device or a pipe"):
-        read_weights(tmp_path / "pipe.pth")
+        read_vit(tmp_path / "pipe.pth")
     torch.save({"model": canonical(TINY)}, tmp_path / "hole.pth")
     with (tmp_path / "hole.pth").open("r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(UserError, match=r"hole\.pth: 1,099\.5 GB of it were never written"):
-        read_weights(tmp_path / "hole.pth")
+        read_vit(tmp_path / "hole.pth")
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,10 @@ def test_odd_values_in_a_configuration(
     config = {"hidden_size": 48, "num_attention_heads": 3, "image_size": 64, "patch_size": 16}
     (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
     if not reason:
-        assert read_weights(tmp_path).spec.num_heads == 3
+        assert read_vit(tmp_path).spec.num_heads == 3
         return
     with pytest.raises(UserError, match=f"{tmp_path.name}.*{reason}".replace("[", r"\[")):
-        read_weights(tmp_path)
+        read_vit(tmp_path)
 
 
 def test_limits_leave_room_for_the_largest_published_networks() -> None:

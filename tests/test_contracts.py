@@ -12,6 +12,7 @@ import transfer.classification.finetune
 import transfer.classification.linear
 import transfer.classification.logreg
 import transfer.classification.lowshot
+import transfer.detection.fpn
 import transfer.detection.vitdet
 import transfer.segmentation.linear
 import transfer.segmentation.upernet
@@ -27,6 +28,7 @@ TASKS: list[Task] = [
     transfer.classification.linear,
     transfer.classification.logreg,
     transfer.classification.lowshot,
+    transfer.detection.fpn,
     transfer.detection.vitdet,
     transfer.segmentation.linear,
     transfer.segmentation.upernet,

@@ -67,6 +67,9 @@ def test_the_demo_from_sample_data_to_table_and_report(tmp_path: Path) -> None:
     assert all(t in table for t in ("k-NN", "COCO box AP", "ADE20K mIoU", "[demo] sample data"))
     assert "room: at least" in done.stderr
     assert len(json.loads((out / "forecast.json").read_text())) == 3
+    assert run(tmp_path, "mimbench", "bundle", str(out), "-o", "b.tar.gz").returncode == 0
+    checked = run(tmp_path, "mimbench", "verify", "b.tar.gz")
+    assert "b.tar.gz: verified" in checked.stdout, checked.stderr
     page = (out / "report.html").read_text()
     assert 'id="pictures"' in page
     assert "Warning" not in done.stderr, "nothing that its user cannot act on"

@@ -211,10 +211,8 @@ def test_patch_14_is_resampled_to_16_and_said_so() -> None:
     [
         ({"patch_size": 14}, None, "patches of 14 give no pyramid"),
         ({"patch_size": 8}, 16, "only a kernel of 14 is resampled"),
-        ({"pre_norm": True}, 16, "norm_pre, as CLIP"),
-        ({"position": "relative"}, 16, "relative positions have no counterpart"),
-        ({"position": "rotary"}, 16, "rotary positions have no counterpart"),
-        ({"mlp": "swiglu"}, 16, "swiglu blocks have a gate"),
+        ({"position": "relative", "grid": (3, 4)}, 16, "only tables of square grids"),
+        ({"position": "rotary", "num_heads": 8}, 16, "heads of width 6 cannot be rotated"),
     ],
 )
 def test_what_vitdet_cannot_hold_is_refused_with_the_reason(

@@ -26,7 +26,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.memory import Halving
 from mimbench.system.runtime import process_group
 from mimbench.task import Machine
-from mimbench.vit.backbone import build_backbone
+from mimbench.vit.backbone import Backbone, build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.support.processes import as_two_ranks, clean_processes
 
@@ -105,7 +105,7 @@ def test_a_finished_bank_is_not_computed_again(
 ):
     weights = random_weights(small_spec, 0)
     extract(weights, images, PLAIN, ALONE)
-    monkeypatch.setattr(extraction, "build_backbone", lambda w: pytest.fail("computed again"))
+    monkeypatch.setattr(extraction, "build_network", lambda w: pytest.fail("computed again"))
     extract(weights, images, PLAIN, ALONE)
 
 
@@ -217,7 +217,7 @@ def test_out_of_memory_halves_and_gives_the_same_features(
 ):
     weights = random_weights(small_spec, 0)
     expected = extract(weights, images, PLAIN, ALONE).load("cls4+avg")
-    real, sizes = features.block_vectors, []
+    real, sizes = Backbone.vectors, []
 
     def tight(backbone: Any, pixels: Any, blocks: Any):
         if len(pixels) > 3:
@@ -225,7 +225,7 @@ def test_out_of_memory_halves_and_gives_the_same_features(
         sizes.append(len(pixels))
         return real(backbone, pixels, blocks)
 
-    monkeypatch.setattr(features, "block_vectors", tight)
+    monkeypatch.setattr(Backbone, "vectors", tight)
     spec = replace(PLAIN, precision="fp32")
     bank = extract(weights, images, spec, ALONE, root=images_root(images) / "tight")
     torch.testing.assert_close(bank.load("cls4+avg"), expected, rtol=1e-5, atol=1e-6)

@@ -111,7 +111,7 @@ def test_golden_layer_decay_of_the_optimizer(golden: Path, tmp_path: Path):
     with torch.device("meta"):
         model = build_vit(spec, num_classes=1000, pool="avg", fc_norm=True)
     recipe = replace(recipe_for("hpm", 768), layer_decay=0.8)
-    groups = make_optimizer(model, from_mapping(Config, {"data": "x"}), recipe, 12).param_groups
+    groups = make_optimizer(model, from_mapping(Config, {"data": "x"}), recipe, spec).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found.keys() == expected.keys()
@@ -177,7 +177,7 @@ def test_transform_is_timms_with_the_recipes_parts(small_spec: VitSpec):
 
 def test_position_table_is_resized_once_by_the_familys_rule(weights: VitWeights):
     larger = at_size(weights, 48)
-    assert larger.spec.grid == (6, 6)
+    assert larger.spec.image_size == (48, 48)
     expected = resize_table(
         weights.tensors["pos_embed"], grid=(4, 4), to=(6, 6), prefix=1, rule="bicubic"
     )

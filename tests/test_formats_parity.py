@@ -11,7 +11,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.vit.backbone import build_backbone
 from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
 
@@ -29,7 +29,7 @@ def shaken(model: nn.Module) -> nn.Module:
 
 def tokens_of(path: Path, images: Tensor, num_heads: int | None = None) -> Tensor:
     """Return every token for images that are already normalised."""
-    backbone = build_backbone(read_weights(path, num_heads=num_heads))
+    backbone = build_backbone(read_vit(path, num_heads=num_heads))
     backbone.normalise.mean.zero_()
     backbone.normalise.std.fill_(1.0)
     with torch.inference_mode():
@@ -129,5 +129,5 @@ def test_giant_swiglu_packs_gate_first(tmp_path: Path) -> None:
     gate, value = (x @ t["blocks.0.mlp.fc1.weight"].T + t["blocks.0.mlp.fc1.bias"]).chunk(2, -1)
     hidden = torch.nn.functional.silu(gate) * value
     wanted = hidden @ t["blocks.0.mlp.fc2.weight"].T + t["blocks.0.mlp.fc2.bias"]
-    mlp = build_backbone(read_weights(path, num_heads=3)).vit.get_submodule("blocks.0.mlp")
+    mlp = build_backbone(read_vit(path, num_heads=3)).vit.get_submodule("blocks.0.mlp")
     torch.testing.assert_close(mlp(x), wanted, atol=1e-4, rtol=1e-5)

@@ -87,7 +87,7 @@ def test_layer_decay_matches_the_reference(golden: Path) -> None:
         model = build_vit(spec, num_classes=10, pool="avg")
     groups = layer_decay_groups(
         model.named_parameters(),
-        depth=12,
+        spec=spec,
         decay=stored["layer_decay"],
         weight_decay=stored["weight_decay"],
     )

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from mimbench.__main__ import dispatch
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical, hf_vit
 
 
@@ -30,7 +30,7 @@ def test_text_names_format_networks_groups_and_verdict(
     assert "patches 16 px, grid 4x4 = image 64x64" in lines
     assert "blocks 36/36 84,816 float32 matched" in lines
     assert "loss predictor 3 left out" in lines
-    assert read_weights(path, num_heads=3, which="ema").digest in out
+    assert read_vit(path, num_heads=3, which="ema").digest in out
     assert max(map(len, out.splitlines()[1:])) <= 100
 
 
@@ -41,7 +41,7 @@ def test_json_agrees_with_what_is_read(
     path = LAYOUTS[name].save(TINY, tmp_path)
     code, out = inspect(capsys, str(path), "--num-heads", "3", "--json")
     described: dict[str, Any] = json.loads(out)
-    weights = read_weights(path, num_heads=3)
+    weights = read_vit(path, num_heads=3)
     assert code == 0
     assert described["verdict"] in ("ok", "suspicious")
     assert described["spec"] == json.loads(json.dumps(weights.spec.to_json()))
@@ -111,7 +111,7 @@ def folder(tmp_path: Path, *, sharded: bool) -> Path:
 
 @pytest.mark.parametrize("sharded", [True, False])
 def test_a_hugging_face_folder_says_what_tensors_cannot(sharded: bool, tmp_path: Path) -> None:
-    weights = read_weights(folder(tmp_path, sharded=sharded))
+    weights = read_vit(folder(tmp_path, sharded=sharded))
     spec = weights.spec
     assert (spec.num_heads, spec.norm_eps, spec.activation) == (6, 1e-6, "quick_gelu")
     assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -121,7 +121,7 @@ def test_a_hugging_face_folder_says_what_tensors_cannot(sharded: bool, tmp_path:
 
 def test_a_folders_digest_covers_weights_and_configuration(tmp_path: Path) -> None:
     path = folder(tmp_path, sharded=True)
-    before = read_weights(path).digest
+    before = read_vit(path).digest
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "num_attention_heads": 3}))
-    assert read_weights(path).digest != before
+    assert read_vit(path).digest != before

@@ -207,19 +207,19 @@ def test_out_of_memory_in_the_backbone_is_survived(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from mimbench.features import extract
+    from mimbench.vit.backbone import Backbone
 
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings = config(data, epochs=1, warmup=0)
     expected = linear.run(weights, settings, tmp_path / "free").metrics
-    real = extract.block_vectors
+    real = Backbone.vectors
 
     def tight(backbone: Any, pixels: Any, blocks: Any):
         if len(pixels) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         return real(backbone, pixels, blocks)
 
-    monkeypatch.setattr(extract, "block_vectors", tight)
+    monkeypatch.setattr(Backbone, "vectors", tight)
     found = linear.run(weights, settings, tmp_path / "tight")
     assert found.metrics == pytest.approx(expected)
     assert (found.notes["backbone_images_at_once"], found.notes["memory_halved"]) == (2, True)

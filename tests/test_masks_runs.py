@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.training.snapshots import read_state
 from pretrain.__main__ import main
 from pretrain.objectives.adversarial import AdversarialPretraining
@@ -151,10 +151,10 @@ def unmoved(key: str) -> bool:
 
 def test_what_is_left_behind_is_read_by_the_suite(wholes: dict[str, Path]) -> None:
     for kind, out in wholes.items():
-        student = read_weights(out / "encoder.safetensors")
+        student = read_vit(out / "encoder.safetensors")
         assert student.spec.grid == (4, 4)
         assert student.which == "student"
-        teacher = read_weights(out / "encoder-teacher.safetensors", num_heads=2)
+        teacher = read_vit(out / "encoder-teacher.safetensors", num_heads=2)
         assert teacher.digest != student.digest, kind
 
 

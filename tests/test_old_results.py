@@ -16,7 +16,8 @@ from mimbench.report.page import make_report
 from mimbench.results import legacy
 from mimbench.results.record import read_result
 from mimbench.scores.outcomes import TOLERANCE
-from mimbench.sharing.bundle import verify_bundle, write_bundle
+from mimbench.sharing.bundle import write_bundle
+from mimbench.sharing.verifying import verify_bundle
 from mimbench.tables.comparison import choose, compare_measured
 from mimbench.tables.formats import as_json, terminal
 from mimbench.tables.table import make_table, read_results, read_results_with_folders
@@ -75,9 +76,11 @@ def test_the_report_shows_classes_curves_and_what_the_tasks_said(old: Path) -> N
 
 
 def test_the_old_bundle_is_verified_and_a_new_one_made(old: Path, tmp_path: Path) -> None:
-    assert verify_bundle(ARCHIVE) == ([], [])
+    verdict = verify_bundle(ARCHIVE, benchmarks=old / "benchmarks.yaml")
+    assert verdict.faults == ()
     write_bundle(old / "runs", tmp_path / "new.tar.gz", old / "benchmarks.yaml")
-    assert verify_bundle(tmp_path / "new.tar.gz") == ([], [])
+    again = verify_bundle(tmp_path / "new.tar.gz", benchmarks=old / "benchmarks.yaml")
+    assert again.faults == ()
 
 
 def test_old_detections_are_drawn_where_the_data_still_is(old: Path, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from mimbench.checkpoints.files import read_vit
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
@@ -19,6 +21,9 @@ from transfer.segmentation.convert import choose, convert, obstacles, token_grid
 from transfer.segmentation.recipe import backbone_config
 
 TAPS = (0, 1, 2, 3)
+GOLDEN = [
+    "dinov3", "dinov3_swiglu", "dinov2_swiglu_reg", "eva02", "clip", "aimv2", "ijepa", "beit",
+]  # fmt: skip
 SPEC = VitSpec(embed_dim=48, depth=4, num_heads=3, mlp_dim=192, patch_size=16, grid=(4, 4))
 
 
@@ -211,10 +216,31 @@ def test_lost_and_misshapen_tensors_are_refused() -> None:
         backbones.load(model, weights, "MAE", (128, 128), tap_norm=False)
 
 
+@pytest.mark.parametrize("shape", ["square", "wide"])
+@pytest.mark.parametrize("name", GOLDEN)
+def test_modern_vits_give_the_references_maps(name: str, shape: str, golden: Path) -> None:
+    """All tokens stay in the sequence, so that every tap is the classifier's."""
+    with np.load(golden / f"backbone_{name}.npz") as file:
+        wanted = {key: torch.from_numpy(file[key]) for key in file.files}
+    weights = read_vit(golden / f"backbone_{name}.pth", num_heads=3)
+    side = 4 * weights.spec.patch_size
+    entry = backbone_config(weights.spec, "TimmMAE", (side, side), (0, 1, 2), 0.0)
+    model = MODELS.build(entry)
+    used = backbones.load(model, weights, "TimmMAE", (side, side), tap_norm=False)
+    assert used.total - len(used.unused) == len(used.tensors)
+    assert all(n.startswith("norm.") for n in used.unused)
+    with torch.no_grad():
+        found = model.eval()(wanted[f"{shape}/images"])
+    for i, tap in enumerate(found):
+        reference = wanted[f"{shape}/block_{i}/patches"].permute(0, 3, 1, 2)
+        torch.testing.assert_close(tap, reference, atol=1e-5, rtol=0)
+
+
 def test_what_no_backbone_holds_is_refused_with_the_reason() -> None:
-    with pytest.raises(UserError, match="its positions are rotary, not absolute"):
-        choose(replace(SPEC, position="rotary"), (64, 64), relative_bias=True, tap_norm=False)
-    with pytest.raises(UserError, match="relative, not absolute"):
+    narrow = replace(SPEC, position="rotary", num_heads=8)
+    with pytest.raises(UserError, match="heads of width 6 cannot be rotated"):
+        choose(narrow, (64, 64), relative_bias=True, tap_norm=False)
+    with pytest.raises(UserError, match="defined for a class token and patches alone"):
         choose(
             replace(SPEC, position="relative", register_tokens=2),
             (64, 64), relative_bias=True, tap_norm=False,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.sample import sample_root
 from mimbench.suite.demo import demo_checkpoint
 from mimbench.system.config import from_mapping
@@ -32,7 +32,7 @@ def test_pretrained_beats_its_random_twin_after_the_demo_recipe(
     machine = Machine(device="cpu", workers=0)
     config = from_mapping(task.Config, {**recipe, "data": sample_root() / "ade"}, name)
     config = type(config)(**{**vars(config), "machine": machine})
-    weights = read_weights(checkpoint)
+    weights = read_vit(checkpoint)
     found = {
         who: task.run(weights if who == "pretrained" else random_weights(weights.spec, seed=0),
                       config, tmp_path / who).metrics

@@ -16,11 +16,11 @@ from mimbench.benchmarks.orders import (
 from mimbench.benchmarks.survey import Finding, Question, survey
 from mimbench.checkpoints.files import read_weights
 from mimbench.checkpoints.reading.plausibility import doubts
+from mimbench.model import Spec
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from mimbench.vit.footprint import Footprint
-from mimbench.vit.weights import VitSpec
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Candidate:
     num_heads: int | None = None
     twin: bool = False
     """Random on purpose: no canary."""
-    spec: VitSpec | None = None
+    spec: Spec | None = None
 
     @property
     def folder(self) -> str:
@@ -108,12 +108,11 @@ def read_candidate(
     weights = read_weights(path, which=which, num_heads=num_heads)
     spec = weights.spec
     logger.info(
-        "%s: %s, %d blocks of width %d, patch %d, %d tensors used%s",
+        "%s: %s, %s, image vector of %d, %d tensors used%s",
         path,
         weights.format,
-        spec.depth,
+        spec.model,
         spec.embed_dim,
-        spec.patch_size,
         len(weights.tensors),
         "".join(f", {count} left out ({group})" for group, count in weights.extras.items()),
     )
@@ -151,13 +150,13 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     return cells
 
 
-def _footprint(finding: Finding, specs: Sequence[VitSpec], spec: VitSpec | None) -> Footprint:
+def _footprint(finding: Finding, specs: Sequence[Spec], spec: Spec | None) -> Footprint:
     if spec is None or not finding.footprints:
         return Footprint()
     return finding.footprints[specs.index(spec)]
 
 
-def _ask(manifest: Manifest, request: Request, specs: Sequence[VitSpec]) -> dict[str, Finding]:
+def _ask(manifest: Manifest, request: Request, specs: Sequence[Spec]) -> dict[str, Finding]:
     questions = []
     for name in request.benchmarks:
         dataset, config = manifest.recipe(name, request.profile, request.overrides)

@@ -13,6 +13,7 @@ import torch
 from mimbench.benchmarks.orders import RESULT_FILE, Order, changed, order_protocol, protocol_config
 from mimbench.benchmarks.records import keep_outcomes, store_pictures
 from mimbench.checkpoints.files import read_weights
+from mimbench.model import Weights
 from mimbench.results.record import Result, provenance, write_result
 from mimbench.scores.outcomes import faithful
 from mimbench.system.config import from_mapping
@@ -21,13 +22,11 @@ from mimbench.system.lock import folder_lock
 from mimbench.system.memory import peak_memory
 from mimbench.system.runtime import pick_device
 from mimbench.task import Task, TaskResult, load_task, traits_of
-from mimbench.vit.sizes import model_name
-from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(order: Order, out: Path, weights: VitWeights | None = None) -> Result:
+def evaluate(order: Order, out: Path, weights: Weights | None = None) -> Result:
     """Run the order's task in `out` and write its result last; only rank 0 writes.
 
     Args:
@@ -43,7 +42,7 @@ def evaluate(order: Order, out: Path, weights: VitWeights | None = None) -> Resu
     return result
 
 
-def _evaluate(order: Order, out: Path, weights: VitWeights | None) -> Result:
+def _evaluate(order: Order, out: Path, weights: Weights | None) -> Result:
     task = load_task(order.task)
     config = from_mapping(task.Config, order.config, f"{order.benchmark}.config")
     if weights is None:
@@ -66,7 +65,7 @@ def make_result(
     order: Order,
     task: Task,
     config: Any,
-    weights: VitWeights,
+    weights: Weights,
     found: TaskResult,
     *,
     seconds: float,
@@ -134,15 +133,14 @@ def _device_of(config: Any) -> torch.device:
     return pick_device(config.machine.device)
 
 
-def describe_weights(weights: VitWeights, name: str = "") -> dict[str, str]:
+def describe_weights(weights: Weights, name: str = "") -> dict[str, str]:
     """Return what a result says about the weights."""
-    spec = weights.spec
     return {
         "name": name or weights.name,
         "digest": weights.digest,
         "format": weights.format,
         "which": weights.which,
-        "model": model_name(spec.embed_dim, spec.depth, spec.patch_size),
+        "model": weights.spec.model,
     }
 
 

@@ -26,7 +26,7 @@ from mimbench.task import load_task, traits_of
 from mimbench.vit.footprint import Footprint, trained
 
 if TYPE_CHECKING:
-    from mimbench.vit.weights import VitSpec
+    from mimbench.model import Spec
 
 # what an incompatible binary package raises while it is being imported
 IMPORT_FAULTS = (ImportError, OSError, RuntimeError, AttributeError)
@@ -69,7 +69,7 @@ def survey(
     data: Path | None,
     *,
     own: bool = False,
-    specs: "Sequence[VitSpec]" = (),
+    specs: "Sequence[Spec]" = (),
 ) -> list[Finding]:
     """Return one finding for each question, answered by a child process.
 
@@ -110,7 +110,7 @@ def child_environment() -> dict[str, str]:
 
 
 def look(
-    question: Question, data: Path | None, *, own: bool = False, specs: "Sequence[VitSpec]" = ()
+    question: Question, data: Path | None, *, own: bool = False, specs: "Sequence[Spec]" = ()
 ) -> Finding:
     """Return what the question's task says, in this process."""
     try:
@@ -160,9 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = Path(asked["data"]) if asked["data"] else None
     questions = [from_mapping(Question, q) for q in asked["questions"]]
     # the parent asks without torch
-    from mimbench.vit.weights import VitSpec  # noqa: PLC0415
+    from mimbench.networks.kinds import spec_from_json  # noqa: PLC0415
 
-    specs = [VitSpec.from_json(spec) for spec in asked["specs"]]
+    specs = [spec_from_json(spec) for spec in asked["specs"]]
     found = [look(q, data, own=asked["own"], specs=specs) for q in questions]
     write_json(args.findings, to_mapping(found))
     return 0

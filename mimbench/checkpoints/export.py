@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mimbench.checkpoints.files import write_weights
 from mimbench.checkpoints.vitdet import to_vitdet, vitdet_arguments
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path
 from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale
@@ -20,7 +22,7 @@ Tensors = dict[str, Tensor]
 FOLDED = "LayerScale folded into the layers before it: exact for features, not for training"
 
 
-def export(weights: VitWeights, to: str, path: Path) -> list[str]:
+def export(weights: Weights, to: str, path: Path) -> list[str]:
     """Write the weights under the names of `to`; return what a reader must know.
 
     Args:
@@ -33,7 +35,7 @@ def export(weights: VitWeights, to: str, path: Path) -> list[str]:
             raise UserError(f"{path}: our own format is safetensors; name it *.safetensors")
         write_weights(path, weights)
         return []
-    state, notes = TARGETS[to](weights)
+    state, notes = TARGETS[to](plain(weights, f"export --to {to}"))
     tensors = {name: t.detach().float().contiguous() for name, t in state.items()}
     if path.suffix == ".safetensors":
         with atomic_path(path) as part:
@@ -128,7 +130,9 @@ def with_biases(state: Mapping[str, Tensor], spec: VitSpec) -> Tensors:
 
 def _only(spec: VitSpec, who: str, **wanted: Any) -> None:
     """Refuse a specification that the target cannot hold."""
-    for name, value in {"position": "absolute", **wanted}.items():
+    usual = {"position": "absolute", "class_tokens": 1, "norm": "layer", "mlp_norm": False}
+    usual |= {"patch_norm": False, "proj_bias": True}
+    for name, value in {**usual, **wanted}.items():
         if getattr(spec, name) != value:
             raise UserError(f"{who} cannot hold {name} = {getattr(spec, name)!r}, only {value!r}")
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from mimbench.checkpoints.formats import native, recognise
 from mimbench.checkpoints.reading.content import read_raw, source_digest
 from mimbench.checkpoints.reading.layout import Converted, Options, Raw
+from mimbench.model import Weights, mismatches
+from mimbench.networks.kinds import check_spec, make_weights, plain
 from mimbench.system.errors import UserError, printable
 from mimbench.system.files import atomic_path, value_digest
 from mimbench.system.listing import first_few
-from mimbench.vit.weights import VitWeights, check_spec, mismatches, shapes
+from mimbench.vit.weights import VitWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,7 @@ class Reading:
     """Canonical name -> how the file stores it; `converted` holds float32."""
 
 
-def read_weights(
-    path: Path, *, which: str | None = None, num_heads: int | None = None
-) -> VitWeights:
+def read_weights(path: Path, *, which: str | None = None, num_heads: int | None = None) -> Weights:
     """Return the canonical weights in a file of any known format.
 
     Args:
@@ -48,9 +48,9 @@ def read_weights(
             f"{first_few(reading.faults)}; `python -m mimbench inspect {path}` shows all"
         )
     converted = reading.converted
-    return VitWeights(
-        spec=converted.spec,
-        tensors=converted.tensors,
+    return make_weights(
+        converted.spec,
+        converted.tensors,
         format=reading.format,
         digest=reading.digest,
         name=printable(path.stem, 120),
@@ -58,6 +58,17 @@ def read_weights(
         extras=converted.extras,
         notes=converted.notes,
     )
+
+
+def read_vit(
+    path: Path,
+    *,
+    who: str = "this",
+    which: str | None = None,
+    num_heads: int | None = None,
+) -> VitWeights:
+    """Return a plain ViT's weights, or say who works on nothing else."""
+    return plain(read_weights(path, which=which, num_heads=num_heads), who)
 
 
 def read_checkpoint(
@@ -80,7 +91,7 @@ def _read(path: Path, options: Options) -> Reading:
     except UserError as error:
         raise UserError(f"{path} ({name}): {error}") from error
     faults = mismatches(converted.spec, converted.tensors)
-    wanted = shapes(converted.spec)
+    wanted = converted.spec.shapes()
     tensors: dict[str, Tensor] = {}
     for key, tensor in converted.tensors.items():
         # what is not wanted is never looked at: a file may promise any amount of it
@@ -142,11 +153,16 @@ def _identity(path: Path, converted: Converted) -> str:
     if len(converted.networks) > 1:
         choice["which"] = converted.which
     if converted.heads_asked:
-        choice["heads"] = converted.spec.num_heads
+        choice["heads"] = getattr(converted.spec, "num_heads", None) or _first_heads(converted)
     return value_digest({"file": digest, **choice}) if choice else digest
 
 
-def write_weights(path: Path, weights: VitWeights) -> None:
+def _first_heads(converted: Converted) -> int:
+    """Return the heads of the first stage, where a network with levels was told them."""
+    return int(converted.spec.to_json()["options"]["num_heads"])
+
+
+def write_weights(path: Path, weights: Weights) -> None:
     """Write weights as our own safetensors file: the same weights give the same bytes."""
     faults = mismatches(weights.spec, weights.tensors)
     if faults:

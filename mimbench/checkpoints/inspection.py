@@ -10,7 +10,6 @@ from torch import Tensor
 from mimbench.checkpoints.files import Reading
 from mimbench.checkpoints.reading.plausibility import doubts
 from mimbench.system.errors import printable
-from mimbench.vit.weights import shapes
 
 LINE = 400
 """Longest note or fault shown: a file may hold longer ones."""
@@ -50,13 +49,13 @@ def _size(path: Path) -> int:
 
 def _group(name: str) -> str:
     first = name.split(".")[0]
-    if first == "blocks":
+    if first in ("blocks", "stages", "layers", "layer1", "layer2", "layer3", "layer4"):
         return "blocks"
-    return "final norm" if first in ("norm", "fc_norm") else "embeddings"
+    return "final norm" if first in ("norm", "fc_norm", "head") else "embeddings"
 
 
 def _groups(reading: Reading) -> list[dict[str, Any]]:
-    wanted, held = shapes(reading.converted.spec), reading.converted.tensors
+    wanted, held = reading.converted.spec.shapes(), reading.converted.tensors
     rows = []
     for group in ("embeddings", "blocks", "final norm"):
         names = [n for n in wanted if _group(n) == group]
@@ -124,23 +123,41 @@ def _file(description: Mapping[str, Any]) -> str:
 
 
 def _facts(description: Mapping[str, Any]) -> list[tuple[str, str]]:
-    spec, grid = description["spec"], description["spec"]["grid"]
-    p = spec["patch_size"]
+    spec = description["spec"]
     others = [n for n in description["networks"] if n != description["which"]]
     network = description["which"] + (f" (also: {', '.join(others)})" if others else "")
+    numbers = (f"{mean:.4g}/{std:.4g}" for mean, std in zip(spec["mean"], spec["std"], strict=True))
+    facts = [
+        ("digest", description["digest"]),
+        ("format", description["format"]),
+        ("network", network),
+        *(_level_facts(spec) if spec.get("kind") == "levels" else _vit_facts(spec)),
+        ("mean/std", "  ".join(numbers)),
+    ]
+    return [(key, value) for key, value in facts if value]
+
+
+def _level_facts(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    height, width = spec["image_size"]
+    options = ", ".join(f"{key} {value}" for key, value in spec["options"].items())
+    return [
+        ("architecture", f"{spec['name'] or spec['architecture']}: {options}"),
+        ("image", f"{height}x{width}"),
+        ("norm", "before the head" if spec["final_norm"] else "none before the head"),
+    ]
+
+
+def _vit_facts(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    p, grid = spec["patch_size"], spec["grid"]
     tokens = ["class token"] if spec["class_token"] else []
     tokens += [f"{spec['register_tokens']} registers"] if spec["register_tokens"] else []
     shape = Counter({"width": spec["embed_dim"], "blocks": spec["depth"]})
     extra = [k for k in ("layer_scale", "pre_norm") if spec[k]]
     extra += [f"no {k}" for k in ("qkv_bias", "patch_bias") if not spec[k]]
     position = spec["position"] + (
-        f" ({spec['position_rule']})" if spec["position"] == "absolute" else ""
+        f" ({spec['position_rule']})" if spec["position"].startswith("absolute") else ""
     )
-    numbers = (f"{mean:.4g}/{std:.4g}" for mean, std in zip(spec["mean"], spec["std"], strict=True))
-    facts = [
-        ("digest", description["digest"]),
-        ("format", description["format"]),
-        ("network", network),
+    return [
         (
             "architecture",
             f"width {shape['width']}, {shape['blocks']} blocks, {spec['num_heads']} heads, "
@@ -151,9 +168,7 @@ def _facts(description: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("positions", position),
         ("norm", f"{spec['final_norm']}, epsilon {spec['norm_eps']:g}; pooling: {spec['pool']}"),
         ("details", ", ".join(extra)),
-        ("mean/std", "  ".join(numbers)),
     ]
-    return [(key, value) for key, value in facts if value]
 
 
 def _table(groups: list[dict[str, Any]]) -> list[str]:

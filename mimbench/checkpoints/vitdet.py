@@ -12,10 +12,12 @@ import torch
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
+from mimbench.model import require_fit
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
 from mimbench.vit.positions import resize_table
-from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale, require_fit
+from mimbench.vit.relative import TOKEN_ROWS, resize_bias
+from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale
 
 PLACELESS = ("cls_token", "reg_token", "norm.", "fc_norm.")
 """What ViTDet has no place for."""
@@ -45,8 +47,18 @@ class Converted:
         return "; ".join([text, *self.notes])
 
 
+def is_stock(spec: VitSpec) -> bool:
+    """Return whether detectron2's own ViT computes what the specification describes."""
+    plain = spec.position == "absolute" and spec.mlp == "mlp" and spec.norm == "layer"
+    return plain and spec.proj_bias and not (spec.pre_norm or spec.patch_norm or spec.mlp_norm)
+
+
 def to_vitdet(
-    weights: VitWeights, *, patch_size: int | None = None, side: int | None = None
+    weights: VitWeights,
+    *,
+    patch_size: int | None = None,
+    side: int | None = None,
+    windows: Mapping[int, int] | None = None,
 ) -> Converted:
     """Return the weights as detectron2's ViT holds them; every tensor is used or listed.
 
@@ -54,16 +66,26 @@ def to_vitdet(
         weights: Canonical weights.
         patch_size: The patch size to run at; None for the checkpoint's own.
         side: Patches per side of the images to come; None keeps the position table's own grid.
+        windows: Window of each block that has one, for a trunk of ours; None for detectron2's own
+            ViT, which cannot hold every function.
     """
     spec = weights.spec
     require_fit(weights)
-    refuse(spec)
+    refuse(spec, ours=windows is not None)
     left = fold_layer_scale(weights)
     notes = ["LayerScale folded into attn.proj and mlp.fc2"] if spec.layer_scale else []
     target = patch_size or spec.patch_size
     out = _patches(left, spec, target, notes)
-    out["pos_embed"], table_side, class_row = _positions(left.pop("pos_embed"), spec, side, notes)
-    out |= {name: left.pop(name) for name in [*left] if name.startswith("blocks.")}
+    table_side, class_row = side or spec.grid[0], False
+    if spec.has_table:
+        table = left.pop("pos_embed")
+        out["pos_embed"], table_side, class_row = _positions(table, spec, side, notes)
+    placed = ("blocks.", "norm_pre.", "patch_embed.norm.")
+    out |= {name: left.pop(name) for name in [*left] if name.startswith(placed)}
+    if spec.position == "relative":
+        _tables(out, spec, windows or {}, table_side, notes)
+    if spec.is_rotary:
+        notes.append("rotary positions: no decomposed tables beside them, padding is masked")
     if spec.register_tokens:
         notes.append(f"{spec.register_tokens} register tokens dropped: ViTDet attends patches only")
     if unplaced := [name for name in left if not name.startswith(PLACELESS)]:
@@ -79,21 +101,34 @@ def to_vitdet(
     )
 
 
-def refuse(spec: VitSpec) -> None:
-    """Raise `UserError` with the reason when ViTDet cannot hold the function of such weights."""
+def refuse(spec: VitSpec, *, ours: bool) -> None:
+    """Raise `UserError` with the reason when a trunk cannot hold the function of such weights.
+
+    Args:
+        spec: The checkpoint's architecture.
+        ours: The trunk is ours, which holds all that is defined without prefix tokens.
+    """
     reasons = []
-    if spec.position != "absolute":
+    if not ours and not is_stock(spec):
+        parts = {
+            f"{spec.position} positions": spec.position != "absolute",
+            "norm before the first block (norm_pre, as CLIP)": spec.pre_norm,
+            f"{spec.mlp} blocks": spec.mlp != "mlp",
+            "norms or biases of another kind": spec.norm != "layer" or not spec.proj_bias,
+            "norm on patches or inside the MLP": spec.patch_norm or spec.mlp_norm,
+        }
         reasons.append(
-            f"its {spec.position} positions have no counterpart: ViTDet's are an absolute table "
-            "and decomposed tables that start from zero"
+            f"detectron2's own ViT has no {', no '.join(k for k, v in parts.items() if v)}"
         )
-    if spec.pre_norm:
+    if spec.position == "relative" and spec.grid[0] != spec.grid[1]:
         reasons.append(
-            "it has a norm before the first block (norm_pre, as CLIP): ViTDet's ViT has none there, "
-            "and it cannot be folded into the patch projection, because it follows the positions"
+            f"its relative positions are of a {spec.grid[0]}x{spec.grid[1]} grid: only tables of "
+            "square grids can be brought to another size"
         )
-    if spec.mlp != "mlp":
-        reasons.append(f"its {spec.mlp} blocks have a gate that ViTDet's MLP lacks")
+    if spec.is_rotary and spec.head_dim % 4:
+        reasons.append(
+            f"its heads of width {spec.head_dim} cannot be rotated by rows and columns in pairs"
+        )
     if reasons:
         raise UserError("ViTDet cannot run this backbone: " + "; ".join(reasons))
 
@@ -156,3 +191,24 @@ def _positions(
         f"by the family's rule ({spec.position_rule})"
     )
     return resized[:, prefix:], side, False
+
+
+def _tables(
+    out: dict[str, Tensor], spec: VitSpec, windows: Mapping[int, int], side: int, notes: list[str]
+) -> None:
+    """Bring every block's bias table to its window, or to the whole grid; class token's rows go."""
+    trained = spec.grid[0]
+    for i in range(spec.depth):
+        name = f"blocks.{i}.attn.relative_position_bias_table"
+        target = windows.get(i, side)
+        table = out[name]
+        if target > trained:
+            table = resize_bias(table, grid=spec.grid, to=(target, target))
+        have = max(target, trained)
+        cells = table[:-TOKEN_ROWS].unflatten(0, (2 * have - 1, 2 * have - 1))
+        cut = have - target
+        out[name] = cells[cut : len(cells) - cut, cut : len(cells) - cut].flatten(0, 1)
+    notes.append(
+        f"relative position tables of {trained}x{trained} patches: cut to smaller windows (exact), "
+        "resized geometrically to larger ones and to global blocks; class token's rows dropped"
+    )

@@ -43,6 +43,7 @@ def main(args: argparse.Namespace) -> int:
     from mimbench.benchmarks.locations import SAMPLES, locate
     from mimbench.checkpoints.files import read_weights
     from mimbench.features.cards import read_cards
+    from mimbench.networks.selftest import trained
     from mimbench.suite.running.canary import examine
     from mimbench.system.config import to_mapping
     from mimbench.system.files import write_json
@@ -57,6 +58,9 @@ def main(args: argparse.Namespace) -> int:
     cards = read_cards(folder, size)
     found = examine(weights, cards, device, CPU_SECONDS if device.type == "cpu" else math.inf)
     logger.info("canary: %s", summary(found))
+    for answer in trained(weights, device):
+        if not answer.sound:
+            logger.warning("canary: do features sit on their patches? %s", answer.fault)
     if found.not_tried:
         logger.info("canary: no time for %s", "; ".join(found.not_tried))
     for fault in found.faults:

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-from dataclasses import replace
 
 from mimbench.system.config import merge, parse_overrides
 from mimbench.system.errors import UserError
@@ -30,15 +29,25 @@ def main(args: argparse.Namespace) -> int:
     """Write the file; return 0."""
     from mimbench.checkpoints.export import export
     from mimbench.checkpoints.files import read_weights
-    from mimbench.vit.weights import VitSpec, mismatches
+    from mimbench.model import mismatches
+    from mimbench.networks.kinds import make_weights, spec_from_json
 
     weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
     if args.set:
-        spec = VitSpec.from_json(merge(weights.spec.to_json(), parse_overrides(args.set)))
+        spec = spec_from_json(merge(weights.spec.to_json(), parse_overrides(args.set)))
         if faults := mismatches(spec, weights.tensors):
             raise UserError(f"--set contradicts the tensors: {faults[0]}")
         said = tuple(f"set by hand: {change}" for change in args.set)
-        weights = replace(weights, spec=spec, notes=(*weights.notes, *said))
+        weights = make_weights(
+            spec,
+            weights.tensors,
+            format=weights.format,
+            digest=weights.digest,
+            name=weights.name,
+            which=weights.which,
+            extras=weights.extras,
+            notes=(*weights.notes, *said),
+        )
     for note in export(weights, args.to, args.out):
         logger.info("%s", note)
     logger.info("wrote %s: %d tensors from %s", args.out, len(weights.tensors), weights.format)

@@ -17,6 +17,11 @@ def add_arguments(parser: Parser) -> None:
     add_reading(parser)
     parser.rename(heads="--num-heads")
     parser.add_argument("--all", action="store_true", help="list every fault, not the first few")
+    parser.add_argument(
+        "--registration",
+        action="store_true",
+        help="draw where marks in a picture answer in the feature maps, weights drawn anew and trained",
+    )
     add_option(parser, "--json")
 
 
@@ -34,4 +39,21 @@ def main(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(description, indent=2) + "\n")
     else:
         sys.stdout.write(text(description, limit=SHOW_ALL if args.all else 12))
-    return ExitCode.FAILED if description["verdict"] == "refused" else ExitCode.OK
+    if description["verdict"] == "refused":
+        return ExitCode.FAILED
+    return registration(args) if args.registration else ExitCode.OK
+
+
+def registration(args: argparse.Namespace) -> int:
+    """Draw the registration test; return FAILED if the wiring does not pass it."""
+    import torch
+
+    from mimbench.checkpoints.files import read_weights
+    from mimbench.networks.selftest import lines, trained, wiring
+
+    weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
+    fresh, own = wiring(weights), trained(weights, torch.device("cpu"))
+    text = ["", "registration, weights drawn anew (the wiring)", *lines(fresh, drawn=True)]
+    text += ["", "registration, these weights", *lines(own, drawn=True)]
+    sys.stdout.write("\n".join(text) + "\n")
+    return ExitCode.OK if all(answer.sound for answer in fresh) else ExitCode.FAILED

@@ -4,22 +4,42 @@ import argparse
 import sys
 from pathlib import Path
 
-from mimbench.sharing.bundle import verify_bundle
+from mimbench.benchmarks.manifest import DEFAULT_FILE
+from mimbench.sharing.verifying import verify_bundle
+from mimbench.system.errors import printable
 from mimbench.system.exit_codes import ExitCode
-from mimbench.system.options import Parser
+from mimbench.system.options import Parser, add_option
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
     parser.add_argument("bundle", type=Path, metavar="FILE", help="what `bundle` wrote")
+    parser.add_argument("--digest", default="", metavar="HEX", help="the digest that was published")
+    parser.add_argument(
+        "--signer",
+        type=Path,
+        metavar="FILE",
+        help="public SSH key (or allowed_signers file) that the bundle must be signed with",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail on numbers that nothing in it determines, too"
+    )
+    add_option(parser, "--benchmarks", default=DEFAULT_FILE)
 
 
 def main(args: argparse.Namespace) -> int:
     """Verify the bundle; return FAILED if anything in it is not what it says."""
-    faults, unknown = verify_bundle(args.bundle)
-    for run in unknown:
-        sys.stderr.write(f"{run}: no outcomes were kept, only its digest was checked\n")
-    for fault in faults:
-        sys.stderr.write(f"{args.bundle}: {fault}\n")
-    sys.stdout.write(f"{args.bundle}: {'NOT VERIFIED' if faults else 'verified'}\n")
-    return ExitCode.FAILED if faults else ExitCode.OK
+    verdict = verify_bundle(
+        args.bundle, benchmarks=args.benchmarks, digest=args.digest, signers=args.signer
+    )
+    for what in verdict.unproven:
+        sys.stderr.write(f"not proven: {printable(what)}\n")
+    for fault in verdict.faults:
+        sys.stderr.write(f"fault: {printable(fault)}\n")
+    failed = bool(verdict.faults or (args.strict and verdict.unproven))
+    signed = f", signed by {printable(verdict.signer)}" if verdict.signer else ""
+    sys.stdout.write(
+        f"{printable(str(args.bundle))}: {'NOT VERIFIED' if failed else 'verified'}{signed}\n"
+        f"digest {verdict.digest}\n"
+    )
+    return ExitCode.FAILED if failed else ExitCode.OK

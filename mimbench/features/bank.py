@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +15,11 @@ from torch import Tensor
 
 from mimbench.data.lists import ImageList
 from mimbench.data.preprocess import Preprocess
+from mimbench.model import Network, Weights
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
 from mimbench.system.runtime import Precision
-from mimbench.vit.backbone import Backbone, Features
-from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class BankSpec:
     precision: Precision = "fp32"
     """Of the forward pass."""
 
-    def key(self, weights: VitWeights, images: ImageList) -> dict[str, Any]:
+    def key(self, weights: Weights, images: ImageList) -> dict[str, Any]:
         """Return everything that may move a stored number: banks differ if any of it does."""
         return {
             "version": VERSION,
@@ -77,31 +76,19 @@ class BankSpec:
         }
 
 
-def block_vectors(backbone: Backbone, images: Tensor, blocks: int) -> dict[str, Tensor]:
-    """Return cls.n and avg.n (b, d) after the final norm, for the last `blocks` blocks."""
-    depth = backbone.spec.depth
-    wanted = list(range(depth - min(blocks, depth), depth))
-    found = backbone.blocks(images, wanted, norm=True)
-    out: dict[str, Tensor] = {}
-    for block, features in zip(wanted, found, strict=True):
-        out[f"cls.{depth - block}"] = features.cls
-        out[f"avg.{depth - block}"] = average(backbone, features)
-    return out
-
-
-def average(backbone: Backbone, features: Features) -> Tensor:
-    """Return the mean of the patches, through the norm that fine-tuned MAE puts after it."""
-    return backbone.vit.fc_norm(features.patches.mean(dim=(1, 2)))
+def require_parts(vectors: Container[str], choice: str) -> None:
+    """Raise `UserError` unless a model has every vector that the choice is made of."""
+    lacking = [part for part in PARTS[choice] if part not in vectors]
+    if lacking:
+        raise UserError(
+            f"features '{choice}' need {', '.join(lacking)}, which this model is too shallow for (or "
+            "whose blocks have other widths); choose features of the last block (cls, avg, cls+avg)"
+        )
 
 
 def join(vectors: dict[str, Tensor], choice: str) -> Tensor:
     """Return the chosen features (b, d') from named vectors."""
-    lacking = [part for part in PARTS[choice] if part not in vectors]
-    if lacking:
-        raise UserError(
-            f"features '{choice}' need {', '.join(lacking)}, which this model is too shallow for; "
-            "choose features of the last block (cls, avg, cls+avg)"
-        )
+    require_parts(vectors, choice)
     return torch.cat([vectors[part] for part in PARTS[choice]], dim=-1)
 
 
@@ -131,10 +118,10 @@ class FeatureBank:
         """Of every so many images a half-precision bank also keeps exact features."""
         return check_step(len(self.images))
 
-    def compute(self, backbone: Backbone, images: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
+    def compute(self, network: Network, images: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return cls.n and avg.n of the last blocks."""
         del rows
-        return block_vectors(backbone, images, self.spec.blocks)
+        return network.vectors(images, self.spec.blocks)
 
     def load(self, choice: str) -> Tensor:
         """Return the chosen features of every image, (n, d) float32, in the list's order."""
@@ -199,7 +186,7 @@ def check_step(count: int) -> int:
 
 
 def open_bank(
-    weights: VitWeights, images: ImageList, spec: BankSpec, *, root: Path | None = None
+    weights: Weights, images: ImageList, spec: BankSpec, *, root: Path | None = None
 ) -> FeatureBank:
     """Return the bank of this key, whether computed or not; its folder is named by the key."""
     key = spec.key(weights, images)

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from mimbench.data.lists import ImageList, read_folder
 from mimbench.data.preprocess import Preprocess
-from mimbench.features.bank import average
-from mimbench.vit.backbone import Backbone
+from mimbench.model import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +53,12 @@ def _few(
 
 @torch.inference_mode()
 def embed(
-    backbone: Backbone, images: Tensor, device: torch.device, batch: int = 64
+    network: Network, images: Tensor, device: torch.device, batch: int = 64
 ) -> dict[str, Tensor]:
     """Return the unit-length class token and mean of patches of uint8 images."""
     found: dict[str, list[Tensor]] = {"cls": [], "avg": []}
     for part in images.split(batch):
-        features = backbone(part.to(device).float() / 255)
-        found["cls"].append(features.cls.cpu())
-        found["avg"].append(average(backbone, features).cpu())
+        vectors = network.vectors(part.to(device).float() / 255, 1)
+        for name, parts in found.items():
+            parts.append(vectors[f"{name}.1"].cpu())
     return {k: torch.nn.functional.normalize(torch.cat(v).float(), dim=1) for k, v in found.items()}

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 
 from mimbench.data.lists import ImageList
 from mimbench.data.preprocess import Decoded, Pixels
-from mimbench.features.bank import DTYPES, BankSpec, FeatureBank, block_vectors, open_bank
+from mimbench.features.bank import DTYPES, BankSpec, FeatureBank, open_bank
+from mimbench.model import Network, Weights
+from mimbench.networks.kinds import build_network
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_json
 from mimbench.system.memory import Halving
@@ -22,8 +24,6 @@ from mimbench.system.progress import Progress
 from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
 from mimbench.system.signals import leave_signals_to_parent
 from mimbench.task import Machine
-from mimbench.vit.backbone import Backbone, build_backbone
-from mimbench.vit.weights import VitWeights
 
 
 class Recipe(Protocol):
@@ -46,7 +46,7 @@ class Recipe(Protocol):
 
 
 class Bank(Protocol):
-    """Shards of what a backbone makes of each image of a list."""
+    """Shards of what a network makes of each image of a list."""
 
     @property
     def folder(self) -> Path:
@@ -80,13 +80,13 @@ class Bank(Protocol):
         """Return the shards that are still to be computed."""
         ...
 
-    def compute(self, backbone: Backbone, images: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
+    def compute(self, network: Any, images: Tensor, rows: Sequence[int], /) -> dict[str, Tensor]:
         """Return named values, one row for each image, from images in [0, 1]."""
         ...
 
 
 def extract(
-    weights: VitWeights,
+    weights: Weights,
     images: ImageList,
     spec: BankSpec,
     machine: Machine,
@@ -100,9 +100,7 @@ def extract(
     return bank
 
 
-def fill(
-    bank: Bank, key: dict[str, Any], weights: VitWeights, machine: Machine, ranks: Ranks
-) -> None:
+def fill(bank: Bank, key: dict[str, Any], weights: Weights, machine: Machine, ranks: Ranks) -> None:
     """Compute the shards that a bank lacks.
 
     Under torchrun each process takes every world-th shard; shards do not depend on how many
@@ -118,7 +116,7 @@ def fill(
         dist.barrier()
     mine = missing[ranks.rank :: ranks.world]
     if mine:
-        _compute(bank, mine, build_backbone(weights), machine, ranks)
+        _compute(bank, mine, build_network(weights), machine, ranks)
     if ranks.world > 1:
         dist.barrier()
 
@@ -138,10 +136,10 @@ def _claim(bank: Bank, key: dict[str, Any]) -> None:
 
 
 def _compute(
-    bank: Bank, shards: list[int], backbone: Backbone, machine: Machine, ranks: Ranks
+    bank: Bank, shards: list[int], network: Network, machine: Machine, ranks: Ranks
 ) -> None:
     device = pick_device(machine.device, ranks.local)
-    backbone.to(device)
+    network.to(device)
     fit = Halving(size=machine.max_batch)
     total = sum(len(bank.rows(s)) for s in shards)
     bar = Progress(f"features of {bank.images.where}", total) if ranks.main else None
@@ -152,7 +150,7 @@ def _compute(
         for _ in range(-(-len(rows[shard]) // machine.max_batch)):
             at, pixels = next(batches)
             found = compute_in_pieces(
-                backbone, pixels, partial(_part, bank, backbone, at), bank.spec.precision, fit
+                network, pixels, partial(_part, bank, network, at), bank.spec.precision, fit
             )
             parts.append({name: v.cpu() for name, v in found.items()})
             if bar is not None:
@@ -181,26 +179,26 @@ def _batches(
 
 
 def _part(
-    bank: Bank, backbone: Backbone, at: list[int], images: Tensor, done: int
+    bank: Bank, network: Network, at: list[int], images: Tensor, done: int
 ) -> dict[str, Tensor]:
-    return bank.compute(backbone, images, at[done : done + len(images)])
+    return bank.compute(network, images, at[done : done + len(images)])
 
 
 def forward_in_pieces(
-    backbone: Backbone, pixels: Tensor, blocks: int, precision: Precision, fit: Halving
+    network: Network, pixels: Tensor, blocks: int, precision: Precision, fit: Halving
 ) -> dict[str, Tensor]:
     """Return the vectors of uint8 images, computed in as many pieces as memory asks for."""
 
     def compute(images: Tensor, done: int) -> dict[str, Tensor]:
         del done
-        return block_vectors(backbone, images, blocks)
+        return network.vectors(images, blocks)
 
-    return compute_in_pieces(backbone, pixels, compute, precision, fit)
+    return compute_in_pieces(network, pixels, compute, precision, fit)
 
 
 @torch.no_grad()
 def compute_in_pieces(
-    backbone: Backbone,
+    network: Network,
     pixels: Tensor,
     compute: Callable[[Tensor, int], dict[str, Tensor]],
     precision: Precision,
@@ -209,14 +207,14 @@ def compute_in_pieces(
     """Return named float32 values of uint8 images, one row for each.
 
     Args:
-        backbone: Tells the device.
+        network: Tells the device.
         pixels: (b, 3, H, W)
         compute: Images in [0, 1] and how many came before them -> named values.
         precision: Of the forward pass.
         fit: How many images at a time; out of memory halves it.
     """
     out: list[dict[str, Tensor]] = []
-    device = backbone.normalise.mean.device
+    device = network.normalise.mean.device
     done = 0
 
     def piece(size: int) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ from mimbench.data.sources import Source
 from mimbench.data.subsets import Subset
 from mimbench.features.bank import BankSpec, FeatureBank
 from mimbench.features.extract import extract
+from mimbench.model import Weights
 from mimbench.system.runtime import Precision, Ranks
 from mimbench.task import Machine
-from mimbench.vit.weights import VitWeights
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class FrozenConfig(ImageConfig):
         )
 
     def features(
-        self, weights: VitWeights, images: ImageList, ranks: Ranks, *, view: int = 0
+        self, weights: Weights, images: ImageList, ranks: Ranks, *, view: int = 0
     ) -> FeatureBank:
         """Return the complete bank of an image list."""
         return extract(weights, images, self.bank(view), self.machine, ranks=ranks)

@@ -13,11 +13,11 @@ from PIL import Image
 from mimbench.benchmarks.records import PICTURES, pictures_of
 from mimbench.benchmarks.survey import child_environment
 from mimbench.features.cards import embed, read_cards
+from mimbench.model import Weights
+from mimbench.networks.kinds import build_network
 from mimbench.report.markup import picture
 from mimbench.results.record import Result
 from mimbench.scores.neighbours import nearest
-from mimbench.vit.backbone import build_backbone
-from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def drawn_in(folder: Path) -> list[str]:
     return [picture(Image.open(path), path.stem, side=BROADEST) for path in found[:MOST]]
 
 
-def masks(checkpoint: Path, weights: VitWeights, data: Path) -> list[str]:
+def masks(checkpoint: Path, weights: Weights, data: Path) -> list[str]:
     """Return masks, predicted loss and reconstructions of a pretraining checkpoint, if it is one.
 
     The pretraining application draws them, in a process of its own.
@@ -84,14 +84,14 @@ def masks(checkpoint: Path, weights: VitWeights, data: Path) -> list[str]:
             ]
 
 
-def neighbours(weights: VitWeights, data: Path, device: torch.device) -> list[str]:
+def neighbours(weights: Weights, data: Path, device: torch.device) -> list[str]:
     """Return a few validation images, each followed by its nearest training images."""
     size = weights.spec.image_size[0]
     cards = read_cards(data, size, classes=QUERIES * 4, bank=20, queries=1)
     picked = (
         torch.linspace(0, len(cards.queries) - 1, min(QUERIES, len(cards.queries))).round().long()
     )
-    backbone = build_backbone(weights).to(device)
+    backbone = build_network(weights).to(device)
     bank = embed(backbone, cards.bank, device)["avg"]
     queries = embed(backbone, cards.queries[picked], device)["avg"]
     found = nearest(bank, queries, NEIGHBOURS)[1]

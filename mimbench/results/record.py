@@ -1,11 +1,13 @@
 """Results: one JSON file for each finished run, the only thing that a table is made from."""
 
 import json
+import logging
+import math
 import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,8 @@ from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest, write_json
 from mimbench.system.source import library_versions, source_state
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 """Of result.json. Files without it were written before there was a typed result of a task."""
@@ -86,6 +90,8 @@ class Result:
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What the task says about its numbers: for example the micro-batch it really used."""
     format: int = FORMAT
+    checksum: str = ""
+    """Over everything else in the file; files from before there was one have none."""
 
 
 def protocol_digest(task: str, task_version: int, config: Mapping[str, Any]) -> str:
@@ -93,21 +99,39 @@ def protocol_digest(task: str, task_version: int, config: Mapping[str, Any]) -> 
     return value_digest({"task": task, "version": task_version, "config": config})[:10]
 
 
+EDITED = "edited after it was written: its checksum does not match; run the cell again"
+FILE_BYTES = 64 << 20
+
+
+def checksum(value: Mapping[str, Any]) -> str:
+    """Return the digest over everything in a result file but the checksum itself."""
+    rest = {key: item for key, item in value.items() if key != "checksum"}
+    # as the file gives it back: keys are text there
+    return value_digest(json.loads(json.dumps(rest)))[:16]
+
+
 def write_result(path: Path, result: Result) -> None:
-    """Write a result atomically."""
-    write_json(path, to_mapping(result))
+    """Write a result atomically, with the checksum that tells it from an edited one."""
+    value = to_mapping(result)
+    write_json(path, {**value, "checksum": checksum(value)})
 
 
 def read_result(path: Path) -> Result:
-    """Read a result strictly; a damaged file is an error that names it."""
+    """Read a result strictly; a damaged file is an error that names it.
+
+    One that was edited is a failed one, with the reason: its number is nobody's.
+    """
     try:
+        if not path.is_file() or path.stat().st_size > FILE_BYTES:
+            raise UserError(f"{path} is no file of a result's size; delete it and run again")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not a readable result: {error}; delete it and run again"
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a result; delete it and run again")
+    edited = bool(value.get("checksum")) and value["checksum"] != checksum(value)
     if "format" not in value:
         value = upgrade(value)
     elif value["format"] != FORMAT:
@@ -115,7 +139,26 @@ def read_result(path: Path) -> Result:
             f"{path} is a result of format {value['format']}, this version reads {FORMAT}; "
             "read it with the version that wrote it"
         )
-    return from_mapping(Result, value, str(path))
+    result = from_mapping(Result, value, str(path))
+    if edited:
+        logger.warning("%s was %s", path, EDITED)
+        return replace(result, status="failed", error=EDITED, metrics={}, intervals={})
+    _check(result, path)
+    return result
+
+
+def _check(result: Result, path: Path) -> None:
+    """Refuse a result that lacks what every reader of it takes for granted."""
+    lacking = [key for key in ("digest", "name") if key not in result.weights]
+    if result.status == "done" and result.main_metric not in result.metrics:
+        lacking.append(f"metrics.{result.main_metric}")
+    bad = [name for name, value in result.metrics.items() if not math.isfinite(value)]
+    if lacking or bad:
+        raise UserError(
+            f"{path} is not a whole result: "
+            f"{'it lacks ' + ', '.join(lacking) if lacking else 'not finite: ' + ', '.join(bad)}; "
+            "delete it and run again"
+        )
 
 
 def provenance(*, device: str, seed: int, seconds: float, peak_memory_mb: float) -> Provenance:

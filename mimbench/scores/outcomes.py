@@ -7,6 +7,9 @@ finds the class as an attribute of the task's module, by the name that the resul
 
 from __future__ import annotations
 
+import math
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,16 +106,44 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a file; pickles are refused."""
     try:
+        _check_arrays(path)
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not readable: {error}; run the cell again (--fresh)") from error
+
+
+ARRAYS, ARRAY_BYTES = 64, 1 << 30
+
+
+def _check_arrays(path: Path) -> None:
+    """Refuse arrays that promise more than they hold, before anything is made of them."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if len(entries) > ARRAYS or sum(entry.file_size for entry in entries) > ARRAY_BYTES:
+            raise ValueError("more arrays, or larger ones, than any run keeps")
+        for entry in entries:
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                if version not in ((1, 0), (2, 0)):
+                    raise ValueError(f"an array of format {version}")
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(file)
+                held = entry.file_size - file.tell()
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize != held:
+                raise ValueError(f"{entry.filename} holds {held:,} bytes for shape {shape}")
 
 
 def read_outcomes(path: Path, kind: type[K]) -> K:
     """Read what `write_outcomes` wrote."""
     arrays = read_arrays(path)
     try:
+        if "images" in arrays and arrays["images"].ndim != 1:
+            raise ValueError(f"images of shape {arrays['images'].shape}, expected one name each")
         return cast(K, kind.from_arrays(arrays))
     except KeyError as error:
         raise UserError(f"{path} lacks {error.args[0]}; run the cell again (--fresh)") from error

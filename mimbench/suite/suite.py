@@ -22,6 +22,7 @@ from mimbench.benchmarks.manifest import Manifest, Profile
 from mimbench.benchmarks.orders import safe_name
 from mimbench.benchmarks.survey import child_environment
 from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.networks.kinds import random_twin
 from mimbench.suite.costs.footprint import check_room
 from mimbench.suite.costs.ledger import FORECAST, Ledger
 from mimbench.suite.costs.planning import PATIENCE, longest_first, plan_text
@@ -38,7 +39,6 @@ from mimbench.system.signals import Interrupts
 from mimbench.tables.formats import FORMATS, SUFFIXES
 from mimbench.tables.table import TWIN, Table, make_table, read_results
 from mimbench.task import Machine
-from mimbench.vit.weights import random_weights
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _twin(who: Candidate, folder: Path) -> Candidate:
     # models of one shape may differ in what their tensors mean: each kind has a file of its own
     name = f"{TWIN}{safe_name(who.weights['model'])}"
     path = folder / f"{name}-{value_digest(weights.spec.to_json())[:6]}.safetensors"
-    write_weights(path, random_weights(weights.spec, seed=0))
+    write_weights(path, random_twin(weights.spec, seed=0))
     return read_candidate(path, name=name, twin=True)
 
 

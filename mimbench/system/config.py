@@ -96,11 +96,24 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config"
         raise UserError(f"{where}: {error}") from error
 
 
+LATER = "left out at its default"
+
+
+def later(default: T) -> T:
+    """Return a dataclass field added after release: at its default, mappings do not mention it.
+
+    Digests are taken over mappings: results and features made before the field existed stay valid.
+    """
+    return dataclasses.field(default=default, metadata={LATER: True})
+
+
 def to_mapping(value: Any) -> Any:
     """Return a dataclass as plain YAML values; `from_mapping` reads it back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            f.name: to_mapping(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+            f.name: to_mapping(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.init and not (LATER in f.metadata and getattr(value, f.name) == f.default)
         }
     if isinstance(value, Mapping):
         return {key: to_mapping(item) for key, item in value.items()}

@@ -5,20 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mimbench.model import Weights
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest, write_json
 from mimbench.system.listing import first_few
-from mimbench.vit.weights import VitWeights
 
 RUN_FILE = "run.json"
 WHERE = ("data", "machine")
 """Fields of a configuration that say where a run is: they may change between its parts."""
 
 
-def run_digest(
-    weights: VitWeights, config: object, *, version: int, data: Sequence[str] = ()
-) -> str:
+def run_digest(weights: Weights, config: object, *, version: int, data: Sequence[str] = ()) -> str:
     """Return what the states of a run carry: another run's are never continued.
 
     Args:
@@ -32,7 +30,7 @@ def run_digest(
     )
 
 
-def run_identity(task: str, version: int, weights: VitWeights, config: object) -> dict[str, Any]:
+def run_identity(task: str, version: int, weights: Weights, config: object) -> dict[str, Any]:
     """Return what a run is, as its folder holds it, with a digest over all that may move its numbers."""
     fields = to_mapping(config)
     own = {"task": task, "version": version, "config": _moving(fields), "weights": weights.digest}

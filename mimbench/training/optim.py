@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mimbench.model import Spec
 from mimbench.system.errors import UserError
 
 
@@ -63,33 +64,44 @@ def plan_batch(effective: int, *, world: int, at_most: int) -> BatchPlan:
 
 def no_decay(name: str, parameter: Tensor) -> bool:
     """Tell whether MAE's fine-tuning recipe exempts a parameter from weight decay."""
-    return parameter.ndim == 1 or name in {"pos_embed", "cls_token", "reg_token"}
-
-
-def layer_of(name: str, depth: int) -> int:
-    """Return a ViT parameter's level: 0 for the embeddings, i + 1 for block i, depth + 1 for the rest."""
-    if name in {"cls_token", "pos_embed", "reg_token"} or name.startswith(
-        ("patch_embed", "norm_pre")
-    ):
-        return 0
-    if name.startswith("blocks."):
-        return int(name.split(".")[1]) + 1
-    return depth + 1
+    tables = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
+    return parameter.ndim == 1 or name.rpartition(".")[2] in tables
 
 
 def layer_decay_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], *, depth: int, decay: float, weight_decay: float
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    spec: Spec,
+    decay: float,
+    weight_decay: float,
+    joined: int = 1,
 ) -> Iterator[dict[str, object]]:
-    """Yield optimizer groups (params, names, lr_scale, weight_decay), one for each level and decay."""
+    """Yield optimizer groups (params, names, lr_scale, weight_decay), one for each level and decay.
+
+    Args:
+        parameters: The network's, by canonical name; what is new has the full rate.
+        spec: Says which level a parameter is of.
+        decay: Factor from one level to the one below.
+        weight_decay: Of all but one-dimensional tensors, tokens and tables.
+        joined: Consecutive blocks that count as one level (ConvNeXt: 3).
+    """
+    top = joined_level(spec.layers - 1, spec.layers, joined)
     groups: dict[tuple[int, float], dict[str, list[object]]] = {}
     for name, parameter in parameters:
         if parameter.requires_grad:
             wd = 0.0 if no_decay(name, parameter) else weight_decay
-            group = groups.setdefault((layer_of(name, depth), wd), {"params": [], "names": []})
+            level = joined_level(spec.layer_of(name), spec.layers, joined)
+            group = groups.setdefault((level, wd), {"params": [], "names": []})
             group["params"].append(parameter)
             group["names"].append(name)
     for (level, wd), group in sorted(groups.items(), key=lambda item: item[0]):
-        yield {**group, "lr_scale": decay ** (depth + 1 - level), "weight_decay": wd}
+        yield {**group, "lr_scale": decay ** (top - level), "weight_decay": wd}
+
+
+def joined_level(level: int, layers: int, joined: int) -> int:
+    """Return a level where `joined` consecutive blocks count as one; embeddings and head stay alone."""
+    last = 1 + (layers - 3) // joined
+    return 0 if level == 0 else last + 1 if level >= layers - 1 else 1 + (level - 1) // joined
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -1,6 +1,6 @@
 """From weights to features: one sealed forward that normalises, so that callers never do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
@@ -8,16 +8,14 @@ from torch import Tensor, nn
 from mimbench.system.errors import UserError
 from mimbench.vit.network import Vit, build_vit, load_encoder
 from mimbench.vit.normalise import Normalisation
-from mimbench.vit.relative import build_relative_vit
-from mimbench.vit.rotary import build_rotary_vit
-from mimbench.vit.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitWeights
 
 
 class Features(NamedTuple):
     """Tokens of one block for a batch of images."""
 
     cls: Tensor
-    """(b, d); the mean of the patches where the model has no class token."""
+    """(b, d); the mean of several class tokens, of the patches where there is none."""
     patches: Tensor
     """(b, h, w, d)"""
     registers: Tensor
@@ -59,6 +57,21 @@ class Backbone(nn.Module):
             return features.cls
         return self.vit.fc_norm(features.patches.mean(dim=(1, 2)))
 
+    def vectors(self, images: Tensor, blocks: int) -> dict[str, Tensor]:
+        """Return cls.n and avg.n (b, d) after the final norm, for the last `blocks` blocks."""
+        depth = self.spec.depth
+        wanted = list(range(depth - min(blocks, depth), depth))
+        out: dict[str, Tensor] = {}
+        for block, features in zip(wanted, self.blocks(images, wanted, norm=True), strict=True):
+            out[f"cls.{depth - block}"] = features.cls
+            # fine-tuned MAE has its norm after the mean
+            out[f"avg.{depth - block}"] = self.vit.fc_norm(features.patches.mean(dim=(1, 2)))
+        return out
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return the last block's patches (b, d, h, w), without norm."""
+        return self.pyramid(images, [self.spec.depth - 1])
+
     def _tokens(self, images: Tensor, blocks: Sequence[int], *, norm: bool) -> list[Tensor]:
         p, (height, width) = self.spec.patch_size, images.shape[2:]
         if height % p or width % p:
@@ -80,9 +93,12 @@ class Backbone(nn.Module):
         return out
 
     def _split(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
-        first = int(self.spec.class_token)
+        first = self.spec.first_tokens
         patches = tokens[:, self.spec.prefix_tokens :]
-        cls = tokens[:, 0] if first else patches.mean(dim=1)
+        if first > 1:
+            cls = tokens[:, :first].mean(dim=1)
+        else:
+            cls = tokens[:, 0] if first else patches.mean(dim=1)
         return Features(
             cls=cls,
             patches=patches.unflatten(1, grid),
@@ -90,15 +106,8 @@ class Backbone(nn.Module):
         )
 
 
-BUILDERS: dict[str, Callable[[VitSpec], Vit]] = {
-    "absolute": build_vit,
-    "relative": build_relative_vit,
-    "rotary": build_rotary_vit,
-}
-
-
 def build_backbone(weights: VitWeights) -> Backbone:
     """Return the frozen, evaluating backbone that the weights describe, whatever its positions."""
-    vit = BUILDERS[weights.spec.position](weights.spec)
+    vit = build_vit(weights.spec)
     load_encoder(vit, weights)
     return Backbone(vit).eval().requires_grad_(requires_grad=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mimbench.system.config import to_mapping
 
 if TYPE_CHECKING:  # the runner reads footprints without torch
-    from mimbench.vit.weights import VitSpec
+    from mimbench.model import Spec
 
 MB = 2**20
 PROCESS_MB = 1000
@@ -39,7 +39,7 @@ class Footprint:
     memory: float = PROCESS_MB
 
 
-def trained(spec: VitSpec, config: Any, images: int) -> Footprint:
+def trained(spec: Spec, config: Any, images: int) -> Footprint:
     """Return what training the whole backbone takes: the default, as it is the most."""
     del images
     plain = to_mapping(config)
@@ -48,11 +48,11 @@ def trained(spec: VitSpec, config: Any, images: int) -> Footprint:
         disk=_parameters(spec) * STATE_BYTES / MB,
         memory=PROCESS_MB
         + _parameters(spec) * TRAINED_BYTES / MB
-        + _block_mb(spec, plain) * (2 if recompute else spec.depth),
+        + _block_mb(spec, plain) * (2 if recompute else _blocks(spec)),
     )
 
 
-def frozen(spec: VitSpec, config: Any, images: int) -> Footprint:
+def frozen(spec: Spec, config: Any, images: int) -> Footprint:
     """Return what a frozen backbone takes: its parameters and the activations of one block."""
     del images
     return Footprint(
@@ -60,31 +60,42 @@ def frozen(spec: VitSpec, config: Any, images: int) -> Footprint:
     )
 
 
-def stored_features(spec: VitSpec, config: Any, images: int) -> Footprint:
+def stored_features(spec: Spec, config: Any, images: int) -> Footprint:
     """Return what `frozen` does, and the features of all images in the cache."""
     found = frozen(spec, config, images)
     size = STORED_BYTES.get(str(to_mapping(config).get("storage")), 4)
-    bank = images * VECTORS * min(BLOCKS, spec.depth) * spec.embed_dim
+    blocks = min(BLOCKS, _blocks(spec)) if len(spec.levels) == 1 else 1
+    bank = images * VECTORS * blocks * spec.embed_dim
     return Footprint(cache=bank * size / MB, memory=found.memory)
 
 
-def tokens(spec: VitSpec, config: Mapping[str, Any]) -> int:
-    """Return how many patches the recipe's images have."""
+def tokens(spec: Spec, config: Mapping[str, Any]) -> int:
+    """Return how many patches the recipe's images have, or places on the finest map."""
+    return _places(spec, config)[0]
+
+
+def _places(spec: Spec, config: Mapping[str, Any]) -> list[int]:
+    """Return the places of every map."""
     size = config.get("crop") if isinstance(config.get("crop"), Sequence) else None
     size = size or config.get("image_size") or spec.image_size
     height, width = size if isinstance(size, Sequence) else (size, size)
-    return -(-int(height) // spec.patch_size) * -(-int(width) // spec.patch_size)
+    strides = [level.stride for level in spec.levels]
+    return [-(-int(height) // s) * -(-int(width) // s) for s in strides]
 
 
-def _parameters(spec: VitSpec) -> int:
-    from mimbench.vit.weights import shapes  # noqa: PLC0415 - see above
+def _blocks(spec: Spec) -> int:
+    """Return the blocks between embeddings and head."""
+    return max(1, spec.layers - 2)
 
-    return sum(math.prod(shape) for shape in shapes(spec).values())
+
+def _parameters(spec: Spec) -> int:
+    return sum(math.prod(shape) for shape in spec.shapes().values())
 
 
-def _block_mb(spec: VitSpec, config: Mapping[str, Any]) -> float:
+def _block_mb(spec: Spec, config: Mapping[str, Any]) -> float:
     """Return the activations of one block for the images that are in memory at once."""
     fits = int(config.get("machine", {}).get("max_batch", 1))
     at_once = min(int(config.get("batch") or fits), fits)
     kept = KEPT_BYTES.get(str(config.get("precision", "fp32")), 68)
-    return tokens(spec, config) * spec.embed_dim * at_once * kept / MB
+    maps = [n * v.channels for n, v in zip(_places(spec, config), spec.levels, strict=True)]
+    return sum(maps) / max(1, len(maps)) * at_once * kept / MB

@@ -1,41 +1,47 @@
 """Build timm's VisionTransformer from a specification, and fill it strictly from weights."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
+from timm.layers.attention import Attention
 from timm.layers.mlp import GluMlp
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers.norm import RmsNorm
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from mimbench.model import mismatches
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
 from mimbench.vit.positions import resize_table
-from mimbench.vit.weights import VitSpec, VitWeights, mismatches
+from mimbench.vit.relative import TOKEN_ROWS, attention_bias
+from mimbench.vit.rotary import attend, rotation_angles
+from mimbench.vit.weights import VitSpec, VitWeights
 
 
 class Vit(VisionTransformer):
-    """timm's ViT for images of any size: the position table follows the family's own rule."""
+    """timm's ViT for images of any size: positions follow the family's own rule, whatever they are."""
 
     spec: VitSpec
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         table = self.pos_embed
-        if table is None:
-            raise RuntimeError("this model has no absolute position table")
-        grid = (x.shape[1], x.shape[2])
-        table = resize_table(
-            table,
-            grid=self.spec.grid,
-            to=grid,
-            prefix=self.spec.position_prefix,
-            rule=self.spec.position_rule,
-        )
+        if table is not None:
+            table = resize_table(
+                table,
+                grid=self.spec.grid,
+                to=(x.shape[1], x.shape[2]),
+                prefix=self.spec.position_prefix,
+                rule=self.spec.position_rule,
+            )
         x = x.flatten(1, 2)
         prefix = [
             t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None
         ]
-        if self.no_embed_class:
+        if table is None:
+            x = torch.cat([*prefix, x], dim=1)
+        elif self.no_embed_class:
             x = torch.cat([*prefix, x + table], dim=1)
         else:
             x = torch.cat([*prefix, x], dim=1) + table
@@ -45,9 +51,40 @@ class Vit(VisionTransformer):
         """Return the tokens that enter the first block."""
         return self.norm_pre(self._pos_embed(self.patch_embed(images)))
 
-    def run_block(self, index: int, x: Tensor, grid: tuple[int, int]) -> Tensor:  # noqa: ARG002
+    def run_block(self, index: int, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the tokens after one block; `grid` is for positions that act in attention."""
-        return self.get_submodule(f"blocks.{index}")(x)
+        return run_block(self.get_submodule(f"blocks.{index}"), x, self.spec, grid)
+
+    def forward_features(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,  # noqa: FBT001, FBT002
+    ) -> Tensor:
+        """Return the tokens after the final norm."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("this network's attention is not masked from outside")
+        p = self.spec.patch_size
+        grid = (x.shape[2] // p, x.shape[3] // p)
+        x = self.embed(x)
+        for i in range(self.spec.depth):
+            x = self.run_block(i, x, grid)
+        return self.get_submodule("norm")(x)
+
+
+def run_block(block: nn.Module, x: Tensor, spec: VitSpec, grid: tuple[int, int]) -> Tensor:
+    """Return the tokens (b, prefix + patches, d) after a block of timm's."""
+    if spec.position == "absolute":
+        return block(x)
+    if spec.position == "relative":
+        table = block.get_parameter("attn.relative_position_bias_table")
+        bias = attention_bias(table, grid=spec.grid, to=grid)
+        return block(x, attn_mask=bias.to(x.dtype))
+    if not isinstance(block, Block) or not isinstance(block.attn, Attention):
+        raise TypeError(f"the block is a {type(block).__name__}, expected timm's Block")
+    angles = rotation_angles(grid, spec.head_dim, spec.rotation, spec.rotation_grid)
+    x = x + block.drop_path1(block.ls1(attend(block.attn, block.norm1(x), angles, spec.rotation)))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def build_vit(
@@ -61,17 +98,12 @@ def build_vit(
     """Return a freshly initialised timm ViT for the specification.
 
     Args:
-        spec: The architecture; only absolute positions are a plain ViT.
+        spec: The architecture.
         drop_path: Largest stochastic depth rate (linear from 0 over the blocks).
         num_classes: Outputs of the classifier head; 0 for none.
         pool: timm's pooling before the head; '' returns tokens.
         fc_norm: Put the norm after pooling; by default where the specification has it.
     """
-    if spec.position != "absolute":
-        raise UserError(
-            f"a {spec.position} position encoding is not a plain ViT; "
-            "this consumer supports absolute position tables only"
-        )
     return assemble(
         Vit, spec, drop_path=drop_path, num_classes=num_classes, pool=pool, fc_norm=fc_norm
     )
@@ -89,13 +121,7 @@ def assemble(
     pool: Literal["", "token", "avg"] = "",
     fc_norm: bool | None = None,
 ) -> VitKind:
-    """Return a ViT of the given class; only the class knows how positions that are no table act."""
-    options: dict[str, Any] = {
-        "act_layer": "quick_gelu" if spec.activation == "quick_gelu" else nn.GELU
-    }
-    if spec.mlp == "swiglu":
-        options = {"act_layer": nn.SiLU, "mlp_layer": partial(GluMlp, gate_last=False)}
-    packed = 2 * spec.mlp_dim if spec.mlp == "swiglu" else spec.mlp_dim
+    """Return a ViT of the given class, as `build_vit` does."""
     model = kind(
         img_size=spec.image_size,
         patch_size=spec.patch_size,
@@ -104,10 +130,10 @@ def assemble(
         embed_dim=spec.embed_dim,
         depth=spec.depth,
         num_heads=spec.num_heads,
-        mlp_ratio=packed / spec.embed_dim,
         qkv_bias=spec.qkv_bias,
+        proj_bias=spec.proj_bias,
         init_values=1.0 if spec.layer_scale else None,
-        pos_embed="learn" if spec.position == "absolute" else "none",
+        pos_embed="learn" if spec.has_table else "none",
         class_token=spec.class_token,
         no_embed_class=not spec.position_rows_for_prefix,
         reg_tokens=spec.register_tokens,
@@ -116,11 +142,55 @@ def assemble(
         fc_norm=spec.final_norm == "fc_norm" if fc_norm is None else fc_norm,
         dynamic_img_size=True,
         drop_path_rate=drop_path,
-        norm_layer=partial(nn.LayerNorm, eps=spec.norm_eps),
-        **options,
+        scale_mlp_norm=spec.mlp_norm,
+        **layer_options(spec),
     )
     model.spec = spec
+    if spec.first_tokens > 1:
+        _add_class_tokens(model, spec)
+    if spec.position == "relative":
+        _add_tables(model, spec)
     return model
+
+
+def norm_layer(spec: VitSpec) -> Callable[..., nn.Module]:
+    """Return what makes a norm of a given width."""
+    return partial(nn.LayerNorm if spec.norm == "layer" else RmsNorm, eps=spec.norm_eps)
+
+
+def layer_options(spec: VitSpec) -> dict[str, Any]:
+    """Return timm's arguments for the norms and the MLP."""
+    options: dict[str, Any] = {"norm_layer": norm_layer(spec)}
+    if spec.patch_norm:
+        options["embed_norm_layer"] = norm_layer(spec)
+    if spec.mlp == "swiglu":
+        ratio = 2 * spec.mlp_dim / spec.embed_dim
+        gated = {"act_layer": nn.SiLU, "mlp_layer": partial(GluMlp, gate_last=False)}
+        return {**options, **gated, "mlp_ratio": ratio}
+    quick = spec.activation == "quick_gelu"
+    ratio = spec.mlp_dim / spec.embed_dim
+    return {**options, "act_layer": "quick_gelu" if quick else nn.GELU, "mlp_ratio": ratio}
+
+
+def _add_class_tokens(model: Vit, spec: VitSpec) -> None:
+    """Give timm's model as many class tokens as the specification has; timm knows one."""
+    rows = spec.grid[0] * spec.grid[1] + spec.position_prefix
+    model.num_prefix_tokens = spec.prefix_tokens
+    model.cls_token = nn.Parameter(torch.zeros(1, spec.class_tokens, spec.embed_dim))
+    if spec.has_table:
+        model.pos_embed = nn.Parameter(torch.randn(1, rows, spec.embed_dim) * 0.02)
+
+
+def _add_tables(model: Vit, spec: VitSpec) -> None:
+    """Put a relative position table into every block."""
+    if spec.first_tokens != 1 or spec.register_tokens:
+        raise UserError("relative positions need a class token and no registers, as BEiT has them")
+    rows = (2 * spec.grid[0] - 1) * (2 * spec.grid[1] - 1) + TOKEN_ROWS
+    for i in range(spec.depth):
+        table = nn.Parameter(torch.zeros(rows, spec.num_heads))
+        model.get_submodule(f"blocks.{i}.attn").register_parameter(
+            "relative_position_bias_table", table
+        )
 
 
 def load_encoder(

@@ -10,6 +10,9 @@ from torch import Tensor
 PositionRule = Literal["bicubic", "bicubic-antialias", "bicubic-offset"]
 """How a family resizes its table: MAE, detectron2, mmseg / timm, DINOv2-reg / DINO, DINOv2."""
 
+Rotation = Literal["centred", "stretched"]
+"""Families of rotary positions: DINOv3's and EVA-02's; they differ in places, periods and pairs."""
+
 OFFSET = 0.1
 """DINO asks for a scale of (n + 0.1) / N, so that rounding never loses a row."""
 

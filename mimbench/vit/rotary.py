@@ -1,4 +1,9 @@
-"""ViTs whose positions rotate queries and keys (DINOv3), for images of any size."""
+"""Positions that rotate queries and keys, for images of any size.
+
+`centred` (DINOv3): patch centres in [-1, 1], periods up to base 100, pairs half a head apart.
+`stretched` (EVA-02): patch corners on the grid of training, frequencies of base 10000, pairs of
+neighbouring channels. Both turn by rows first, then by columns; prefix tokens are not turned.
+"""
 
 import math
 from functools import lru_cache
@@ -6,58 +11,71 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from mimbench.vit.network import Vit, assemble
-from mimbench.vit.positions import rotation_periods
-from mimbench.vit.relative import with_prefix
-from mimbench.vit.weights import VitSpec
+from mimbench.vit.positions import Rotation, rotation_periods
+
+FREQUENCY_BASE = 10_000.0
+"""Of `stretched` rotation."""
 
 
-class RotaryVit(Vit):
-    """A plain ViT without position table; every block rotates patch queries and keys."""
+def attend(attention: Attention, x: Tensor, angles: Tensor, rotation: Rotation) -> Tensor:
+    """Return self-attention (b, n, d) with the last tokens' queries and keys rotated.
 
-    def _pos_embed(self, x: Tensor) -> Tensor:
-        return with_prefix(self, x.flatten(1, 2))
-
-    def run_block(self, index: int, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the tokens after one block."""
-        block = self.get_submodule(f"blocks.{index}")
-        if not isinstance(block, Block) or not isinstance(block.attn, Attention):
-            raise TypeError(f"block {index} is a {type(block).__name__}, expected timm's Block")
-        x = x + block.ls1(attend(block.attn, block.norm1(x), grid))
-        return x + block.ls2(block.mlp(block.norm2(x)))
-
-
-def attend(attention: Attention, x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return self-attention with patch queries and keys rotated by their place in the grid."""
+    Args:
+        attention: timm's attention; its weights are used, not its forward.
+        x: (b, n, d)
+        angles: (patches, head width / 2)
+        rotation: The family of the angles.
+    """
     qkv = attention.qkv(x).unflatten(2, (3, attention.num_heads, attention.head_dim))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    angles = rotation_angles(grid, attention.head_dim).to(x.device)
-    q, k = rotate(q, angles), rotate(k, angles)
+    angles = angles.to(x.device)
+    q, k = rotate(q, angles, rotation), rotate(k, angles, rotation)
     out = F.scaled_dot_product_attention(q, k, v)
     return attention.proj(out.transpose(1, 2).flatten(2))
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Return (b, heads, n, d) with the last tokens (the patches) rotated in pairs half a width apart."""
+def rotate(x: Tensor, angles: Tensor, rotation: Rotation = "centred") -> Tensor:
+    """Return (b, heads, n, d) with the last tokens (the patches) rotated in pairs of channels."""
     prefix = x.shape[2] - len(angles)
     head, body = x[:, :, :prefix], x[:, :, prefix:]
-    first, second = body.float().chunk(2, dim=-1)
     cos, sin = angles.cos(), angles.sin()
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    if rotation == "centred":
+        first, second = body.float().chunk(2, dim=-1)
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    else:
+        first, second = body.float().unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        turned = turned.flatten(-2)
     return torch.cat([head, turned.to(x.dtype)], dim=2)
 
 
 @lru_cache(maxsize=16)
-def rotation_angles(grid: tuple[int, int], width: int) -> Tensor:
-    """Return the angles (h * w, width / 2): rows first, then columns, from patch centres in [-1, 1]."""
-    centres = [(torch.arange(n, dtype=torch.float32) + 0.5) / n * 2 - 1 for n in grid]
-    places = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1).reshape(-1, 2, 1)
-    return (2 * math.pi * places / rotation_periods(width)).flatten(1)
+def rotation_angles(
+    grid: tuple[int, int],
+    width: int,
+    rotation: Rotation = "centred",
+    trained: int = 0,
+    shown: tuple[int, int] | None = None,
+) -> Tensor:
+    """Return the angles (h * w, width / 2) of every patch: rows first, then columns.
+
+    Args:
+        grid: Patches (rows, columns).
+        width: Of a head.
+        rotation: The family.
+        trained: Side of the grid that `stretched` was trained at.
+        shown: Only so many first rows and columns, for a window of the grid; it may reach beyond.
+    """
+    counts = [torch.arange(n, dtype=torch.float32) for n in shown or grid]
+    if rotation == "centred":
+        centres = [(i + 0.5) / n * 2 - 1 for i, n in zip(counts, grid, strict=True)]
+        return (2 * math.pi * _places(centres) / rotation_periods(width)).flatten(1)
+    corners = [i / n * trained for i, n in zip(counts, grid, strict=True)]
+    exponents = torch.arange(width // 4, dtype=torch.float32) / (width // 4)
+    return (_places(corners) * FREQUENCY_BASE**-exponents).flatten(1)
 
 
-def build_rotary_vit(spec: VitSpec) -> RotaryVit:
-    """Return a freshly initialised ViT with rotary positions."""
-    return assemble(RotaryVit, spec)
+def _places(coordinates: list[Tensor]) -> Tensor:
+    return torch.stack(torch.meshgrid(*coordinates, indexing="ij"), dim=-1).reshape(-1, 2, 1)

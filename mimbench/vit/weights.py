@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mimbench.system.config import from_mapping, to_mapping
+from mimbench.model import Level
+from mimbench.system.config import from_mapping, later, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
-from mimbench.system.listing import first_few
-from mimbench.vit.positions import PositionRule, sincos_table
+from mimbench.vit.positions import PositionRule, Rotation, sincos_table
+from mimbench.vit.sizes import model_name
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,7 +36,7 @@ class VitSpec:
     """Patches (rows, columns) at which the position table was made."""
     class_token: bool = True
     register_tokens: int = 0
-    position: Literal["absolute", "relative", "rotary"] = "absolute"
+    position: Literal["absolute", "relative", "rotary", "absolute+rotary"] = "absolute"
     position_rows_for_prefix: bool = True
     """The absolute table has a row for the class token (timm's register models have none)."""
     position_rule: PositionRule = "bicubic"
@@ -53,6 +54,19 @@ class VitSpec:
     """What the family calls the image's representation."""
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
+    class_tokens: int = later(1)
+    """Class tokens where there are any (Pixio has eight); their mean is the image vector."""
+    rotation: Rotation = later("centred")
+    """How rotary positions turn: as DINOv3 does, or as EVA-02 does."""
+    rotation_grid: int = later(0)
+    """Side of the grid that `stretched` rotation was trained at."""
+    norm: Literal["layer", "rms"] = later("layer")
+    mlp_norm: bool = later(False)
+    """A norm inside the MLP, before its last layer (EVA-02)."""
+    patch_norm: bool = later(False)
+    """A norm on the patches, before positions (AIMv2)."""
+    proj_bias: bool = later(True)
+    """Biases after attention and in the MLP."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -62,12 +76,61 @@ class VitSpec:
     @property
     def prefix_tokens(self) -> int:
         """Tokens before the patches: class token and registers."""
-        return int(self.class_token) + self.register_tokens
+        return self.first_tokens + self.register_tokens
+
+    @property
+    def first_tokens(self) -> int:
+        """Class tokens, which stand before everything else."""
+        return self.class_tokens if self.class_token else 0
+
+    @property
+    def has_table(self) -> bool:
+        """There is an absolute position table."""
+        return self.position in ("absolute", "absolute+rotary")
+
+    @property
+    def is_rotary(self) -> bool:
+        """Queries and keys are rotated by their place."""
+        return self.position in ("rotary", "absolute+rotary")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.embed_dim // self.num_heads
 
     @property
     def position_prefix(self) -> int:
         """Rows of the position table before the patches' rows."""
         return self.prefix_tokens if self.position_rows_for_prefix else 0
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The one map of a flat trunk."""
+        return (Level(stride=self.patch_size, channels=self.embed_dim),)
+
+    @property
+    def layers(self) -> int:
+        """Levels of layer decay: the embeddings, every block, the rest."""
+        return self.depth + 2
+
+    def layer_of(self, name: str) -> int:
+        """Return a parameter's level: 0 for the embeddings, i + 1 for block i, then the rest."""
+        if name in {"cls_token", "pos_embed", "reg_token"} or name.startswith(
+            ("patch_embed", "norm_pre")
+        ):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.depth + 1
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name -> shape of every tensor that weights of this specification must hold."""
+        return shapes(self)
+
+    @property
+    def model(self) -> str:
+        """B/16 for the published shapes, else the plain numbers."""
+        return model_name(self.embed_dim, self.depth, self.patch_size)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -109,16 +172,18 @@ def shapes(spec: VitSpec) -> dict[str, tuple[int, ...]]:
     rows = spec.grid[0] * spec.grid[1] + spec.position_prefix
     out: dict[str, tuple[int, ...]] = {}
     if spec.class_token:
-        out["cls_token"] = (1, 1, D)
+        out["cls_token"] = (1, spec.class_tokens, D)
     if spec.register_tokens:
         out["reg_token"] = (1, spec.register_tokens, D)
-    if spec.position == "absolute":
+    if spec.has_table:
         out["pos_embed"] = (1, rows, D)
     out["patch_embed.proj.weight"] = (D, 3, spec.patch_size, spec.patch_size)
     if spec.patch_bias:
         out["patch_embed.proj.bias"] = (D,)
+    if spec.patch_norm:
+        out |= _norm(spec, "patch_embed.norm", D)
     if spec.pre_norm:
-        out |= _norm("norm_pre", D)
+        out |= _norm(spec, "norm_pre", D)
     for i in range(spec.depth):
         out |= _block_shapes(spec, f"blocks.{i}.")
         if spec.position == "relative":
@@ -126,30 +191,38 @@ def shapes(spec: VitSpec) -> dict[str, tuple[int, ...]]:
             pairs = (2 * spec.grid[0] - 1) * (2 * spec.grid[1] - 1) + 3
             out[f"blocks.{i}.attn.relative_position_bias_table"] = (pairs, heads)
     if spec.final_norm != "none":
-        out |= _norm(spec.final_norm, D)
+        out |= _norm(spec, spec.final_norm, D)
     return out
 
 
-def _norm(name: str, dim: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+def _norm(spec: VitSpec, name: str, dim: int) -> dict[str, tuple[int, ...]]:
+    bias = {f"{name}.bias": (dim,)} if spec.norm == "layer" else {}
+    return {f"{name}.weight": (dim,), **bias}
 
 
 def _block_shapes(spec: VitSpec, at: str) -> dict[str, tuple[int, ...]]:
     D, hidden = spec.embed_dim, spec.mlp_dim
     packed = 2 * hidden if spec.mlp == "swiglu" else hidden
-    out: dict[str, tuple[int, ...]] = {**_norm(f"{at}norm1", D)}
+    out: dict[str, tuple[int, ...]] = {**_norm(spec, f"{at}norm1", D)}
     out[f"{at}attn.qkv.weight"] = (3 * D, D)
     if spec.qkv_bias:
         out[f"{at}attn.qkv.bias"] = (3 * D,)
-    out[f"{at}attn.proj.weight"], out[f"{at}attn.proj.bias"] = (D, D), (D,)
+    out |= _linear(spec, f"{at}attn.proj", D, D)
     if spec.layer_scale:
         out[f"{at}ls1.gamma"] = (D,)
-    out |= _norm(f"{at}norm2", D)
-    out[f"{at}mlp.fc1.weight"], out[f"{at}mlp.fc1.bias"] = (packed, D), (packed,)
-    out[f"{at}mlp.fc2.weight"], out[f"{at}mlp.fc2.bias"] = (D, hidden), (D,)
+    out |= _norm(spec, f"{at}norm2", D)
+    out |= _linear(spec, f"{at}mlp.fc1", packed, D)
+    if spec.mlp_norm:
+        out |= _norm(spec, f"{at}mlp.norm", hidden)
+    out |= _linear(spec, f"{at}mlp.fc2", D, hidden)
     if spec.layer_scale:
         out[f"{at}ls2.gamma"] = (D,)
     return out
+
+
+def _linear(spec: VitSpec, name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    bias = {f"{name}.bias": (rows,)} if spec.proj_bias else {}
+    return {f"{name}.weight": (rows, columns), **bias}
 
 
 SIDES = {
@@ -179,27 +252,6 @@ def check_spec(spec: VitSpec) -> None:
         raise UserError(f"this is no ViT: {'; '.join(faults)}")
 
 
-def mismatches(spec: VitSpec, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return every way in which tensors are not exactly what the specification asks for."""
-    wanted = shapes(spec)
-    faults = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in tensors]
-    for name, tensor in tensors.items():
-        if name not in wanted:
-            faults.append(f"unexpected {name} {tuple(tensor.shape)}")
-        elif tuple(tensor.shape) != wanted[name]:
-            faults.append(f"{name} has shape {tuple(tensor.shape)}, expected {wanted[name]}")
-    return faults
-
-
-def require_fit(weights: VitWeights) -> None:
-    """Raise `UserError` unless the tensors are exactly what the specification asks for."""
-    if faults := mismatches(weights.spec, weights.tensors):
-        raise UserError(
-            f"{weights.name or 'weights'} do not fit their specification: "
-            f"{first_few(faults, separator='; ')}"
-        )
-
-
 def fold_layer_scale(weights: VitWeights) -> dict[str, Tensor]:
     """Return the tensors with LayerScale multiplied into the layer before it: exact for features."""
     state = dict(weights.tensors)
@@ -210,7 +262,8 @@ def fold_layer_scale(weights: VitWeights) -> dict[str, Tensor]:
             gamma = state.pop(f"blocks.{i}.{scale}.gamma")
             at = f"blocks.{i}.{layer}"
             state[f"{at}.weight"] = state[f"{at}.weight"] * gamma[:, None]
-            state[f"{at}.bias"] = state[f"{at}.bias"] * gamma
+            if f"{at}.bias" in state:
+                state[f"{at}.bias"] = state[f"{at}.bias"] * gamma
     return state
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.checkpoints.reading.content import read_raw
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
@@ -201,7 +201,7 @@ def _read_released(
     top: Mapping[str, Any],
     num_heads: int | None,
 ) -> StoredModel:
-    weights = read_weights(path, num_heads=num_heads)
+    weights = read_vit(path, who="pretraining", num_heads=num_heads)
     state = next((networks[k] for k in ("state_dict", "model", "") if k in networks), {})
     student = from_official(state) if weights.format in {"hpm", "mae"} else {}
     if not student:

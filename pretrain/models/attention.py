@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import Backbone
 from mimbench.vit.network import Vit
+from mimbench.vit.positions import Rotation
 from mimbench.vit.relative import attention_bias
 from mimbench.vit.rotary import rotate, rotation_angles
 
@@ -23,6 +24,7 @@ def class_attention(
     heads: int,
     *,
     angles: Tensor | None = None,
+    rotation: Rotation = "centred",
     bias: Tensor | None = None,
 ) -> Tensor:
     """Return the probabilities (b, heads, n), float32, with which the first token attends to all.
@@ -32,6 +34,7 @@ def class_attention(
         tokens: The tokens (b, n, d) that enter it, normalised.
         heads: Attention heads.
         angles: Rotations of the patches' keys, where positions rotate.
+        rotation: The family of the angles.
         bias: (1, heads, n, n) added before the softmax, where positions are relative.
     """
     b, n, _ = tokens.shape
@@ -43,7 +46,7 @@ def class_attention(
     k = keys.float().reshape(b, n, heads, -1).transpose(1, 2)
     if angles is not None:
         # the class token itself has no place and does not turn
-        k = rotate(k, angles.to(k.device))
+        k = rotate(k, angles.to(k.device), rotation)
     with torch.autocast(tokens.device.type, enabled=False):
         # ranks decide, and half precision would make ties
         scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
@@ -59,12 +62,13 @@ def vit_attention(vit: Vit, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     norm, qkv = vit.get_submodule(f"{last}.norm1"), vit.get_submodule(f"{last}.attn.qkv")
     assert isinstance(qkv, nn.Linear)
     angles, bias = None, None
-    if spec.position == "rotary":
-        angles = rotation_angles(grid, spec.embed_dim // spec.num_heads)
+    if spec.is_rotary:
+        angles = rotation_angles(grid, spec.head_dim, spec.rotation, spec.rotation_grid)
     if spec.position == "relative":
         table = vit.get_parameter(f"{last}.attn.relative_position_bias_table")
         bias = attention_bias(table, grid=spec.grid, to=grid)
-    row = class_attention(qkv, norm(tokens), spec.num_heads, angles=angles, bias=bias)
+    turned = {"angles": angles, "rotation": spec.rotation}
+    row = class_attention(qkv, norm(tokens), spec.num_heads, bias=bias, **turned)
     return row[:, :, spec.prefix_tokens :]
 
 

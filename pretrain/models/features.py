@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.checkpoints.reading.content import read_raw
 from mimbench.vit.backbone import build_backbone
 
@@ -31,7 +31,7 @@ class FeatureNetwork(nn.Module):
             grid: The student's rows and columns of patches.
         """
         super().__init__()
-        weights = read_weights(path)
+        weights = read_vit(path, who="a target of features")
         self.backbone, self.grid = build_backbone(weights), grid
         projection = None
         if weights.format == "clip":

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import all_reduce_mean
 from mimbench.system.seeds import derive_seed
@@ -52,7 +52,7 @@ class AdversarialPretraining(Pretraining):
         self.scorer: Backbone | None = None
         self.scorer_digest, heads = "", self.spec.num_heads
         if strategy.scorer is not None:
-            weights = read_weights(strategy.scorer)
+            weights = read_vit(strategy.scorer, who="the scorer of masks")
             self.scorer = build_backbone(weights).to(self.device)
             self.scorer_digest, heads = weights.digest, weights.spec.num_heads
         student = AdversarialAutoencoder(

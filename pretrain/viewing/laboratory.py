@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.data.images import read
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import Backbone, build_backbone
@@ -100,7 +100,9 @@ class Observer:
             self.target, self.spec = stored.target, stored.spec
             self.generator = _generator(stored.student)
         else:
-            self.backbone = build_backbone(read_weights(path, num_heads=num_heads))
+            self.backbone = build_backbone(
+                read_vit(path, who="the laboratory", num_heads=num_heads)
+            )
             self.spec: VitSpec = self.backbone.spec
         patch = self.spec.patch_size
         if size is not None and (size < patch or size % patch):

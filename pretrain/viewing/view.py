@@ -85,7 +85,7 @@ def load_images(paths: Sequence[Path], spec: VitSpec) -> Tensor:
 
 
 def open_networks(stored: StoredModel, path: Path) -> tuple[MaskedAutoencoder, Teacher | None]:
-    """Return the student, and the network that predicts_loss losses: the average, else the student."""
+    """Return the student, and the network that predicts losses: the average, else the student."""
     parts = {name.partition(".")[0] for name in stored.student}
     if "reconstructor" not in parts:
         raise UserError(

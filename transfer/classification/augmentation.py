@@ -18,9 +18,9 @@ from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossE
 from torch import Tensor, nn
 
 from mimbench.data.preprocess import Interpolation
+from mimbench.model import Spec
 from mimbench.system.generators import seeded
 from mimbench.system.seeds import derive_seed
-from mimbench.vit.weights import VitSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Augmentation:
 
 
 def train_transform(
-    augment: Augmentation, size: int, interpolation: Interpolation, spec: VitSpec
+    augment: Augmentation, size: int, interpolation: Interpolation, spec: Spec
 ) -> Any:
     """Return timm's training transform: normalised tensors, erased after normalisation."""
     chain: Any = create_transform(

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mimbench.data.lists import ImageList
+from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
@@ -28,7 +29,6 @@ from mimbench.task import TaskResult, Traits
 from mimbench.training.identity import run_digest
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
-from mimbench.vit.weights import VitWeights
 from transfer.classification.augmentation import train_transform
 from transfer.classification.recipes import Recipe
 from transfer.classification.training import TrainImages
@@ -44,7 +44,7 @@ WORD = "memory.json"
 """In a run's folder: how many images at once the next start is to try."""
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return top-1 and top-5 of the reported epoch."""
     train, val = config.images()
     with process_group(config.machine.device) as ranks:
@@ -52,7 +52,7 @@ def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
 
 
 def train_classifier(
-    weights: VitWeights,
+    weights: Weights,
     train: ImageList,
     val: ImageList,
     config: Config,
@@ -64,7 +64,7 @@ def train_classifier(
     A process alone goes on from its last saved epoch. Several rehearse a step first and agree on a
     size that fits all of them; one that runs out later still leaves word for the next start.
     """
-    recipe = config.resolve(weights.spec.embed_dim)
+    recipe = config.resolve(weights.spec.embed_dim, weights.spec.model)
     mixes = config.augment.mixes
     first = micro_batch(recipe.batch, ranks.world, config.machine.max_batch, even=mixes)
     room = Halving(size=first)

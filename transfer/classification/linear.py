@@ -23,6 +23,7 @@ from pathlib import Path
 from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
 from mimbench.features.bank import PARTS
+from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import top_percent
 from mimbench.system.errors import UserError
@@ -32,7 +33,6 @@ from mimbench.training.identity import run_digest
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
 from mimbench.vit.footprint import frozen
-from mimbench.vit.weights import VitWeights
 from transfer.classification.heads import Config, head_name
 from transfer.classification.probe import Probe, Scored
 from transfer.classification.training import TrainImages
@@ -44,7 +44,7 @@ MAIN_METRIC = "top1"
 TRAITS = Traits(labelled_images=True, footprint=frozen)
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return top-1 and top-5 of the reported epoch, and of every head."""
     train, val = config.images()
     config = config.for_width(weights.spec.embed_dim)
@@ -53,7 +53,7 @@ def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
 
 
 def train_probe(
-    weights: VitWeights,
+    weights: Weights,
     train: ImageList,
     val: ImageList,
     config: Config,

@@ -25,6 +25,7 @@ from mimbench.features.bank import Choice, FeatureBank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
 from mimbench.logistic.grid import Fitted, Grid, choose_and_fit, solve
+from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.errors import UserError
@@ -32,7 +33,6 @@ from mimbench.system.memory import is_out_of_memory
 from mimbench.system.runtime import pick_device, process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.footprint import stored_features
-from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Config(FrozenConfig):
         super().__post_init__()
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return top-1 and top-5 on val for each feature choice."""
     del out
     train, val = config.images()

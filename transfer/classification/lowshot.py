@@ -28,6 +28,7 @@ from mimbench.features.bank import Choice, FeatureBank, open_bank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
 from mimbench.logistic.grid import Grid, choose_and_fit, solve
+from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.scores.neighbours import knn
@@ -36,7 +37,6 @@ from mimbench.system.progress import Progress
 from mimbench.system.runtime import Ranks, pick_device, process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.footprint import stored_features
-from mimbench.vit.weights import VitWeights
 from transfer.classification.logreg import scale
 
 VERSION = 1
@@ -100,7 +100,7 @@ class Config(FrozenConfig):
                 )
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return the mean top-1 and top-5 over draws, and their standard deviation."""
     del out
     train, val = config.images()
@@ -122,7 +122,7 @@ def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
 
 
 def _bank_of(
-    weights: VitWeights,
+    weights: Weights,
     train: ImageList,
     draws: list[NDArray[np.int64]],
     config: Config,

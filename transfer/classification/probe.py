@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimbench.features.bank import PARTS, FeatureBank
+from mimbench.features.bank import PARTS, FeatureBank, require_parts
 from mimbench.features.extract import forward_in_pieces
 from mimbench.features.storage import describe
+from mimbench.model import Weights
+from mimbench.networks.kinds import build_network
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.memory import Halving
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.loop import Learner, StepInfo
 from mimbench.training.optim import Schedule
-from mimbench.vit.backbone import build_backbone
-from mimbench.vit.weights import VitWeights
 from transfer.classification.heads import Config, Heads, make_optimizer
 
 
@@ -40,7 +40,7 @@ class Probe(Learner):
 
     def __init__(
         self,
-        weights: VitWeights,
+        weights: Weights,
         config: Config,
         val: Scored,
         chooser: Scored,
@@ -48,7 +48,9 @@ class Probe(Learner):
     ) -> None:
         self.config, self.val, self.chooser = config, val, chooser
         device = pick_device(config.machine.device, ranks.local)
-        self.backbone = build_backbone(weights).to(device)
+        self.backbone = build_network(weights).to(device)
+        for choice in config.choices:
+            require_parts(val.vectors, choice)
         widths = {c: sum(val.vectors[p].shape[1] for p in PARTS[c]) for c in config.choices}
         self.classes = len(val.bank.images.classes)
         self.heads = Heads(config, widths, self.classes, config.seed).to(device)

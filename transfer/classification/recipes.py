@@ -29,6 +29,8 @@ class Recipe:
     mixed: int
     """Images that share one draw of mixup and cutmix: one GPU's share in the published runs."""
     note: str = ""
+    joined: int = 1
+    """Consecutive blocks that layer decay counts as one."""
 
 
 def _mae(

@@ -16,6 +16,7 @@ from torchvision.transforms import functional as TF
 from mimbench.data.images import CorruptImageError
 from mimbench.data.lists import ImageList
 from mimbench.data.preprocess import MODES, Decoded, Interpolation, Preprocess
+from mimbench.model import Spec
 from mimbench.scores.metrics import rank_classes
 from mimbench.system.errors import UserError
 from mimbench.system.memory import Halving
@@ -24,7 +25,6 @@ from mimbench.system.runtime import Precision, Ranks, autocast
 from mimbench.system.signals import leave_signals_to_parent
 from mimbench.task import Machine
 from mimbench.vit.normalise import Normalisation
-from mimbench.vit.weights import VitSpec
 
 
 class TrainImages:
@@ -100,7 +100,7 @@ class CropTo:
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    spec: VitSpec,
+    spec: Spec,
     images: ImageList,
     preprocess: Preprocess,
     machine: Machine,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mimbench.data.lists import ImageList
 from mimbench.features.protocol import ImageConfig
+from mimbench.model import Spec, Weights
 from mimbench.scores.metrics import top_percent
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
@@ -15,10 +16,10 @@ from mimbench.training.batches import Batch
 from mimbench.training.loop import Learner, StepInfo
 from mimbench.training.optim import Schedule, layer_decay_groups, scaled_lr
 from mimbench.vit.depth import StochasticDepth, image_seeds
-from mimbench.vit.weights import VitWeights
 from transfer.classification.augmentation import Augmentation, Mixing, make_criterion
 from transfer.classification.classifier import Pool, at_size, build_classifier
 from transfer.classification.recipes import Name, Recipe, recipe_for
+from transfer.classification.staged_recipes import StagedName, staged_recipe
 from transfer.classification.training import predict
 
 
@@ -26,7 +27,7 @@ from transfer.classification.training import predict
 class Config(ImageConfig):
     """Everything that may move the number; null takes the recipe's value for the model's size."""
 
-    recipe: Name = "mae"
+    recipe: Name | StagedName = "mae"
     epochs: int | None = None
     warmup: int | None = None
     batch: int | None = None
@@ -44,13 +45,20 @@ class Config(ImageConfig):
     eval_every: int = 1
     """Epochs between two looks at val."""
 
-    def resolve(self, width: int) -> Recipe:
-        """Return the recipe with this configuration's own values."""
+    def resolve(self, width: int, model: str = "") -> Recipe:
+        """Return the recipe with this configuration's own values.
+
+        Args:
+            width: Of the image vector, which tells sizes of plain ViTs apart.
+            model: The architecture's name, which tells networks with levels apart.
+        """
         own = {
             name: getattr(self, name)
             for name in ("epochs", "warmup", "batch", "lr", "layer_decay", "drop_path", "pool")
             if getattr(self, name) is not None
         }
+        if self.recipe in ("fcmae", "simmim", "spark"):
+            return replace(staged_recipe(self.recipe, model), **own)
         return replace(recipe_for(self.recipe, width), **own)
 
 
@@ -61,13 +69,13 @@ class FineTune(Learner):
 
     def __init__(
         self,
-        weights: VitWeights,
+        weights: Weights,
         config: Config,
         val: ImageList,
         ranks: Ranks,
     ) -> None:
         self.config, self.val, self.ranks = config, val, ranks
-        self.recipe = recipe = config.resolve(weights.spec.embed_dim)
+        self.recipe = recipe = config.resolve(weights.spec.embed_dim, weights.spec.model)
         self.device = pick_device(config.machine.device, ranks.local)
         sized = at_size(weights, config.image_size)
         self.spec = sized.spec
@@ -85,7 +93,7 @@ class FineTune(Learner):
         if config.machine.compile:
             # in place: the names in saved states stay the same
             self.model.compile()
-        self.optimizer = make_optimizer(self.model, config, recipe, self.spec.depth)
+        self.optimizer = make_optimizer(self.model, config, recipe, self.spec)
         peak = scaled_lr(recipe.lr, recipe.batch) if recipe.scaled else recipe.lr
         self.schedule = Schedule(
             peak=peak, epochs=recipe.epochs, warmup=recipe.warmup, floor=config.min_lr
@@ -164,14 +172,15 @@ class FineTune(Learner):
 
 
 def make_optimizer(
-    model: nn.Module, config: Config, recipe: Recipe, depth: int
+    model: nn.Module, config: Config, recipe: Recipe, spec: Spec
 ) -> torch.optim.Optimizer:
     """Return AdamW with a group for each level and weight decay."""
     groups = layer_decay_groups(
         model.named_parameters(),
-        depth=depth,
+        spec=spec,
         decay=recipe.layer_decay,
         weight_decay=config.weight_decay,
+        joined=recipe.joined,
     )
     # names are ours, and a saved state holds plain data only
     plain = [{k: v for k, v in group.items() if k != "names"} for group in groups]

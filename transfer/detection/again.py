@@ -3,20 +3,21 @@
 from dataclasses import replace
 from pathlib import Path
 
+from mimbench.model import Weights
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult
 from mimbench.training.identity import RUN_FILE, read_identity
-from mimbench.vit.weights import VitWeights
+from transfer.detection import fpn, vitdet
 from transfer.detection.hooks import Checkpoints
 from transfer.detection.prepare import prepare
-from transfer.detection.protocol import Config
+from transfer.detection.protocol import DetectorConfig
 from transfer.detection.vitdet import conclude
 
 
 def again(
-    weights: VitWeights, folder: Path, *, data_root: Path | None = None, device: str | None = None
+    weights: Weights, folder: Path, *, data_root: Path | None = None, device: str | None = None
 ) -> TaskResult:
     """Score a run's newest state again, under the configuration that it was trained with."""
     identity = read_identity(folder)
@@ -26,7 +27,10 @@ def again(
             f"{folder} was trained from weights {trained[:12]}, these are "
             f"{weights.digest[:12]} ({weights.name}); name the checkpoint that it started from"
         )
-    config = from_mapping(Config, identity["config"], str(folder / RUN_FILE))
+    detector = fpn if identity.get("task") == fpn.TASK else vitdet
+    config: DetectorConfig = from_mapping(
+        detector.Config, identity["config"], str(folder / RUN_FILE)
+    )
     if data_root is not None:
         config = replace(config, data=data_root)
     if device is not None:
@@ -34,7 +38,7 @@ def again(
         machine = replace(config.machine, device=device)
         config = replace(config, machine=machine, precision="fp32")
     with process_group(config.machine.device) as ranks:
-        job = prepare(weights, config, ranks)
+        job = prepare(weights, config, ranks, detector.design)
         if not Checkpoints(job.model, str(folder / "checkpoints")).read_last():
             raise UserError(f"{folder} holds no training state; train first")
         return conclude(job, folder)

@@ -11,6 +11,8 @@ from detectron2.modeling.backbone.vit import Attention, Block, ViT
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from transfer.detection.trunk import ModernBlock, RecomputedModernBlock
+
 
 class FusedAttention(Attention):
     """detectron2's attention, exactly, without the table of all pairs where the kernel allows.
@@ -78,3 +80,5 @@ def recompute(vit: ViT) -> None:
     for module in vit.modules():
         if type(module) is Block:
             module.__class__ = RecomputedBlock
+        elif type(module) is ModernBlock:
+            module.__class__ = RecomputedModernBlock

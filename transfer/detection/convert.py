@@ -1,5 +1,8 @@
 """Which patch size a detector runs at; the name map itself is the library's, which export shares."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from mimbench.checkpoints.vitdet import Converted, to_vitdet
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec, VitWeights
@@ -8,15 +11,23 @@ RESAMPLED = {14: 16}
 """Patch sizes whose kernel may be resampled; the pyramid needs a stride that is a power of two."""
 
 
-def convert(weights: VitWeights, *, patch_size: int | None, side: int) -> Converted:
-    """Return the weights as detectron2's ViT holds them.
+def convert(
+    weights: VitWeights,
+    *,
+    patch_size: int | None,
+    side: int,
+    windows: Mapping[int, int] = MappingProxyType({}),
+) -> Converted:
+    """Return the weights as a detector's trunk holds them.
 
     Args:
         weights: Canonical weights.
         patch_size: The patch size to run at; None for the checkpoint's own.
         side: Patches per side of the images that the detector sees.
+        windows: Window of each block that has one; the others are global.
     """
-    return to_vitdet(weights, patch_size=target_patch(weights.spec, patch_size), side=side)
+    target = target_patch(weights.spec, patch_size)
+    return to_vitdet(weights, patch_size=target, side=side, windows=windows)
 
 
 def target_patch(spec: VitSpec, wanted: int | None) -> int:

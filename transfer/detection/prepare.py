@@ -1,39 +1,61 @@
 """A run before it starts: data checked, weights converted, detector built."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from mimbench.checkpoints.vitdet import Converted
+from mimbench.model import Weights
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.optim import BatchPlan, plan_batch
-from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.detection import data, recipe
-from transfer.detection.convert import convert, target_patch
-from transfer.detection.protocol import Config, Plan, plan
+from transfer.detection.protocol import DetectorConfig, Plan
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """What a kind of detector makes of weights and a recipe."""
+
+    plan: Plan
+    report: str
+    """The line that says what was loaded."""
+    model: nn.Module
+    optimizer: DictConfig
+    """Still without the model."""
+
+
+Designer = Callable[..., Design]
+"""Called with weights, configuration and `classes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that a run is made of, with nothing built twice."""
 
-    config: Config
-    spec: VitSpec
-    converted: Converted
-    plan: Plan
+    config: DetectorConfig
+    design: Design
     train: data.Split
     val: data.Split
     names: dict[str, str]
     sets: DictConfig
-    model: nn.Module
     ranks: Ranks
     batch: BatchPlan
+
+    @property
+    def plan(self) -> Plan:
+        """The recipe with nothing left open."""
+        return self.design.plan
+
+    @property
+    def model(self) -> nn.Module:
+        """The detector."""
+        return self.design.model
 
     @property
     def device(self) -> torch.device:
@@ -41,7 +63,7 @@ class Job:
         return next(self.model.parameters()).device
 
 
-def prepare(weights: VitWeights, config: Config, ranks: Ranks) -> Job:
+def prepare(weights: Weights, config: DetectorConfig, ranks: Ranks, designer: Designer) -> Job:
     """Check the data, convert the weights and build the detector."""
     device = pick_device(config.machine.device, ranks.local)
     if config.precision == "fp16" and device.type != "cuda":
@@ -51,29 +73,19 @@ def prepare(weights: VitWeights, config: Config, ranks: Ranks) -> Job:
     train = data.inspect(config.data / config.train_json, config.data / config.train_images)
     val = data.inspect(config.data / config.val_json, config.data / config.val_images)
     data.check_same_classes(train, val)
-    patch = target_patch(weights.spec, config.patch_size)
-    side = recipe.side_of(config, patch)
-    converted = convert(weights, patch_size=config.patch_size, side=side)
-    planned = plan(config, weights.spec)
+    design = designer(weights, config, classes=len(train.classes))
+    design.model.to(device)
     if ranks.main:
-        for line in (train.summary, val.summary, converted.report, *planned.notes):
+        for line in (train.summary, val.summary, design.report, *design.plan.notes):
             logger.info("%s", line)
-    model_config = recipe.build_model_config(
-        config, planned, weights.spec, converted, classes=len(train.classes)
-    )
-    model = recipe.build_model(model_config, config, seed=config.seed)
-    recipe.fill(model, converted)
     names = {"train": data.register(train), "val": data.register(val)}
     return Job(
         config=config,
-        spec=weights.spec,
-        converted=converted,
-        plan=planned,
+        design=design,
         train=train,
         val=val,
         names=names,
         sets=recipe.build_data_config(config, names, bitmask=train.codes > 0),
-        model=model.to(device),
         ranks=ranks,
         batch=plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch),
     )

@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
+from mimbench.system.config import later
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision
 from mimbench.task import Machine
@@ -46,8 +47,8 @@ TABLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """ViTDet Mask R-CNN on any data in COCO's format; the defaults are `coco-vitdet-100`."""
+class DetectorConfig:
+    """Mask R-CNN on any data in COCO's format, whatever its trunk: data, pictures, heads, schedule."""
 
     data: Path
     """Folder of the pictures and annotations."""
@@ -64,25 +65,15 @@ class Config:
     resize: tuple[float, float] = (0.1, 2.0)
     """Large-scale jitter: the factor by which a training picture's fit into the square varies."""
     flip: float = 0.5
-    patch_size: int | None = 16
-    """None for the checkpoint's own."""
-    window: int = 14
-    global_blocks: int = 4
-    """Blocks with global attention, evenly spread and the last one among them."""
-    relative_positions: bool = True
 
     batch: int = BATCH
     """Effective, whatever the number of processes."""
     images: int | None = None
     """Training pictures drawn in all; None for the published number of the model's size."""
-    learning_rate: float = 1e-4
     weight_decay: float = 0.1
     warmup: float = WARMUP / STEPS
     drops: tuple[float, float] = (DROPS[0] / STEPS, DROPS[1] / STEPS)
-    layer_decay: float | None = None
     drop_path: float | None = None
-    decay_all: bool | None = None
-    """None for the value of the model's size, these three."""
     precision: Precision = "fp16"
 
     pyramid_channels: int = 256
@@ -100,14 +91,11 @@ class Config:
 
     eval_every: int = 5000
     """Steps between scores on the way; 0 for the end only."""
-    attention: Literal["stock", "fused"] = "stock"
-    """`fused`: the same numbers within 1e-5 through torch's fused attention."""
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         for name in (
             "image_size",
-            "window",
             "batch",
             "pyramid_channels",
             "box_width",
@@ -128,6 +116,32 @@ class Config:
             raise ValueError(f"images is {self.images}, less than one batch of {self.batch}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config(DetectorConfig):
+    """ViTDet Mask R-CNN; the defaults are `coco-vitdet-100`. None takes the value of the model's size."""
+
+    patch_size: int | None = 16
+    """None for the checkpoint's own."""
+    window: int = 14
+    global_blocks: int = 4
+    """Blocks with global attention, evenly spread and the last one among them."""
+    coordinates: Literal["grid", "window"] = later("grid")
+    """Of rotary positions in windowed blocks: of the whole grid, or as if the window were the picture
+    (EVA-02's and PE's detectors)."""
+    relative_positions: bool = True
+    learning_rate: float = 1e-4
+    layer_decay: float | None = None
+    decay_all: bool | None = None
+    attention: Literal["stock", "fused"] = "stock"
+    """`fused`: the same numbers within 1e-5 through torch's fused attention."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        if self.window < 1:
+            raise ValueError(f"window is {self.window}, expected at least 1")
+        super().__post_init__()
+
+
 def column_of(spec: VitSpec) -> Size:
     """Return the size whose column a model takes: the nearest width that is not narrower."""
     sizes = [size for size in SIZES.values() if size.letter in TABLE]
@@ -146,7 +160,12 @@ class Plan:
     drop_path: float
     decay_all: bool
     global_blocks: tuple[int, ...]
+    depth: int
     notes: tuple[str, ...] = ()
+
+    def windows(self, size: int) -> dict[int, int]:
+        """Return the window of every block that has one."""
+        return {i: size for i in range(self.depth) if i not in self.global_blocks}
 
 
 def plan(config: Config, spec: VitSpec) -> Plan:
@@ -173,6 +192,7 @@ def plan(config: Config, spec: VitSpec) -> Plan:
         drop_path=column.drop_path if config.drop_path is None else config.drop_path,
         decay_all=column.decay_all if config.decay_all is None else config.decay_all,
         global_blocks=spread(config.global_blocks, spec.depth),
+        depth=spec.depth,
         notes=tuple(notes),
     )
 

@@ -12,14 +12,15 @@ from detectron2.config import instantiate as detectron2_instantiate
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
-from detectron2.modeling.backbone.vit import ViT, get_vit_lr_decay_rate
+from detectron2.modeling.backbone.vit import ViT
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from timm.layers.activations import QuickGELU
 from torch import nn
 
-from mimbench.checkpoints.vitdet import Converted, vitdet_arguments
+from mimbench.checkpoints.vitdet import Converted, is_stock, vitdet_arguments
+from mimbench.model import Spec
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
 from mimbench.vit.normalise import on_bytes
@@ -27,7 +28,8 @@ from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
 from transfer.detection.crop import LimitedCrop
 from transfer.detection.pictures import by_picture
-from transfer.detection.protocol import Config, Levels, Plan, levels
+from transfer.detection.protocol import Config, DetectorConfig, Levels, Plan, levels
+from transfer.detection.trunk import TABLE, ModernViT, decay_rate
 
 
 class TopPool(LastLevelMaxPool):
@@ -57,13 +59,23 @@ def build_model_config(
     pyramid = levels(converted.patch_size, config.image_size)
     _edit_backbone(model.backbone, config, pyramid)
     _edit_vit(model.backbone.net, config, plan, spec, converted)
+    edit_heads(model, config, pyramid, classes)
+    normalise(model, spec)
+    return model
+
+
+def edit_heads(model: DictConfig, config: DetectorConfig, pyramid: Levels, classes: int) -> None:
+    """Set what reads the pyramid: proposals, boxes, masks."""
     _edit_proposals(model.proposal_generator, config, pyramid)
     _edit_heads(model.roi_heads, config, pyramid, classes)
     by_picture(model)
+
+
+def normalise(model: DictConfig, spec: Spec) -> None:
+    """Give pictures the checkpoint's statistics."""
     model.pixel_mean = on_bytes(spec.mean)
     model.pixel_std = on_bytes(spec.std)
     model.input_format = "RGB"
-    return model
 
 
 def _edit_vit(
@@ -76,17 +88,21 @@ def _edit_vit(
     net.drop_path_rate = plan.drop_path
     net.window_size = config.window
     net.window_block_indexes = [i for i in range(spec.depth) if i not in plan.global_blocks]
-    net.use_rel_pos = config.relative_positions
+    net.use_rel_pos = config.relative_positions and spec.position == "absolute"
+    if not is_stock(spec):
+        net.use_abs_pos = spec.has_table
+        net["_target_"] = ModernViT
+        net.spec, net.coordinates = spec.to_json(), config.coordinates
 
 
-def _edit_backbone(backbone: DictConfig, config: Config, pyramid: Levels) -> None:
+def _edit_backbone(backbone: DictConfig, config: DetectorConfig, pyramid: Levels) -> None:
     backbone.out_channels = config.pyramid_channels
     backbone.scale_factors = list(pyramid.scales)
     backbone.top_block = LazyCall(TopPool)(in_feature=pyramid.names[-2])
     backbone.square_pad = config.image_size
 
 
-def _edit_proposals(proposals: DictConfig, config: Config, pyramid: Levels) -> None:
+def _edit_proposals(proposals: DictConfig, config: DetectorConfig, pyramid: Levels) -> None:
     proposals.in_features = list(pyramid.names)
     proposals.head.in_channels = config.pyramid_channels
     anchors = proposals.anchor_generator
@@ -98,7 +114,7 @@ def _edit_proposals(proposals: DictConfig, config: Config, pyramid: Levels) -> N
     proposals.post_nms_topk = (config.candidates, config.candidates)
 
 
-def _edit_heads(heads: DictConfig, config: Config, pyramid: Levels, classes: int) -> None:
+def _edit_heads(heads: DictConfig, config: DetectorConfig, pyramid: Levels, classes: int) -> None:
     heads.num_classes = classes
     heads.batch_size_per_image = config.regions
     channels, names = config.pyramid_channels, list(pyramid.names[:-1])
@@ -118,10 +134,11 @@ def build_optimizer_config(config: Config, plan: Plan, spec: VitSpec) -> DictCon
     optimizer = official("common/optim.py", "AdamW")
     optimizer.lr, optimizer.weight_decay = config.learning_rate, config.weight_decay
     optimizer.params.lr_factor_func = partial(
-        get_vit_lr_decay_rate, num_layers=spec.depth, lr_decay_rate=plan.layer_decay
+        decay_rate, num_layers=spec.depth, lr_decay_rate=plan.layer_decay
     )
     optimizer.params.weight_decay_norm = None if plan.decay_all else 0.0
-    optimizer.params.overrides = {} if plan.decay_all else {"pos_embed": {"weight_decay": 0.0}}
+    spared = {name: {"weight_decay": 0.0} for name in ("pos_embed", TABLE)}
+    optimizer.params.overrides = {} if plan.decay_all else spared
     return optimizer
 
 
@@ -138,7 +155,9 @@ def build_schedule_config(plan: Plan) -> DictConfig:
     )
 
 
-def build_data_config(config: Config, names: Mapping[str, str], *, bitmask: bool) -> DictConfig:
+def build_data_config(
+    config: DetectorConfig, names: Mapping[str, str], *, bitmask: bool
+) -> DictConfig:
     """Return the two data sets with their mappers: large-scale jitter in training, plain in scoring.
 
     Args:
@@ -177,12 +196,17 @@ def build_data_config(config: Config, names: Mapping[str, str], *, bitmask: bool
     )
 
 
-def build_model(model_config: DictConfig, config: Config, *, seed: int) -> nn.Module:
-    """Return the detector with fresh weights drawn from the seed, and the options in place."""
+def build_seeded(model_config: DictConfig, *, seed: int) -> nn.Module:
+    """Return a model with fresh weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         # detectron2's initialisers draw from the global generator only
         torch.manual_seed(seed)
-        model = instantiate(model_config)
+        return instantiate(model_config)
+
+
+def build_model(model_config: DictConfig, config: Config, *, seed: int) -> nn.Module:
+    """Return the detector with fresh weights drawn from the seed, and the options in place."""
+    model = build_seeded(model_config, seed=seed)
     if config.attention == "fused":
         attention.fuse(vit_of(model))
     if config.machine.recompute:

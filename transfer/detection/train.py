@@ -90,7 +90,7 @@ def fit_job(job: Job, out: Path) -> None:
         aspect_ratio_grouping=False,
         num_workers=config.machine.workers,
     )
-    optimizer = recipe.build_optimizer_config(config, job.plan, job.spec)
+    optimizer = job.design.optimizer
     optimizer.params.model = job.model
     gpu = job.device.type == "cuda"
     trainer = Accumulator(

@@ -14,17 +14,21 @@ from typing import Any
 
 from detectron2.utils import comm
 
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain
 from mimbench.scores.boxes import draw_detections
 from mimbench.scores.figures import Figure
 from mimbench.scores.matches import Detections
 from mimbench.system.config import to_mapping
+from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.training.identity import claim, run_identity
-from mimbench.vit.weights import VitWeights
+from transfer.detection import recipe
+from transfer.detection.convert import convert, target_patch
 from transfer.detection.inference import judge
-from transfer.detection.prepare import Job, prepare
-from transfer.detection.protocol import Config
+from transfer.detection.prepare import Design, Designer, Job, prepare
+from transfer.detection.protocol import Config, DetectorConfig, plan
 from transfer.detection.score import Scores, read_detections
 from transfer.detection.train import fit_job
 
@@ -38,11 +42,44 @@ TASK = "transfer.detection.vitdet"
 DETECTIONS = "detections.json"
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Fine-tune, score on the validation pictures, and return the figures in percent."""
+    return detect(weights, config, out, design, task=(TASK, VERSION))
+
+
+def design(weights: Weights, config: Config, *, classes: int) -> Design:
+    """Return ViTDet over a plain ViT; a network with levels has another detector."""
+    if len(weights.spec.levels) > 1:
+        raise UserError(
+            f"{weights.name}: ViTDet makes a pyramid of a plain ViT's one map, and "
+            f"{weights.spec.model} has levels of its own; their counterpart is Mask R-CNN with FPN: "
+            "--only coco-fpn-50"
+        )
+    vit = plain(weights, "ViTDet")
+    side = recipe.side_of(config, target_patch(vit.spec, config.patch_size))
+    planned = plan(config, vit.spec)
+    converted = convert(
+        vit, patch_size=config.patch_size, side=side, windows=planned.windows(config.window)
+    )
+    lazy = recipe.build_model_config(config, planned, vit.spec, converted, classes=classes)
+    model = recipe.build_model(lazy, config, seed=config.seed)
+    recipe.fill(model, converted)
+    optimizer = recipe.build_optimizer_config(config, planned, vit.spec)
+    return Design(plan=planned, report=converted.report, model=model, optimizer=optimizer)
+
+
+def detect(
+    weights: Weights,
+    config: DetectorConfig,
+    out: Path,
+    designer: Designer,
+    *,
+    task: tuple[str, int],
+) -> TaskResult:
+    """Fine-tune a kind of detector, score it, and return the figures in percent."""
     with process_group(config.machine.device) as ranks:
-        job = prepare(weights, config, ranks)
-        claim(out, run_identity(TASK, VERSION, weights, config), main=ranks.main)
+        job = prepare(weights, config, ranks, designer)
+        claim(out, run_identity(*task, weights, config), main=ranks.main)
         fit_job(job, out)
         return conclude(job, out)
 
@@ -78,7 +115,7 @@ def _by_class(scores: Scores) -> list[Figure]:
 
 def _notes(job: Job, scores: Scores) -> dict[str, Any]:
     return {
-        "tensors": job.converted.report,
+        "tensors": job.design.report,
         "notes": list(job.plan.notes),
         "plan": to_mapping(job.plan),
         "processes": job.ranks.world,

@@ -9,12 +9,12 @@ from typing import Any
 from safetensors.torch import load_file
 
 from mimbench.benchmarks.records import PICTURES, keep_pictures
+from mimbench.networks.kinds import spec_from_json
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult
 from mimbench.training.identity import read_identity
-from mimbench.vit.weights import VitSpec
 from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.data import open_source
 from transfer.segmentation.inference import evaluate
@@ -47,7 +47,7 @@ def again(
     # a model that was trained in mixed precision is tested in fp32 anywhere
     machine = replace(config.machine, device=device)
     config = replace(config, machine=machine, precision="fp32")
-    spec = VitSpec.from_json(identity["spec"])
+    spec = spec_from_json(identity["spec"])
     out = run / "again"
     out.mkdir(exist_ok=True)
     with process_group(config.machine.device) as ranks, quiet(out, ranks), advice(config):

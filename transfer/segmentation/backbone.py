@@ -10,22 +10,28 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from typing_extensions import override
 
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain
+from mimbench.networks.levels import LevelWeights
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
-from mimbench.vit.network import build_vit
+from mimbench.vit.network import build_vit, run_block
 from mimbench.vit.positions import resize_table
-from mimbench.vit.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitSpec
 from transfer.segmentation.convert import Converted, Kind, convert, token_grid
 from transfer.segmentation.framework import MODELS, BEiT
+from transfer.segmentation.levels import TimmLevels, load_levels
 
 
 @MODELS.register_module()
 class TimmMAE(BaseModule):
     """timm's ViT under the names that mmseg's layer-decay constructor knows (it looks for 'MAE').
 
-    It holds what mmseg's MAE cannot: registers, no class token, LayerScale without relative bias,
-    another norm, activation or MLP, taps after the final norm, frozen weights, and patches that do
-    not divide the crop (the crop is then enlarged bilinearly to the next multiple).
+    It holds what mmseg's MAE cannot: rotary positions, registers, several class tokens or none,
+    LayerScale without relative bias, another norm, activation or MLP, taps after the final norm,
+    frozen weights, and patches that do not divide the crop (the crop is then enlarged bilinearly to
+    the next multiple). All tokens stay in the sequence, so that without a crop of another size it
+    computes what the classifier computes; prefix tokens are cut from the maps.
 
     Args:
         spec: A `VitSpec` as plain values.
@@ -83,22 +89,24 @@ class TimmMAE(BaseModule):
         x = self._embed(self.patch_embed(images).flatten(1, 2), (rows, columns))
         out = []
         for i, block in enumerate(cast(nn.Sequential, self.layers)):
-            x = block(x)
+            x = run_block(block, x, self.spec, (rows, columns))
             if i in self.out_indices:
                 patches = self.norm(x)[:, self.spec.prefix_tokens :]
                 out.append(patches.unflatten(1, (rows, columns)).permute(0, 3, 1, 2).contiguous())
         return tuple(out)
 
     def _embed(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        tokens = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        prefix = [t.expand(len(x), -1, -1) for t in tokens]
+        if self.pos_embed is None:
+            return self.norm_pre(torch.cat([*prefix, x], dim=1))
         table = resize_table(
-            cast(Tensor, self.pos_embed),
+            self.pos_embed,
             grid=self.grid,
             to=grid,
             prefix=self.spec.position_prefix,
             rule=self.spec.position_rule,
         )
-        tokens = [t for t in (self.cls_token, self.reg_token) if t is not None]
-        prefix = [t.expand(len(x), -1, -1) for t in tokens]
         if self.spec.position_rows_for_prefix:
             x = torch.cat([*prefix, x], dim=1) + table
         else:
@@ -144,7 +152,7 @@ class TapBEiT(BEiT):
 
 
 def load(
-    backbone: nn.Module, weights: VitWeights, kind: Kind, crop: tuple[int, int], *, tap_norm: bool
+    backbone: nn.Module, weights: Weights, kind: Kind, crop: tuple[int, int], *, tap_norm: bool
 ) -> Converted:
     """Fill a backbone strictly; relative bias that the checkpoint lacks starts from zero.
 
@@ -155,7 +163,9 @@ def load(
         crop: Height and width of the crop.
         tap_norm: The backbone norms its taps.
     """
-    converted = convert(weights, kind, crop, tap_norm=tap_norm)
+    if isinstance(backbone, TimmLevels) and isinstance(weights, LevelWeights):
+        return load_levels(backbone, weights)
+    converted = convert(plain(weights, f"mmseg's {kind}"), kind, crop, tap_norm=tap_norm)
     tensors = dict(converted.tensors)
     own = backbone.state_dict()
     faults = [f"the backbone has no {name}" for name in tensors if name not in own]

@@ -7,12 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mimbench.model import require_fit
 from mimbench.system.errors import UserError
 from mimbench.vit.positions import resize_table
-from mimbench.vit.weights import VitSpec, VitWeights, require_fit
+from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation.bias import resize_bias
 
-Kind = Literal["MAE", "BEiT", "TimmMAE"]
+Kind = Literal["MAE", "BEiT", "TimmMAE", "TimmLevels"]
 """mmseg's own backbones, and ours for what neither of them can hold."""
 
 MMSEG_NAMES = (
@@ -52,8 +53,24 @@ def obstacles(spec: VitSpec, kind: Kind, crop: tuple[int, int]) -> list[str]:
     """Return why a backbone of this kind cannot compute what the specification describes."""
     own = kind == "TimmMAE"
     wanted = "relative" if kind == "BEiT" else "absolute"
+    biased = spec.position == "relative"
     checks = [
-        (spec.position == wanted, f"its positions are {spec.position}, not {wanted}"),
+        (own or spec.position == wanted, f"its positions are {spec.position}, not {wanted}"),
+        (
+            not biased or (spec.first_tokens == 1 and not spec.register_tokens),
+            "its relative positions are defined for a class token and patches alone",
+        ),
+        (
+            not biased or spec.grid[0] == spec.grid[1],
+            f"its relative positions are of a {spec.grid[0]}x{spec.grid[1]} grid, not a square one",
+        ),
+        (
+            not spec.is_rotary or spec.head_dim % 4 == 0,
+            f"its heads of width {spec.head_dim} cannot be rotated by rows and columns in pairs",
+        ),
+        (own or spec.first_tokens <= 1, f"it has {spec.first_tokens} class tokens"),
+        (own or spec.norm == "layer", f"its norms are {spec.norm}"),
+        (own or not (spec.mlp_norm or spec.patch_norm), "it has a norm in the MLP or on patches"),
         (own or spec.class_token, "it has no class token"),
         (own or not spec.register_tokens, f"it has {spec.register_tokens} register tokens"),
         (own or spec.position_rows_for_prefix, "its position table has no row for the class token"),
@@ -61,7 +78,7 @@ def obstacles(spec: VitSpec, kind: Kind, crop: tuple[int, int]) -> list[str]:
         (own or spec.activation == "gelu", f"its activation is {spec.activation}"),
         (own or spec.mlp == "mlp", f"its MLP is {spec.mlp}"),
         (own or spec.mlp_dim % spec.embed_dim == 0, "its MLP is no whole multiple of its width"),
-        (own or (spec.qkv_bias and spec.patch_bias), "it lacks biases"),
+        (own or (spec.qkv_bias and spec.patch_bias and spec.proj_bias), "it lacks biases"),
         (
             own or not any(side % spec.patch_size for side in crop),
             f"a crop of {crop[0]}x{crop[1]} does not divide into patches of {spec.patch_size}",
@@ -130,8 +147,14 @@ def convert(weights: VitWeights, kind: Kind, crop: tuple[int, int], *, tap_norm:
             prefix=spec.position_prefix,
             rule=spec.position_rule,
         )
+    to = token_grid(weights.spec, crop)
     if kind == "BEiT":
-        tensors = _as_beit(tensors, weights.spec.grid, token_grid(weights.spec, crop))
+        tensors = _as_beit(tensors, weights.spec.grid, to)
+    elif weights.spec.position == "relative":
+        tensors = {
+            n: resize_bias(t, grid=weights.spec.grid, to=to) if n.endswith("bias_table") else t
+            for n, t in tensors.items()
+        }
     return Converted(tensors=tensors, total=len(weights.tensors), unused=unused)
 
 

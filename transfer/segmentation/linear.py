@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mimbench.model import Spec, Weights
+from mimbench.networks.levels import LevelSpec
 from mimbench.system.errors import UserError
 from mimbench.task import TaskResult, Traits
-from mimbench.vit.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitSpec
 from transfer.segmentation import heads  # noqa: F401
 from transfer.segmentation.convert import Kind, obstacles
 from transfer.segmentation.protocol import SegmentationConfig, rehearsal, tap_blocks
@@ -44,10 +46,16 @@ class Config(SegmentationConfig):
     """The backbone's final norm on every level that is used."""
 
 
-def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
+def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     """Return the frozen model, its head and optimiser for a checkpoint's architecture."""
+    if isinstance(spec, LevelSpec):
+        return _with_levels(spec, config)
+    if not isinstance(spec, VitSpec):
+        raise UserError(f"the linear head needs a ViT or a network with levels, not {spec.model}")
     taps = tap_blocks(spec.depth) if config.levels == "four" else (spec.depth - 1,)
-    kind: Kind = "BEiT" if spec.position == "relative" else "TimmMAE"
+    kind: Kind = "TimmMAE"
+    if spec.position == "relative" and not obstacles(spec, "BEiT", config.crop):
+        kind = "BEiT"
     refusals = obstacles(spec, kind, config.crop)
     if refusals:
         raise UserError(f"no frozen backbone holds this checkpoint: {'; '.join(refusals)}")
@@ -65,7 +73,7 @@ def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
         kind=kind,
         backbone=backbone,
         neck=None,
-        decode_head=_head(spec, config, len(taps)),
+        decode_head=_head([spec.embed_dim] * len(taps), config),
         auxiliary_head=None,
         lr=config.lr,
         layer_decay=None,
@@ -76,13 +84,35 @@ def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
     )
 
 
-def _head(spec: VitSpec, config: Config, levels: int) -> dict[str, Any]:
+def _with_levels(spec: LevelSpec, config: Config) -> ModelRecipe:
+    """Return a linear head on the coarsest map under the network's own last norm."""
+    if config.levels == "four":
+        raise UserError(
+            f"four blocks concatenated are a protocol of plain ViTs; {spec.model} has levels of other "
+            "widths and strides (levels: last reads its coarsest map)"
+        )
+    return ModelRecipe(
+        kind="TimmLevels",
+        backbone={"type": "TimmLevels", "spec": spec.to_json(), "frozen": True},
+        neck=None,
+        decode_head=_head([spec.levels[-1].channels], config),
+        auxiliary_head=None,
+        lr=config.lr,
+        layer_decay=None,
+        published_decay=True,
+        depth=spec.layers - 2,
+        tap_norm=spec.final_norm,
+        notes=(f"the map of stride {spec.levels[-1].stride}",),
+    )
+
+
+def _head(widths: list[int], config: Config) -> dict[str, Any]:
     return {
         "type": "LinearHead",
-        "in_channels": [spec.embed_dim] * levels,
-        "in_index": list(range(levels)),
+        "in_channels": widths,
+        "in_index": list(range(len(widths))),
         "input_transform": "resize_concat",
-        "channels": spec.embed_dim * levels,
+        "channels": sum(widths),
         "dropout_ratio": config.dropout,
         "norm_cfg": SYNC_BN if config.head_norm else None,
         "align_corners": False,
@@ -90,6 +120,6 @@ def _head(spec: VitSpec, config: Config, levels: int) -> dict[str, Any]:
     }
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Train the head on frozen features and score; `out` receives the curve and the model."""
     return run_task(TASK, VERSION, weights, config, model_recipe(weights.spec, config), out)

@@ -6,11 +6,11 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from mimbench.model import Spec
 from mimbench.system.errors import UserError
 from mimbench.system.generators import seed_everything
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.optim import BatchPlan, plan_batch
-from mimbench.vit.weights import VitSpec
 from transfer.segmentation import decay, order, precision  # noqa: F401
 from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import MODELS
@@ -25,7 +25,7 @@ class Setup:
 
     config: SegmentationConfig
     model_recipe: ModelRecipe
-    spec: VitSpec
+    spec: Spec
     source: DataSource
     plan: BatchPlan
     cfg: Config
@@ -51,7 +51,7 @@ class Setup:
 
 
 def set_up(
-    spec: VitSpec,
+    spec: Spec,
     config: SegmentationConfig,
     model_recipe: ModelRecipe,
     ranks: Ranks,

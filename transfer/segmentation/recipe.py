@@ -5,6 +5,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mimbench.model import Spec
 from mimbench.system.errors import UserError
 from mimbench.training.optim import BatchPlan
 from mimbench.vit.normalise import on_bytes
@@ -35,6 +36,10 @@ class ModelRecipe:
     more_embeddings: bool = False
     """Parameters before the blocks that mmseg's layer decay does not know: registers, a norm."""
     notes: tuple[str, ...] = ()
+    weight_decay: float | None = None
+    """Instead of the configuration's: networks with levels have their families' own."""
+    levels: dict[str, Any] | None = None
+    """What `LevelDecay` needs to know, for a network with levels."""
 
 
 def backbone_config(
@@ -70,15 +75,15 @@ def cross_entropy(weight: float) -> dict[str, Any]:
     return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight}
 
 
-def statistics(spec: VitSpec) -> tuple[list[float], list[float]]:
+def statistics(spec: Spec) -> tuple[list[float], list[float]]:
     """Return mean and deviation on 0-255: the backbone's own, ImageNet's for BEiT as published."""
-    relative = spec.position == "relative"
+    relative = isinstance(spec, VitSpec) and spec.position == "relative"
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if relative else (spec.mean, spec.std)
     return on_bytes(mean), on_bytes(std)
 
 
 def full_config(
-    spec: VitSpec,
+    spec: Spec,
     config: SegmentationConfig,
     model_recipe: ModelRecipe,
     source: DataSource,
@@ -143,7 +148,7 @@ def full_config(
 
 
 def model_config(
-    spec: VitSpec, config: SegmentationConfig, model_recipe: ModelRecipe, source: DataSource
+    spec: Spec, config: SegmentationConfig, model_recipe: ModelRecipe, source: DataSource
 ) -> dict[str, Any]:
     """Return mmseg's EncoderDecoder for this checkpoint, recipe and number of classes."""
     mean, std = statistics(spec)
@@ -187,7 +192,11 @@ def optim_config(
             "type": "AdamW",
             "lr": model_recipe.lr,
             "betas": (0.9, 0.999),
-            "weight_decay": config.weight_decay,
+            "weight_decay": (
+                config.weight_decay
+                if model_recipe.weight_decay is None
+                else model_recipe.weight_decay
+            ),
         },
         "accumulative_counts": plan.micro_steps,
     }
@@ -195,6 +204,11 @@ def optim_config(
         out |= {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
     elif config.precision == "bf16":
         out["type"] = "BFloat16OptimWrapper"
+    if model_recipe.levels is not None:
+        return out | {
+            "constructor": "LevelDecay",
+            "paramwise_cfg": {"optimum": model_recipe.levels},
+        }
     if model_recipe.layer_decay is not None:
         plain = model_recipe.published_decay and not model_recipe.more_embeddings
         out["constructor"] = (

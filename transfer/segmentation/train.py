@@ -9,6 +9,7 @@ from mmengine.dist import broadcast
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mimbench.model import Weights
 from mimbench.scores.figures import Figure
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
@@ -18,7 +19,6 @@ from mimbench.task import TaskResult
 from mimbench.training.identity import claim, run_identity
 from mimbench.training.snapshots import gather
 from mimbench.training.watch import StopSignals
-from mimbench.vit.weights import VitWeights
 from transfer.segmentation.backbone import load
 from transfer.segmentation.console import advice, quiet
 from transfer.segmentation.convert import Converted
@@ -43,7 +43,7 @@ LEFT_BEHIND = 4
 def run_task(
     task: str,
     version: int,
-    weights: VitWeights,
+    weights: Weights,
     config: SegmentationConfig,
     model_recipe: ModelRecipe,
     out: Path,
@@ -183,7 +183,7 @@ def notes(
         "tensors_used": used.summary,
         "tensors_unused": dict(used.unused),
         "notes": list(setup.model_recipe.notes),
-        "position_rule": setup.spec.position_rule,
+        "position_rule": getattr(setup.spec, "position_rule", "none"),
         "micro_batch": setup.plan.per_process,
         "micro_steps": setup.plan.micro_steps,
         "processes": setup.ranks.world,

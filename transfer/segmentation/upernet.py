@@ -7,12 +7,17 @@ Published, single scale: MAE-1600 ViT-B 48.1, ViT-L 53.6; HPM-800 ViT-B 48.5, Vi
 Cost: about 10 GB on each of 8 GPUs at two images each (ViT-B).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mimbench.model import Spec, Weights, strides
+from mimbench.networks.levels import LevelSpec
+from mimbench.system.config import to_mapping
+from mimbench.system.errors import UserError
 from mimbench.task import TaskResult, Traits
-from mimbench.vit.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitSpec
+from transfer.segmentation import levels
 from transfer.segmentation.convert import choose
 from transfer.segmentation.protocol import (
     Family,
@@ -30,6 +35,8 @@ VERSION = 1
 MAIN_METRIC = "miou"
 TRAITS = Traits(effort=2, rehearsal=rehearsal)
 TASK = "transfer.segmentation.upernet"
+LEVELS, CHANNELS = 4, 512
+"""Of UperNet on networks with levels, whatever their width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +60,14 @@ class Config(SegmentationConfig):
     """Weight decay also on position tables, class token and relative bias, as published runs do."""
 
 
-def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
+def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     """Return the model and optimiser for a checkpoint's architecture."""
+    if isinstance(spec, LevelSpec):
+        return _with_levels(spec, config)
+    if not isinstance(spec, VitSpec):
+        raise UserError(
+            f"UperNet needs a ViT's blocks or a network's levels; {spec.model} has neither"
+        )
     optimum, remark = published(config.family, spec)
     taps = config.taps or tap_blocks(spec.depth)
     ibot = config.family == "ibot"
@@ -75,8 +88,8 @@ def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
         kind=kind,
         backbone=backbone,
         neck={"type": "Feature2Pyramid", "embed_dim": spec.embed_dim, "rescales": [4, 2, 1, 0.5]},
-        decode_head=_upernet(spec, config, len(taps)),
-        auxiliary_head=_auxiliary(spec, config),
+        decode_head=_upernet([spec.embed_dim] * len(taps), config.channels or spec.embed_dim),
+        auxiliary_head=_auxiliary(spec.embed_dim, config),
         lr=optimum.lr if config.lr is None else config.lr,
         layer_decay=optimum.layer_decay if config.layer_decay is None else config.layer_decay,
         published_decay=config.published_decay,
@@ -87,13 +100,46 @@ def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
     )
 
 
-def _upernet(spec: VitSpec, config: Config, levels: int) -> dict[str, Any]:
+def _with_levels(spec: LevelSpec, config: Config) -> ModelRecipe:
+    """Return mmseg's UperNet on a network's own four maps: 512 channels, no neck."""
+    if len(spec.levels) != LEVELS:
+        raise UserError(
+            f"{spec.model} gives maps of strides {strides(spec)}, UperNet reads {LEVELS} levels"
+        )
+    optimum, remark = levels.published(spec)
+    own = {"lr": config.lr, "decay": config.layer_decay, "drop_path": config.drop_path}
+    optimum = replace(optimum, **{k: v for k, v in own.items() if v is not None})
+    notes = (remark,) if remark else ()
+    widths = [level.channels for level in spec.levels]
+    decay = config.weight_decay
+    return ModelRecipe(
+        kind="TimmLevels",
+        backbone={
+            "type": "TimmLevels",
+            "spec": spec.to_json(),
+            "drop_path_rate": optimum.drop_path,
+        },
+        neck=None,
+        decode_head=_upernet(widths, config.channels or CHANNELS),
+        auxiliary_head=_auxiliary(widths[2], config),
+        lr=optimum.lr,
+        layer_decay=optimum.decay,
+        published_decay=config.published_decay,
+        depth=spec.layers - 2,
+        tap_norm=False,
+        weight_decay=optimum.weight_decay if decay == SegmentationConfig.weight_decay else decay,
+        levels=to_mapping(optimum),
+        notes=(*notes, "every level has a fresh norm, as in mmseg's ConvNeXt and Swin"),
+    )
+
+
+def _upernet(widths: list[int], channels: int) -> dict[str, Any]:
     return {
         "type": "UPerHead",
-        "in_channels": [spec.embed_dim] * levels,
-        "in_index": list(range(levels)),
+        "in_channels": widths,
+        "in_index": list(range(len(widths))),
         "pool_scales": (1, 2, 3, 6),
-        "channels": config.channels or spec.embed_dim,
+        "channels": channels,
         "dropout_ratio": 0.1,
         "norm_cfg": SYNC_BN,
         "align_corners": False,
@@ -101,10 +147,10 @@ def _upernet(spec: VitSpec, config: Config, levels: int) -> dict[str, Any]:
     }
 
 
-def _auxiliary(spec: VitSpec, config: Config) -> dict[str, Any]:
+def _auxiliary(width: int, config: Config) -> dict[str, Any]:
     return {
         "type": "FCNHead",
-        "in_channels": spec.embed_dim,
+        "in_channels": width,
         "in_index": 2,
         "channels": config.aux_channels,
         "num_convs": 1,
@@ -116,6 +162,6 @@ def _auxiliary(spec: VitSpec, config: Config) -> dict[str, Any]:
     }
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Fine-tune and score; `out` receives the curve and the model."""
     return run_task(TASK, VERSION, weights, config, model_recipe(weights.spec, config), out)

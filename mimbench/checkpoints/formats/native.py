@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mimbench.checkpoints.reading.layout import Converted, Options, Raw
+from mimbench.networks.kinds import spec_from_json
 from mimbench.system.errors import UserError, printable
 from mimbench.vit.weights import VitSpec
 
@@ -26,11 +27,10 @@ def claims(raw: Raw) -> bool:
 def convert(raw: Raw, options: Options) -> Converted:
     """Return the tensors as they are, under the header's specification."""
     header = _header(raw)
-    spec = VitSpec.from_json(header["spec"])
-    if options.num_heads is not None and options.num_heads != spec.num_heads:
-        raise UserError(
-            f"the file says {spec.num_heads} heads, --num-heads {options.num_heads} differs"
-        )
+    spec = spec_from_json(header["spec"])
+    heads = spec.num_heads if isinstance(spec, VitSpec) else None
+    if options.num_heads not in (None, heads):
+        raise UserError(f"the file says {heads} heads, --num-heads {options.num_heads} differs")
     if options.which not in (None, "", header["which"]):
         raise UserError(f"the file holds one network ('{header['which']}'), not '{options.which}'")
     tensors = raw.networks.get("", {})
@@ -83,7 +83,11 @@ def _header(raw: Raw) -> dict[str, Any]:
     for key, kind in wanted.items():
         if type(header.get(key)) is not kind:
             raise UserError(f"the header's '{KEY}' entry lacks '{key}' ({kind.__name__})")
-    for key, value in header["spec"].items():
+    options = header["spec"].get("options")
+    fields = header["spec"] | (options if isinstance(options, dict) else {})
+    for key, value in fields.items():
+        if value is options:
+            continue
         if not all(map(_plain, value if isinstance(value, list) and len(value) < 9 else [value])):
             raise UserError(f"the header's '{printable(key, 60)}' is no number, text or short list")
     if header["version"] != 1:

@@ -33,7 +33,7 @@ def convert(raw: Raw, options: Options) -> Converted:
         raw, options, offers=offers, names=NAMES, extras=EXTRAS, family=family(raw)
     )
     notes = () if _says_normalisation(raw) else (normalisation_note(raw),)
-    if converted.spec.pre_norm and "architecture" not in raw.config:
+    if "norm_pre.weight" in raw.names and "architecture" not in raw.config:
         notes = (
             *notes,
             "a norm before the blocks: CLIP's conventions (epsilon 1e-5) and GELU assumed",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimbench.system.errors import UserError
 from mimbench.vit import sizes
-from mimbench.vit.positions import PositionRule
+from mimbench.vit.positions import PositionRule, Rotation
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, Triple, VitSpec
 
 HALF = (0.5, 0.5, 0.5)
@@ -35,7 +35,10 @@ class Family:
     pool: Literal["cls", "avg"] = "cls"
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
-    position: Literal["absolute", "relative", "rotary"] = "absolute"
+    position: Literal["absolute", "relative", "rotary", "absolute+rotary"] = "absolute"
+    rotation: Rotation = "centred"
+    rotation_grid: int = 0
+    norm: Literal["layer", "rms"] = "layer"
     requires: tuple[str, ...] = PARTS
     """Parts that shapes would let be absent; alternatives are separated by '|'."""
     grid: tuple[int, int] | None = None
@@ -67,7 +70,8 @@ def infer_spec(
     heads, asked = _heads(D, family, num_heads)
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     token = "cls_token" in tensors
-    grid, with_prefix = _grid(tensors, family, int(token), registers)
+    count = _need(tensors, "cls_token", 3).shape[1] if token else 0
+    grid, with_prefix = _grid(tensors, family, count, registers)
     spec = VitSpec(
         embed_dim=D,
         depth=depth,
@@ -91,6 +95,13 @@ def infer_spec(
         pool="avg" if "fc_norm.weight" in tensors else family.pool,
         mean=family.mean,
         std=family.std,
+        class_tokens=count or 1,
+        rotation=family.rotation,
+        rotation_grid=family.rotation_grid,
+        norm=family.norm,
+        mlp_norm="blocks.0.mlp.norm.weight" in tensors,
+        patch_norm="patch_embed.norm.weight" in tensors,
+        proj_bias="blocks.0.attn.proj.bias" in tensors,
     )
     return spec, asked
 
@@ -134,16 +145,16 @@ def _heads(dim: int, family: Family, asked: int | None) -> tuple[int, bool]:
 
 
 def _grid(
-    tensors: Mapping[str, Tensor], family: Family, token: int, registers: int
+    tensors: Mapping[str, Tensor], family: Family, tokens: int, registers: int
 ) -> tuple[tuple[int, int], bool]:
-    """Return the table's grid, and whether it has rows for the class token and registers."""
-    if family.position != "absolute":
+    """Return the table's grid, and whether it has rows for the class tokens and registers."""
+    if family.position not in ("absolute", "absolute+rotary"):
         if family.grid is None:
             raise ValueError(f"a {family.position} family must say its grid")
         return family.grid, True
     table = _need(tensors, "pos_embed", 3)
     rows = table.shape[1]
-    total = token + registers
+    total = tokens + registers
     # tables of register models have no prefix rows in timm; others nearly always have them
     for prefix in (0, total) if registers else (total, 0):
         count, whole = rows - prefix, prefix == total

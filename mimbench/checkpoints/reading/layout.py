@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mimbench.model import Spec
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
-from mimbench.vit.weights import VitSpec
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
@@ -37,7 +37,7 @@ class Options:
 class Converted:
     """What a format makes of a file; tensors that are not canonical yet are faults to report."""
 
-    spec: VitSpec
+    spec: Spec
     tensors: Mapping[str, Tensor]
     extras: Mapping[str, int] = field(default_factory=dict)
     """Group of tensors that are no part of the encoder -> count."""
@@ -224,6 +224,29 @@ def joined(*parts: Tensor) -> Tensor:
     if len({(len(shape), shape[1:]) for shape in shapes}) > 1 or not shapes[0]:
         raise UserError(f"parts of one layer do not fit together: shapes {shapes}")
     return torch.cat([part.to(parts[0].dtype) for part in parts])
+
+
+def join_biases(q: Tensor, v: Tensor | None) -> Tensors:
+    """Return `attn.qkv.bias` of a query and a value bias; a key bias would change nothing."""
+    if v is None:
+        return {"attn.q_bias": q}
+    return {"attn.qkv.bias": joined(q, torch.zeros_like(q), v)}
+
+
+def pack(kind: str) -> Callable[..., Tensors]:
+    """Return what joins gate and value of a gated MLP, `mlp.gate` and `mlp.up`, into `mlp.fc1`."""
+
+    def join(gate: Tensor, up: Tensor | None) -> Tensors:
+        return {f"mlp.gate.{kind}": gate} if up is None else {f"mlp.fc1.{kind}": joined(gate, up)}
+
+    return join
+
+
+def pack_gates(tensors: Tensors) -> Tensors:
+    """Return the tensors with gate and value of every MLP joined, the gate first."""
+    for kind in ("weight", "bias"):
+        tensors = per_block(tensors, [f"mlp.gate.{kind}", f"mlp.up.{kind}"], pack(kind))
+    return tensors
 
 
 def fuse_qkv(tensors: Tensors, *, prefix: str = "attn.") -> Tensors:

@@ -24,7 +24,7 @@ EMA = ("state_dict_ema", "model_ema")
 
 FOREIGN = re.compile(
     r"decoder.*|scorer_pred\..*|.*\.q_bias|.*relative_position_bias.*|rel_pos_bias\..*"
-    r"|storage_tokens|rope.*|.*\.bias_mask|(base|momentum)_encoder\..*|net\..*|backbone\..*"
+    r"|storage_tokens|rope.*|.*\.bias_mask|.*\.q_proj\..*|blocks\.\d+\.proj\..*|(base|momentum)_encoder\..*|net\..*|backbone\..*"
 )
 """Names that make a file more than a plain ViT."""
 

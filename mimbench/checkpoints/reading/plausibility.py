@@ -7,21 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimbench.checkpoints.reading.plain import is_fixed_table
+from mimbench.model import Spec
 from mimbench.vit.weights import VitSpec
 
 FIXED_TABLES = ("mae", "hpm", "automae")
 HUGE = 1e4
 
 
-def doubts(spec: VitSpec, tensors: Mapping[str, Tensor], family: str) -> list[str]:
+def doubts(spec: Spec, tensors: Mapping[str, Tensor], family: str) -> list[str]:
     """Return what looks wrong in tensors that fit the specification.
 
     It finds norms whose weight and bias are exchanged, constant or enormous matrices, equal blocks,
     a position table whose rows are shuffled, and untrained weights. It cannot find exchanged
     blocks, or queries exchanged with keys: only features show those.
     """
-    found = [*_norms(tensors), *_matrices(tensors), *_equal_blocks(spec, tensors)]
-    if spec.position == "absolute" and "pos_embed" in tensors:
+    found = [*_norms(tensors), *_matrices(tensors)]
+    if not isinstance(spec, VitSpec):
+        return found
+    found += _equal_blocks(spec, tensors)
+    if spec.has_table and "pos_embed" in tensors:
         found += _positions(spec, tensors["pos_embed"], family)
     biases = [t for n, t in tensors.items() if n.endswith("bias")]
     if biases and not any(bool(t.any()) for t in biases):

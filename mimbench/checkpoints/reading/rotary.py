@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from mimbench.checkpoints.reading.architecture import PARTS, Family, infer_spec
-from mimbench.checkpoints.reading.layout import Options, Tensors, fuse_qkv, joined, per_block
+from mimbench.checkpoints.reading.layout import (
+    Options,
+    Tensors,
+    fuse_qkv,
+    join_biases,
+    pack_gates,
+    per_block,
+)
 from mimbench.system.errors import UserError
 from mimbench.vit import sizes
 from mimbench.vit.positions import ROTATION_BASE, rotation_periods
@@ -22,10 +29,9 @@ FAMILY = Family(
 def finish(tensors: Tensors, family: Family, options: Options) -> tuple[Tensors, VitSpec, bool]:
     """Return canonical tensors, their specification, and whether the heads are the user's word."""
     tensors = fuse_qkv(tensors)
-    tensors = per_block(tensors, ["attn.q_bias", "attn.v_bias"], _join_bias)
+    tensors = per_block(tensors, ["attn.q_bias", "attn.v_bias"], join_biases)
     tensors = per_block(tensors, ["attn.qkv.bias_mask", "attn.qkv.bias"], _mask_bias)
-    for kind in ("weight", "bias"):
-        tensors = per_block(tensors, [f"mlp.gate.{kind}", f"mlp.up.{kind}"], _pack(kind))
+    tensors = pack_gates(tensors)
     periods = tensors.pop("periods", None)
     spec, asked = infer_spec(tensors, family, options.num_heads)
     if periods is not None:
@@ -49,12 +55,6 @@ def check_periods(periods: Tensor, width: int) -> None:
         )
 
 
-def _join_bias(q: Tensor, v: Tensor | None) -> Tensors:
-    if v is None:
-        return {"attn.q_bias": q}
-    return {"attn.qkv.bias": joined(q, torch.zeros_like(q), v)}
-
-
 def _mask_bias(mask: Tensor, bias: Tensor | None) -> Tensors:
     if bias is None or mask.shape != bias.shape or bias.shape[0] % 3:
         return {"attn.qkv.bias_mask": mask}
@@ -63,10 +63,3 @@ def _mask_bias(mask: Tensor, bias: Tensor | None) -> Tensors:
     if mask.is_complex() or (not mask.is_meta and not torch.equal(mask.float(), fixed)):
         raise UserError("an attn.qkv.bias_mask does not mask the key bias alone")
     return {"attn.qkv.bias": torch.where(fixed.bool().to(bias.device), bias, 0.0)}
-
-
-def _pack(kind: str):
-    def pack(gate: Tensor, up: Tensor | None) -> Tensors:
-        return {f"mlp.gate.{kind}": gate} if up is None else {f"mlp.fc1.{kind}": joined(gate, up)}
-
-    return pack

@@ -9,16 +9,16 @@ docs/faq.md lists which damages this finds and which it cannot find.
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mimbench.features.cards import Cards, embed
+from mimbench.model import Weights
+from mimbench.networks.kinds import build_network, with_tensors
 from mimbench.scores.neighbours import knn
-from mimbench.suite.running.rivals import HINTS, TWIN, position_faults, rivals_of, untouched
-from mimbench.vit.backbone import build_backbone
-from mimbench.vit.weights import VitWeights
+from mimbench.suite.running.rivals import HINTS, TWIN, faults_of, rivals_of
 
 NEIGHBOURS, TEMPERATURE = 10, 0.07
 TWIN_SIGMAS = 2.0
@@ -39,11 +39,11 @@ class Verdict:
 
 
 def hits_of(
-    weights: VitWeights, cards: Cards, device: torch.device, batch: int = 64
+    weights: Weights, cards: Cards, device: torch.device, batch: int = 64
 ) -> dict[str, Tensor]:
     """Return hits (queries,) of a weighted k-NN for class token and mean of patches."""
-    backbone = build_backbone(weights).to(device)
-    bank, queries = (embed(backbone, x, device, batch) for x in (cards.bank, cards.queries))
+    network = build_network(weights).to(device)
+    bank, queries = (embed(network, x, device, batch) for x in (cards.bank, cards.queries))
     hits = {}
     for name in bank:
         ranked = knn(
@@ -59,7 +59,7 @@ def hits_of(
 
 
 def examine(
-    weights: VitWeights, cards: Cards, device: torch.device, budget: float = math.inf
+    weights: Weights, cards: Cards, device: torch.device, budget: float = math.inf
 ) -> Verdict:
     """Return what is wrong with the weights.
 
@@ -70,7 +70,7 @@ def examine(
         budget: Seconds after which no further rival is tried; the random twin always is.
     """
     began = time.monotonic()
-    faults = list(untouched(weights)) + position_faults(weights)
+    faults = faults_of(weights)
     own = hits_of(weights, cards, device)
     choice = max(own, key=lambda name: float(own[name].mean()))
     rivals: dict[str, float] = {}
@@ -79,7 +79,7 @@ def examine(
         if rivals and time.monotonic() - began > budget:
             rest.append(name)
             continue
-        hits = hits_of(replace(weights, tensors={**weights.tensors, **change()}), cards, device)
+        hits = hits_of(with_tensors(weights, change()), cards, device)
         # the twin may take its better feature; a rearrangement is judged on the same one
         theirs = max(hits.values(), key=lambda h: float(h.mean())) if name == TWIN else hits[choice]
         rivals[name] = 100 * float(theirs.mean())

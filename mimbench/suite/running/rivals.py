@@ -7,7 +7,9 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from mimbench.vit.weights import VitWeights, random_weights
+from mimbench.model import Weights
+from mimbench.networks.kinds import random_twin
+from mimbench.vit.weights import VitWeights
 
 TWIN = "random weights"
 PERMUTED = 200
@@ -20,10 +22,25 @@ they win."""
 Change = Callable[[], dict[str, Tensor]]
 
 
-def rivals_of(weights: VitWeights) -> dict[str, Change]:
-    """Return name -> replaced tensors, the most telling rivals first."""
+def rivals_of(weights: Weights) -> dict[str, Change]:
+    """Return name -> replaced tensors, the most telling rivals first.
+
+    Only a plain ViT can be rearranged without a change of shape: other networks meet their twin.
+    """
+    rivals: dict[str, Change] = {TWIN: lambda: dict(random_twin(weights.spec, seed=0).tensors)}
+    return rivals | _rearranged(weights) if isinstance(weights, VitWeights) else rivals
+
+
+def faults_of(weights: Weights) -> list[str]:
+    """Return what must not be, whatever a k-NN says."""
+    if not isinstance(weights, VitWeights):
+        return []
+    return untouched(weights) + position_faults(weights)
+
+
+def _rearranged(weights: VitWeights) -> dict[str, Change]:
     depth = weights.spec.depth
-    rivals: dict[str, Change] = {TWIN: lambda: dict(random_weights(weights.spec, seed=0).tensors)}
+    rivals: dict[str, Change] = {}
     for name, order in _orders(depth).items():
         rivals[f"its blocks {name}"] = partial(_reorder, weights, order)
     for order in list(permutations(range(3)))[1:]:

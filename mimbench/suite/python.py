@@ -1,0 +1,201 @@
+"""The suite from Python: `mimbench.evaluate`, `load`, `table` and `compare`.
+
+Everything runs in the caller's process and leaves what the command line leaves: a folder of results
+that tables are made of. Only a frozen module of the user's own has no file that a run could go on from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mimbench.benchmarks.evaluation import evaluate as run_order
+from mimbench.benchmarks.locations import data_name
+from mimbench.benchmarks.manifest import Manifest, Profile, load_manifest
+from mimbench.benchmarks.orders import ORDER_FILE, RESULT_FILE, Order, safe_name, write_order
+from mimbench.benchmarks.survey import Finding, Question, look
+from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.model import Weights
+from mimbench.networks.module import ModuleWeights, adapt
+from mimbench.results.record import Result, read_result
+from mimbench.system.config import merge, to_mapping
+from mimbench.system.errors import UserError
+from mimbench.tables.comparison import (
+    choose,
+    describe_pair,
+    describe_published,
+    find_published,
+    find_row,
+)
+from mimbench.tables.formats import FORMATS
+from mimbench.tables.table import make_table, read_results, read_results_with_folders
+from mimbench.task import Machine
+
+
+class Text(str):
+    """Text that a notebook shows as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Return the text itself."""
+        return str(self)
+
+
+def load(
+    checkpoint: str | Path, *, which: str | None = None, num_heads: int | None = None
+) -> Weights:
+    """Return the canonical weights in a checkpoint of any known format.
+
+    Args:
+        checkpoint: A file, or a folder as Hugging Face writes them.
+        which: The network where a file holds several: student, teacher or ema.
+        num_heads: Attention heads, where no published width says.
+    """
+    return read_weights(Path(checkpoint), which=which, num_heads=num_heads)
+
+
+def evaluate(  # noqa: PLR0913 - the one call of a notebook
+    model: str | Path | Weights | nn.Module,
+    benchmarks: Sequence[str],
+    *,
+    data: str | Path | None = None,
+    own_data: bool = False,
+    name: str = "",
+    out: str | Path = "runs",
+    profile: Profile = "paper",
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    **declared: Any,
+) -> dict[str, Result]:
+    """Return benchmark -> result of a model; what is done already under the same recipe is read.
+
+    Args:
+        model: A checkpoint, weights that `load` returned, or a module of your own (frozen tasks only).
+        benchmarks: Ids of benchmarks.yaml.
+        data: Folder of the data sets; None for the sample data of a demo profile.
+        own_data: The data is your own in a published layout: never beside published rows.
+        name: Row of the table.
+        out: Folder of results.
+        profile: paper, quick or demo.
+        settings: Changes of the recipe: id or group -> fields.
+        device: Where to compute.
+        workers: Loader processes.
+        declared: What a module says of itself: see `mimbench.networks.module.adapt`.
+    """
+    manifest = load_manifest()
+    names = manifest.choose(profile, tuple(benchmarks))
+    root = Path(out)
+    weights = _weights(model, name, declared)
+    root.mkdir(parents=True, exist_ok=True)
+    label = name or weights.name
+    row = root / f"{weights.digest[:12]}-{safe_name(label)}"
+    study = Study(
+        manifest=manifest,
+        profile=profile,
+        settings=settings or {},
+        data=Path(data) if data else None,
+        own=own_data,
+        machine=Machine(device=device, workers=workers),
+    )
+    found = {benchmark: study.look(benchmark) for benchmark in names}
+    if problems := [f"{b}: {f.problem}" for b, f in found.items() if f.problem]:
+        raise UserError("\n".join(problems))
+    return {b: study.run(b, finding, weights, label, row) for b, finding in found.items()}
+
+
+def table(out: str | Path = "runs", *, format: str = "terminal") -> Text:  # noqa: A002
+    """Return the table of a folder of results."""
+    results = read_results(Path(out))
+    if not results:
+        raise UserError(f"no results in {out}; evaluate something into it first")
+    if format not in FORMATS:
+        raise UserError(f"format is '{format}', expected one of {', '.join(FORMATS)}")
+    return Text(FORMATS[format](make_table(results, load_manifest())))
+
+
+def compare(a: str, b: str, out: str | Path = "runs") -> Text:
+    """Return how two rows of a folder differ, or a row and a published one, with intervals."""
+    manifest, results = load_manifest(), read_results_with_folders(Path(out))
+    ours = choose(results, a)
+    published = find_published(manifest.references, b)
+    if find_row(results, b) or not published:
+        return Text("\n".join(describe_pair(ours, choose(results, b), manifest)))
+    return Text("\n".join(describe_published(ours, published, manifest)))
+
+
+def _weights(
+    model: str | Path | Weights | nn.Module, name: str, declared: Mapping[str, Any]
+) -> Weights:
+    if isinstance(model, nn.Module):
+        return adapt(model, name=name, **declared)
+    if declared:
+        raise UserError(
+            f"only a module declares {', '.join(declared)}; a checkpoint says it itself"
+        )
+    return load(model) if isinstance(model, (str, Path)) else model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is asked of every benchmark alike."""
+
+    manifest: Manifest
+    profile: Profile
+    settings: Mapping[str, Any]
+    data: Path | None
+    own: bool
+    machine: Machine
+
+    def look(self, benchmark: str) -> Finding:
+        """Return the benchmark's whole configuration, or why it cannot run."""
+        dataset, config = self.manifest.recipe(benchmark, self.profile, self.settings)
+        machine = merge(to_mapping(self.machine), self.manifest.limits(benchmark, self.profile))
+        question = Question(
+            benchmark=benchmark,
+            task=self.manifest.benchmarks[benchmark].task,
+            dataset=dataset,
+            config={**config, "machine": merge(machine, config.get("machine", {}))},
+        )
+        return look(question, self.data, own=self.own)
+
+    def run(
+        self, benchmark: str, finding: Finding, weights: Weights, label: str, row: Path
+    ) -> Result:
+        """Return the benchmark's result, from its folder if it is there already."""
+        parts = [benchmark] + ([self.profile] if self.profile != "paper" else [])
+        folder = row / ".".join([*parts, finding.protocol[:6]] if self.settings else parts)
+        file = folder / RESULT_FILE
+        if file.is_file():
+            done = read_result(file)
+            same = (done.protocol, done.weights["digest"]) == (finding.protocol, weights.digest)
+            if same and done.status == "done":
+                return done
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset, _ = self.manifest.recipe(benchmark, self.profile)
+        where = Path(finding.config.get("data", ""))
+        order = Order(
+            benchmark=benchmark,
+            task=self.manifest.benchmarks[benchmark].task,
+            profile=self.profile,
+            dataset=data_name(dataset, own=self.own, folder=where),
+            checkpoint=_kept(weights, row),
+            config=finding.config,
+            overrides=self.settings,
+            name=label,
+        )
+        write_order(folder / ORDER_FILE, order)
+        return run_order(order, folder, weights)
+
+
+def _kept(weights: Weights, row: Path) -> Path:
+    """Return a file that holds the weights, so that the run can be repeated from its folder."""
+    if isinstance(weights, ModuleWeights):
+        return Path("a module that was evaluated from Python")
+    path = row / "weights.safetensors"
+    if not path.is_file():
+        write_weights(path, weights)
+    return path
