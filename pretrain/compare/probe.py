@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mimbench.scores import neighbours
 from mimbench.system.errors import UserError
 from mimbench.system.seeds import derive_seed
 from mimbench.vit.backbone import Backbone
@@ -123,10 +124,7 @@ def knn(train: Tensor, test: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
     """Return which test images their nearest training images vote right, weighted by similarity."""
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     classes = int(torch.cat(labels).max()) + 1
-    hits = []
-    for part, wanted in zip(test.split(BATCH), labels[1].split(BATCH), strict=True):
-        near, places = (part @ train.T).topk(min(NEIGHBOURS, len(train)), dim=1)
-        votes = torch.zeros(len(part), classes)
-        votes.scatter_add_(1, labels[0][places], (near / TEMPERATURE).exp())
-        hits.append(votes.argmax(1) == wanted)
-    return torch.cat(hits)
+    ranked = neighbours.knn(
+        train, labels[0], test, k=NEIGHBOURS, temperature=TEMPERATURE, classes=classes
+    )
+    return ranked[:, 0] == labels[1]
