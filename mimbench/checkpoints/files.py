@@ -158,7 +158,7 @@ def _identity(path: Path, converted: Converted) -> str:
 
 
 def _first_heads(converted: Converted) -> int:
-    """Return the heads of the first stage, where a network with levels was told them."""
+    """Return the heads of the first stage, where they were given for a network with levels."""
     return int(converted.spec.to_json()["options"]["num_heads"])
 
 
