@@ -98,6 +98,8 @@ class Manifest:
     """The benchmarks that a profile runs unless --only names others."""
     benchmarks: Mapping[str, Benchmark]
     reference_file: str | None = None
+    sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Named choices of benchmarks under their published recipes: --profile takes these names too."""
     """A second file, relative to this one, that holds the three fields below."""
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     references: tuple[Reference, ...] = ()
@@ -108,30 +110,41 @@ class Manifest:
         """Return the names of all tasks."""
         return frozenset(benchmark.task for benchmark in self.benchmarks.values())
 
-    def choose(self, profile: Profile, only: Sequence[str] = ()) -> list[str]:
-        """Return the ids that a run of the profile covers, in the file's order.
+    def recipes_of(self, name: str) -> Profile:
+        """Return the profile whose recipes a profile or a set of benchmarks runs."""
+        if name in self.sets:
+            return "paper"
+        for profile in PROFILES:
+            if profile == name:
+                return profile
+        known = [*PROFILES, *self.sets]
+        raise UserError(f"no profile '{name}'" + did_you_mean(name, known))
+
+    def choose(self, name: str, only: Sequence[str] = ()) -> list[str]:
+        """Return the ids that a run of a profile or set covers, in the file's order.
 
         Args:
-            profile: Which recipe.
-            only: Ids, or groups (then the profile's own benchmarks of that group).
+            name: Which profile or set.
+            only: Ids, or groups (then its own benchmarks of that group).
         """
-        default = list(self.defaults.get(profile, ()))
+        profile = self.recipes_of(name)
+        default = list(self.sets.get(name) or self.defaults.get(profile, ()))
         if not only:
             return default
         chosen: set[str] = set()
-        for name in only:
-            members = [i for i in default if self.benchmarks[i].group == name]
-            if name in self.benchmarks:
-                self.change(name, profile)
-                chosen.add(name)
+        for wanted in only:
+            members = [i for i in default if self.benchmarks[i].group == wanted]
+            if wanted in self.benchmarks:
+                self.change(wanted, profile)
+                chosen.add(wanted)
             elif members:
                 chosen.update(members)
             else:
                 known = [*self.benchmarks, *(b.group for b in self.benchmarks.values())]
                 raise UserError(
-                    f"no benchmark '{name}' in profile {profile}" + did_you_mean(name, set(known))
+                    f"no benchmark '{wanted}' in profile {name}" + did_you_mean(wanted, set(known))
                 )
-        return [name for name in self.benchmarks if name in chosen]
+        return [benchmark for benchmark in self.benchmarks if benchmark in chosen]
 
     def change(self, name: str, profile: Profile) -> Change:
         """Return what the profile changes; an error if the benchmark has no such profile."""
@@ -200,6 +213,14 @@ def _check(manifest: Manifest, path: Path) -> None:
                     f"{where}: no benchmark '{name}'" + did_you_mean(name, manifest.benchmarks)
                 )
             manifest.change(name, profile)
+    for title, names in manifest.sets.items():
+        for name in names:
+            if name not in manifest.benchmarks:
+                raise UserError(
+                    f"{path.name}.sets.{title}: no benchmark '{name}'"
+                    + did_you_mean(name, manifest.benchmarks)
+                )
+            manifest.change(name, "paper")
     for name, benchmark in manifest.benchmarks.items():
         for other in benchmark.after:
             if other not in manifest.benchmarks:

@@ -74,7 +74,8 @@ def add_checkpoints(parser: Parser, count: str) -> None:
 def add_request_arguments(parser: Parser) -> None:
     """Add what `run` and `plan` share: which benchmarks, which recipe, which machine."""
     what = parser.add_argument_group("what")
-    add_option(what, "--profile", "default: paper; demo with --demo", choices=PROFILES)
+    text = f"{', '.join(PROFILES)}, or a set such as frozen; default: paper; demo with --demo"
+    add_option(what, "--profile", text)
     add_option(what, "--only", "default: all of the profile", default="")
     add_option(what, "--set", "for example knn.k=[20]")
     add_option(what, "--seeds", "default: 1", default=1)

@@ -20,6 +20,7 @@ from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
 from mimbench.system.runtime import Precision
+from mimbench.vit.backbone import Backbone
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class BankSpec:
     storage: Literal["fp32", "fp16", "bf16"] = "fp32"
     precision: Precision = "fp32"
     """Of the forward pass."""
+    raw: bool = False
+    """Also keep every vector before the final norm, as raw.cls.n and raw.avg.n."""
 
     def key(self, weights: Weights, images: ImageList) -> dict[str, Any]:
         """Return everything that may move a stored number: banks differ if any of it does."""
@@ -69,11 +72,25 @@ class BankSpec:
             "weights": weights.digest,
             "which": weights.which,
             "spec": weights.spec.to_json(),
-            "bank": to_mapping(self),
+            # a bank without raw vectors keeps the key that it had before there were any
+            "bank": {k: v for k, v in to_mapping(self).items() if k != "raw" or v},
             "images": images.digest,
             "count": len(images),
             "shard": SHARD,
         }
+
+
+def raw_vectors(network: Network, images: Tensor, blocks: int) -> dict[str, Tensor]:
+    """Return what a plain ViT's `vectors` are, and the same before the final norm as raw.*."""
+    if not isinstance(network, Backbone):
+        raise UserError("features before the final norm are kept of plain ViTs only")
+    depth = network.spec.depth
+    wanted = list(range(depth - min(blocks, depth), depth))
+    out = network.vectors(images, blocks)
+    for block, found in zip(wanted, network.blocks(images, wanted, norm=False), strict=True):
+        out[f"raw.cls.{depth - block}"] = found.cls
+        out[f"raw.avg.{depth - block}"] = found.patches.mean(dim=(1, 2))
+    return out
 
 
 def require_parts(vectors: Container[str], choice: str) -> None:
@@ -119,8 +136,10 @@ class FeatureBank:
         return check_step(len(self.images))
 
     def compute(self, network: Network, images: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Return cls.n and avg.n of the last blocks."""
+        """Return cls.n and avg.n of the last blocks, and where asked for the raw ones."""
         del rows
+        if self.spec.raw:
+            return raw_vectors(network, images, self.spec.blocks)
         return network.vectors(images, self.spec.blocks)
 
     def load(self, choice: str) -> Tensor:

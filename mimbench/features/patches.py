@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mimbench.data.lists import ImageList
 from mimbench.data.preprocess import Pixels
-from mimbench.features.bank import DTYPES, cache_root, logger
+from mimbench.features.bank import cache_root, logger
 from mimbench.features.extract import fill
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
@@ -71,6 +71,7 @@ class PatchSpec:
             "kept": None if self.kept is None else value_digest(self.kept.tolist()),
             "images": images.digest,
             "count": len(images),
+            "shard": SHARD_BYTES,
         }
 
 
@@ -150,7 +151,9 @@ class PatchBank:
             out[f"cls.{self.depth - at}"] = features.cls
         return out
 
-    def shard(self, shard: int, block: int = 1, *, part: str = "patches") -> Tensor:
+    def shard(
+        self, shard: int, block: int = 1, *, part: Literal["patches", "cls"] = "patches"
+    ) -> Tensor:
         """Return a shard's tokens as stored, read from disk where they are touched.
 
         Args:
@@ -170,19 +173,18 @@ class PatchBank:
                 yield done + start, flat[start : start + size]
             done += len(flat)
 
-    def image_rows(self, indices: Sequence[int], block: int = 1) -> Tensor:
-        """Return the tokens of some images (n, m, d), as stored."""
-        out = torch.empty(
-            len(indices), self.spec.per_image, self.width, dtype=DTYPES[self.spec.storage]
-        )
+    def image_rows(
+        self, indices: Sequence[int], block: int = 1, *, part: Literal["patches", "cls"] = "patches"
+    ) -> Tensor:
+        """Return the tokens of some images (n, m, d), or their class tokens (n, d), as stored."""
+        found: dict[int, Tensor] = {}
         by_shard: dict[int, list[int]] = {}
-        for place, index in enumerate(indices):
-            by_shard.setdefault(index // self.shard_images, []).append(place)
-        for shard, places in by_shard.items():
-            tokens, first = self.shard(shard, block), shard * self.shard_images
-            for place in places:
-                out[place] = tokens[indices[place] - first]
-        return out
+        for index in indices:
+            by_shard.setdefault(index // self.shard_images, []).append(index)
+        for shard, mine in by_shard.items():
+            tokens, first = self.shard(shard, block, part=part), self.rows(shard).start
+            found |= {index: tokens[index - first] for index in mine}
+        return torch.stack([found[index] for index in indices])
 
     def exact(self, block: int = 1) -> tuple[list[int], Tensor]:
         """Return evenly spread images and their float32 tokens (n, m, d), also kept in half banks."""

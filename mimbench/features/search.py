@@ -2,9 +2,9 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,8 @@ Ids = NDArray[np.int64]
 GPU_LARGEST_K = 2048
 TIE_BYTES = 32 * 2**20
 """Scores of this many bytes are held at a time while a shared k-th place is settled."""
+TRAINED_ON = 64
+"""Rows for each list that a streamed index is trained on."""
 GPU_SHARE = 0.6
 """Part of the free GPU memory that a slice of the bank may take."""
 
@@ -65,6 +67,38 @@ def search(
     )
     similarity = raw if metric == "ip" else -0.5 * raw
     return _settle_ties(bank, queries, similarity, ids, k, metric)
+
+
+def search_pieces(
+    pieces: Iterable[Floats],
+    queries: Floats,
+    k: int,
+    *,
+    metric: Metric = "ip",
+    device: str = "auto",
+) -> tuple[Floats, Ids]:
+    """Return what `search` does, of a bank that comes in pieces: memory holds one of them at a time.
+
+    Args:
+        pieces: Bank rows, in order.
+        queries: (n, d)
+        k: Neighbours of each query.
+        metric: As of `search`.
+        device: As of `search`.
+    """
+    best: tuple[Floats, Ids] | None = None
+    done = 0
+    for piece in pieces:
+        if not len(piece):
+            continue
+        values, ids = search(piece, queries, min(k, len(piece)), metric=metric, device=device)
+        part = (values, ids + done)
+        done += len(piece)
+        # similarities: the larger the nearer, whatever the metric
+        best = part if best is None else merge([best, part], k, "ip")
+    check_k(k, done)
+    assert best is not None
+    return best
 
 
 def check_k(k: int, rows: int) -> None:
@@ -188,6 +222,34 @@ def build_approximate(bank: Floats, how: Approximate, *, metric: Metric = "ip") 
     index.train(bank)
     index.add(bank)
     index.nprobe = min(how.probes, lists)
+    return index
+
+
+def build_from_pieces(
+    pieces: Callable[[], Iterable[Floats]],
+    rows: int,
+    how: Approximate,
+    *,
+    metric: Metric = "ip",
+) -> Any:
+    """Return a trained inverted-file index of a bank that comes in pieces.
+
+    Args:
+        pieces: Gives the bank's rows, in order; called twice.
+        rows: How many there are.
+        how: Which index.
+        metric: As of `search`.
+    """
+    lists = min(how.lists, max(1, rows // 39))
+    step = max(1, rows // (TRAINED_ON * lists))
+    sample, done = [], 0
+    for piece in pieces():
+        sample.append(piece[-done % step :: step])
+        done += len(piece)
+    index = build_approximate(np.concatenate(sample), replace(how, lists=lists), metric=metric)
+    index.reset()
+    for piece in pieces():
+        index.add(piece)
     return index
 
 

@@ -52,8 +52,8 @@ def _rank(name: str) -> tuple[int, int, str]:
     return kind, int(name not in ("loss", "total_loss")), name
 
 
-def chart(name: str, lines: Mapping[int, Line]) -> str:
-    """Return a line chart as SVG."""
+def chart(name: str, lines: Mapping[int, Line], *, across: str = "step") -> str:
+    """Return a line chart as SVG; `across` names what its points are a function of."""
     points = [p for line in lines.values() for p in line]
     x0, x1 = _range([x for x, _ in points])
     y0, y1 = _range([y for _, y in points])
@@ -73,7 +73,7 @@ def chart(name: str, lines: Mapping[int, Line]) -> str:
         f'<text x="{LEFT - 6}" y="{TOP + 8}" text-anchor="end">{y1:.3g}</text>'
         f'<text x="{LEFT - 6}" y="{base}" text-anchor="end">{y0:.3g}</text>'
         f'<text x="{LEFT}" y="{HEIGHT - 6}">{x0:g}</text>'
-        f'<text x="{WIDTH - 6}" y="{HEIGHT - 6}" text-anchor="end">step {x1:g}</text>'
+        f'<text x="{WIDTH - 6}" y="{HEIGHT - 6}" text-anchor="end">{across} {x1:g}</text>'
     )
     label = text(name)
     return (

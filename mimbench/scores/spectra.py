@@ -90,7 +90,8 @@ def alpha_req(embeddings: Tensor) -> Decay:
     """
     first, last = ALPHA_RANKS
     x = embeddings.double()
-    last = min(last, *x.shape)
+    # of few dimensions the last does not vary: a norm over the width takes one away
+    last = min(last, x.shape[0], x.shape[1] - 1)
     if last - first < 10:
         raise UserError(
             f"alpha-ReQ fits eigenvalues {first} to {ALPHA_RANKS[1]}; "

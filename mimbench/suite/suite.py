@@ -18,7 +18,7 @@ from mimbench.benchmarks.cells import (
     read_candidate,
 )
 from mimbench.benchmarks.lifecycle import finished
-from mimbench.benchmarks.manifest import Manifest, Profile
+from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.orders import safe_name
 from mimbench.benchmarks.survey import child_environment
 from mimbench.checkpoints.files import read_weights, write_weights
@@ -47,7 +47,8 @@ logger = logging.getLogger(__name__)
 class Options:
     """What the command line asks for."""
 
-    profile: Profile = "paper"
+    profile: str = "paper"
+    """A profile, or the name of a set of benchmarks (then their published recipes)."""
     only: tuple[str, ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
@@ -77,7 +78,7 @@ class Options:
             recompute=self.recompute,
         )
         return Request(
-            profile=self.profile,
+            profile=manifest.recipes_of(self.profile),
             benchmarks=manifest.choose(self.profile, self.only),
             overrides=self.overrides,
             seeds=self.seeds,

@@ -1,52 +1,111 @@
 """Confusion of predicted and true pixels, image by image, and the published means over classes."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from mimbench.system.files import atomic_path
+from mimbench.scores.confusion import PARTS, Confusion
+from mimbench.scores.outcomes import Statistic
 from transfer.dense.patches import IGNORED, Labels
 
 Counts = NDArray[np.int64]
 
 
-def confusion(truth: Labels, predicted: Labels, classes: int) -> Counts:
-    """Return pixel counts (true class, predicted class); pixels without a true class do not count."""
-    seen = truth != IGNORED
-    # a prediction that is no class (a bank may vote for `ignored`) is wrong everywhere
-    guess = np.minimum(predicted[seen].astype(np.int64), classes)
-    flat = truth[seen].astype(np.int64) * (classes + 1) + guess
-    return np.bincount(flat, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EveryClass(Confusion):
+    """Pixel counts whose mean has other classes than those labelled: `counted` says which.
+
+    A counted class that a resample holds no pixel of is 0 where `absent_is_zero`, else left out.
+    """
+
+    counted: NDArray[np.bool_]
+    absent_is_zero: bool = False
+
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """Return everything as arrays."""
+        more = {"counted": self.counted, "absent_is_zero": np.array(self.absent_is_zero)}
+        return {**super().arrays(), **more}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "EveryClass":
+        """Return what `arrays` described."""
+        return cls(
+            images=tuple(str(name) for name in arrays["images"]),
+            suffix=str(arrays.get("suffix", "")),
+            counted=arrays["counted"],
+            absent_is_zero=bool(arrays["absent_is_zero"]),
+            **{part: arrays[part] for part in PARTS},
+        )
+
+    def statistics(self) -> Sequence[Statistic]:
+        """Return the mean IoU over the counted classes."""
+        both, either = (x[:, self.counted].astype(np.float64) for x in (self.intersect, self.union))
+
+        def value(weights: np.ndarray) -> np.ndarray:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                ratio = (weights @ both) / (weights @ either)
+            if self.absent_is_zero:
+                ratio = np.nan_to_num(ratio)
+            return 100 * np.nanmean(ratio, axis=1)
+
+        return [Statistic(metric=f"miou{self.suffix}", images=self.images, value=value)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """Counts of every image, enough for any mean over any resample of the images."""
+    """The confusion of each image, kept sparsely."""
 
     images: tuple[str, ...]
-    intersect: Counts
-    """(images, classes), as the three below."""
-    union: Counts
+    classes: int
+    image: Counts
+    """(entries,) as the three below: one for each pair of classes that an image holds."""
+    true: Counts
     predicted: Counts
-    labelled: Counts
-    total: Counts
-    """(true class, predicted class or none), all images together."""
+    """`classes` where it is no class."""
+    pixels: Counts
 
-    def write(self, path: Path) -> None:
-        """Write the counts of each image, atomically."""
-        names = np.asarray(self.images, dtype=np.str_)
-        with atomic_path(path) as part, part.open("wb") as file:
-            np.savez_compressed(
-                file,
-                images=names,
-                intersect=self.intersect,
-                union=self.union,
-                predicted=self.predicted,
-                labelled=self.labelled,
-            )
+    @property
+    def total(self) -> Counts:
+        """Return pixels (true class, predicted class or none), all images together."""
+        out = np.zeros((self.classes, self.classes + 1), dtype=np.int64)
+        np.add.at(out, (self.true, self.predicted), self.pixels)
+        return out
+
+    def renamed(self, names: Counts) -> "Tally":
+        """Return the tally with predicted class j called names[j]."""
+        called = np.append(names, self.classes)[self.predicted]
+        return Tally(
+            images=self.images,
+            classes=self.classes,
+            image=self.image,
+            true=self.true,
+            predicted=called,
+            pixels=self.pixels,
+        )
+
+    def counts(self) -> Counts:
+        """Return pixels (images, what agrees / either / predicted / labelled, classes)."""
+        shape = (len(self.images), self.classes)
+        both, predicted, labelled = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+        agree, known = self.true == self.predicted, self.predicted < self.classes
+        np.add.at(both, (self.image[agree], self.true[agree]), self.pixels[agree])
+        np.add.at(predicted, (self.image[known], self.predicted[known]), self.pixels[known])
+        np.add.at(labelled, (self.image, self.true), self.pixels)
+        return np.stack([both, labelled + predicted - both, predicted, labelled], axis=1)
+
+    def outcomes(self, *, every: bool) -> EveryClass:
+        """Return what intervals are made from: a mean over every class, or those that occur."""
+        parts = dict(zip(PARTS, self.counts().transpose(1, 0, 2), strict=True))
+        occurs = parts["union"].sum(axis=0) > 0
+        return EveryClass(
+            images=self.images,
+            counted=np.ones_like(occurs) if every else occurs,
+            absent_is_zero=every,
+            **parts,
+        )
 
 
 class Tallier:
@@ -55,29 +114,36 @@ class Tallier:
     def __init__(self, classes: int) -> None:
         self.classes = classes
         self.images: list[str] = []
-        self.rows: list[Counts] = []
-        self.total = np.zeros((classes, classes + 1), dtype=np.int64)
+        self.entries: list[Counts] = []
 
     def add(self, name: str, truth: Labels, predicted: Labels) -> None:
-        """Count one image."""
+        """Count one image; pixels without a true class do not count."""
         found = confusion(truth, predicted, self.classes)
-        both, labelled = np.diagonal(found), found.sum(axis=1)
-        guessed = found[:, : self.classes].sum(axis=0)
+        true, guess = np.nonzero(found)
+        image = np.full(len(true), len(self.images))
         self.images.append(name)
-        self.rows.append(np.stack([both, labelled + guessed - both, guessed, labelled]))
-        self.total += found
+        self.entries.append(np.stack([image, true, guess, found[true, guess]]))
 
     def close(self) -> Tally:
         """Return all counts."""
-        stacked = np.stack(self.rows)
-        parts = dict(
-            zip(
-                ("intersect", "union", "predicted", "labelled"),
-                stacked.transpose(1, 0, 2),
-                strict=True,
-            )
+        image, true, predicted, pixels = np.concatenate(self.entries, axis=1)
+        return Tally(
+            images=tuple(self.images),
+            classes=self.classes,
+            image=image,
+            true=true,
+            predicted=predicted,
+            pixels=pixels,
         )
-        return Tally(images=tuple(self.images), total=self.total, **parts)
+
+
+def confusion(truth: Labels, predicted: Labels, classes: int) -> Counts:
+    """Return pixel counts (true class, predicted class or none)."""
+    seen = truth != IGNORED
+    # a prediction that is no class (a bank may vote for `ignored`) is wrong everywhere
+    guess = np.minimum(predicted[seen].astype(np.int64), classes)
+    flat = truth[seen].astype(np.int64) * (classes + 1) + guess
+    return np.bincount(flat, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 
 def ratios(total: Counts) -> NDArray[np.float64]:
@@ -104,17 +170,18 @@ def miou_every(total: Counts) -> float:
     return 100 * float(np.nan_to_num(ratios(total)).mean())
 
 
-def matched(total: Counts) -> Counts:
-    """Return the confusion after predicted classes are re-assigned to true ones for the largest IoU.
+def best_names(total: Counts) -> Counts:
+    """Return which true class each predicted one is called for the largest mean IoU.
 
-    Hummingbird's evaluator does so, a relic of unsupervised segmentation. It can only raise the mean.
+    Hummingbird's evaluator re-assigns classes so, a relic of unsupervised segmentation: it can only
+    raise the mean.
     """
     square = total[:, : len(total)]
     either = square.sum(axis=1, keepdims=True) + square.sum(axis=0, keepdims=True) - square
-    rows, columns = linear_sum_assignment(-square / np.maximum(either, 1))
-    out = total.copy()
-    out[:, rows] = square[:, columns]
-    return out
+    true, predicted = linear_sum_assignment(-square / np.maximum(either, 1))
+    names = np.zeros(len(total), dtype=np.int64)
+    names[predicted] = true
+    return names
 
 
 def pixel_accuracy(total: Counts) -> float:

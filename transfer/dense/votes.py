@@ -1,6 +1,7 @@
 """What neighbours say about a patch: a majority for each pixel place (CAPI), or weighted shares (Hummingbird)."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,18 @@ PIECE_BYTES = 8 * 2**20
 """Neighbours' pixels of this many bytes are counted at a time: they stay in the processor's cache."""
 
 
-def pixel_votes(bank: Labels, neighbours: Ids, ks: Sequence[int]) -> dict[int, Labels]:
+class LabelRows(Protocol):
+    """Pixel labels of a bank's patches: an array, or what reads like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Patches, and pixels of each."""
+        ...
+
+    def __getitem__(self, at: Ids, /) -> Labels: ...
+
+
+def pixel_votes(bank: LabelRows, neighbours: Ids, ks: Sequence[int]) -> dict[int, Labels]:
     """Return for each k the most frequent label at each pixel place (n, p), of equal ones the smallest.
 
     Args:

@@ -53,7 +53,7 @@ def design(weights: Weights, config: Config, *, classes: int) -> Design:
         raise UserError(
             f"{weights.name}: ViTDet makes a pyramid of a plain ViT's one map, and "
             f"{weights.spec.model} has levels of its own; their counterpart is Mask R-CNN with FPN: "
-            "--only coco-fpn-50"
+            "--only coco-fpn-levels-50"
         )
     vit = plain(weights, "ViTDet")
     side = recipe.side_of(config, target_patch(vit.spec, config.patch_size))

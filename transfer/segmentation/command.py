@@ -22,6 +22,7 @@ from transfer.segmentation.prepare import set_up
 PROGRAM = "python -m transfer.segmentation"
 TASKS = {
     "upernet": "transfer.segmentation.upernet",
+    "ft-linear": "transfer.segmentation.finetune_linear",
     "linear": "transfer.segmentation.linear",
 }
 

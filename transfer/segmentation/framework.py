@@ -10,7 +10,7 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     from mmseg.datasets import ADE20KDataset
     from mmseg.engine.optimizers import LearningRateDecayOptimizerConstructor
     from mmseg.evaluation import IoUMetric
-    from mmseg.models import BEiT, SegTTAModel
+    from mmseg.models import BEiT, EncoderDecoder, SegTTAModel
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
     from mmseg.registry import (
         DATASETS,
@@ -33,6 +33,7 @@ __all__ = [
     "ADE20KDataset",
     "BEiT",
     "BaseDecodeHead",
+    "EncoderDecoder",
     "IoUMetric",
     "LearningRateDecayOptimizerConstructor",
     "SegTTAModel",

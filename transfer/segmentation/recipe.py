@@ -35,6 +35,9 @@ class ModelRecipe:
     tap_norm: bool
     more_embeddings: bool = False
     """Parameters before the blocks that mmseg's layer decay does not know: registers, a norm."""
+    backbone_factor: float = 1.0
+    """Of the backbone's learning rate, where there is no layer decay."""
+    segmentor: str = "EncoderDecoder"
     notes: tuple[str, ...] = ()
     weight_decay: float | None = None
     """Instead of the configuration's: networks with levels have their families' own."""
@@ -159,7 +162,7 @@ def model_config(
     if model_recipe.auxiliary_head:
         heads["auxiliary_head"] = {**model_recipe.auxiliary_head, "num_classes": classes}
     return {
-        "type": "EncoderDecoder",
+        "type": model_recipe.segmentor,
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
             "mean": mean,
@@ -204,6 +207,9 @@ def optim_config(
         out |= {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
     elif config.precision == "bf16":
         out["type"] = "BFloat16OptimWrapper"
+    if model_recipe.backbone_factor != 1:
+        keys = {"backbone": {"lr_mult": model_recipe.backbone_factor}}
+        out["paramwise_cfg"] = {"custom_keys": keys}
     if model_recipe.levels is not None:
         return out | {
             "constructor": "LevelDecay",

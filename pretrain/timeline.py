@@ -1,0 +1,263 @@
+"""`python -m pretrain.timeline RUN`: what a pretraining run's saved states are worth, one after the other.
+
+Each state that the run kept (`training.keep_every`) and its last one is exported and scored: k-NN,
+attentive probe, patch k-NN and label-free measures, with the recipes of benchmarks.yaml. timeline.json
+holds each state's numbers beside its step, images seen, seconds and loss; timeline.svg draws them
+against images and against seconds. Cells that are done are kept, so that the command can be
+interrupted, and repeated while the run goes on.
+"""
+
+import argparse
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimbench.benchmarks.cells import Request, make_cells, read_candidate
+from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.lifecycle import finished, set_aside
+from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, load_manifest
+from mimbench.benchmarks.orders import ORDER_FILE, write_order
+from mimbench.checkpoints.files import write_weights
+from mimbench.report.curves import HEIGHT, WIDTH, Line, chart
+from mimbench.system.errors import UserError
+from mimbench.system.files import value_digest, write_json, write_text
+from mimbench.system.logs import configure_logging
+from mimbench.task import Machine
+from mimbench.training.learner import LAST
+from mimbench.training.snapshots import read_state
+from mimbench.vit.weights import VitWeights
+from pretrain.checkpoints.export import encoder_tensors
+from pretrain.checkpoints.stored import read_model
+
+logger = logging.getLogger(__name__)
+
+BENCHMARKS = "in-knn,in-attn-ep,ade-patch-knn,in-label-free"
+STYLE = (
+    "svg path{fill:none;stroke-width:1.6}svg .axis{stroke:#999}"
+    "svg text{font:11px sans-serif;fill:#444}"
+)
+GAP = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A saved state of the run."""
+
+    path: Path
+    step: int
+    images: int
+    """Seen so far."""
+    seconds: float
+    loss: float | None
+
+    @property
+    def name(self) -> str:
+        """What its cells are called; states in the order of their steps sort so."""
+        return f"step-{self.step:08d}"
+
+
+def states_of(run: Path) -> list[State]:
+    """Return a run's saved states by step; of several at one step the one that stays."""
+    folder = run / "checkpoints"
+    kept = sorted(folder.glob("epoch-*.pt")) + [
+        path for path in (folder / LAST, run / LAST) if path.is_file()
+    ]
+    if not kept:
+        raise UserError(
+            f"{run} holds no saved state (checkpoints/epoch-*.pt or {LAST}); pretrain with "
+            "training.keep_every=N to keep one every N epochs"
+        )
+    journal = read_journal(run / "metrics.jsonl")
+    found: dict[int, State] = {}
+    for path in kept:
+        said = read_state(path, lazily=True)
+        step, batch = int(said["step"]), int(said["config"]["training"]["batch"])
+        found.setdefault(
+            step,
+            State(
+                path=path,
+                step=step,
+                images=step * batch,
+                seconds=seconds_until(journal, step, batch),
+                loss=loss_at(journal, step),
+            ),
+        )
+    return [found[step] for step in sorted(found)]
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl that say a loss; a torn last one is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row.get("loss"), float | int) and row.get("images_per_second"):
+            rows.append(row)
+    return rows
+
+
+def seconds_until(journal: Sequence[Mapping[str, Any]], step: int, batch: int) -> float:
+    """Return the seconds of training up to a step, by the journal's own speeds."""
+    total, before = 0.0, 0
+    for row in journal:
+        upto = min(int(row["step"]), step)
+        total += max(0, upto - before) * batch / float(row["images_per_second"])
+        before = max(before, upto)
+    return total
+
+
+def loss_at(journal: Sequence[Mapping[str, Any]], step: int) -> float | None:
+    """Return the loss of the last line up to a step; None before the first."""
+    known = [float(row["loss"]) for row in journal if int(row["step"]) <= step]
+    return known[-1] if known else None
+
+
+def export_encoder(state: State, folder: Path, which: str) -> Path:
+    """Write the encoder of a state, unless it lies there; return its file."""
+    path = folder / "encoders" / f"{state.name}-{which}.safetensors"
+    if path.is_file():
+        return path
+    stored = read_model(state.path)
+    network = stored.student if which == "student" else stored.teacher
+    if network is None:
+        raise UserError(f"{state.path} holds no {which}; try --which student")
+    weights = VitWeights(
+        spec=stored.spec,
+        tensors={name: t.float() for name, t in encoder_tensors(dict(network)).items()},
+        format="mimbench-pretrain",
+        digest=value_digest([str(state.path.resolve()), state.step, which]),
+        which=which,
+    )
+    write_weights(path, weights)
+    return path
+
+
+def timeline(run: Path, manifest: Manifest, request: Request, which: str) -> list[dict[str, Any]]:
+    """Return what is known of each state; timeline.json and the picture grow as cells end."""
+    states = {state.name: state for state in states_of(run)}
+    candidates = [
+        read_candidate(export_encoder(state, request.out, which), name=name)
+        for name, state in states.items()
+    ]
+    scores: dict[str, dict[str, float]] = {name: {} for name in states}
+    rows: list[dict[str, Any]] = []
+    for cell in make_cells(manifest, candidates, request):
+        if cell.problem:
+            raise UserError(f"{cell.label}: {cell.problem}")
+        result = finished(cell)
+        if result is None:
+            set_aside(cell)
+            write_order(cell.folder / ORDER_FILE, cell.order)
+            result = evaluate(cell.order, cell.folder)
+            logger.info("%s: %.2f", cell.label, result.metrics[result.main_metric])
+        for metric, value in result.metrics.items():
+            if metric == result.main_metric or metric in ("lidar", "alpha", "two_nn"):
+                scores[cell.order.name][f"{cell.order.benchmark} {metric}"] = value
+        rows = [row_of(state, scores[name]) for name, state in states.items()]
+        write_json(request.out / "timeline.json", rows)
+        write_text(request.out / "timeline.svg", drawing(rows))
+    return rows
+
+
+def row_of(state: State, scores: Mapping[str, float]) -> dict[str, Any]:
+    """Return one state's line."""
+    return {
+        "step": state.step,
+        "images": state.images,
+        "seconds": round(state.seconds, 1),
+        "loss": state.loss,
+        "scores": dict(scores),
+    }
+
+
+def drawing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return every figure against images (left) and against seconds (right) as one picture."""
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    panels = []
+    for top, name in enumerate(["loss", *names]):
+        for left, axis in enumerate(("images", "seconds")):
+            line = line_of(rows, name, axis)
+            if len(line) < 2:
+                continue
+            found = re.search(r"<svg (.*)</svg>", chart(name, {0: line}, across=axis), re.DOTALL)
+            assert found is not None
+            x, y = left * (WIDTH + GAP), top * (HEIGHT + GAP)
+            panels.append(
+                f'<text x="{x}" y="{y + 12}">{name}</text>'
+                f'<svg x="{x}" y="{y + 16}" width="{WIDTH}" height="{HEIGHT}" {found.group(1)}</svg>'
+            )
+    height = (len(names) + 1) * (HEIGHT + GAP)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH + GAP} {height}">'
+        f"<style>{STYLE}</style>{''.join(panels)}</svg>\n"
+    )
+
+
+def line_of(rows: Sequence[Mapping[str, Any]], name: str, axis: str) -> Line:
+    """Return the points of one figure."""
+    values = [
+        (row[axis], row["loss"] if name == "loss" else row["scores"].get(name)) for row in rows
+    ]
+    return [(float(x), float(y)) for x, y in values if y is not None]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the states as a Markdown table."""
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    lines = [f"| images | seconds | loss | {' | '.join(names)} |", "|---" * (3 + len(names)) + "|"]
+    for row in rows:
+        loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+        cells = [f"{row['scores'][n]:.2f}" if n in row["scores"] else "-" for n in names]
+        lines.append(f"| {row['images']} | {row['seconds']:.0f} | {loss} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(
+        prog="python -m pretrain.timeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out.add_argument("run", type=Path, metavar="RUN", help="a pretraining run's folder")
+    out.add_argument("--only", default=BENCHMARKS, help=f"benchmarks, by their ids ({BENCHMARKS})")
+    out.add_argument("--profile", choices=PROFILES, default="quick")
+    out.add_argument("--which", choices=("student", "teacher"), default="student")
+    out.add_argument("--data", type=Path, metavar="DIR", help="holds imagenet, ade")
+    out.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/timeline")
+    out.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
+    out.add_argument("--workers", type=int, default=2, metavar="N")
+    out.add_argument("--device", default="auto")
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    args = parser().parse_args(arguments)
+    configure_logging()
+    try:
+        manifest = load_manifest(args.benchmarks)
+        request = Request(
+            profile=args.profile,
+            benchmarks=manifest.choose(args.profile, args.only.split(",")),
+            data=args.data,
+            out=args.out or args.run / "timeline",
+            machine=Machine(device=args.device, workers=args.workers),
+        )
+        rows = timeline(args.run, manifest, request, args.which)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(table(rows) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

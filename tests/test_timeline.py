@@ -1,0 +1,95 @@
+"""The timeline of a run: every saved state scored once, resumable, with images and seconds beside."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mimbench.benchmarks.manifest import load_manifest
+from mimbench.benchmarks.survey import look
+from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
+from pretrain import timeline
+from pretrain.train import train
+from tests.support.tiny_pretrain import noisy_images, tiny
+
+MANIFEST = """
+defaults: {}
+protocols: {}
+benchmarks:
+  in-knn:
+    title: k-NN
+    group: knn
+    task: knn.classify
+    dataset: sample-classification
+    config: {choices: [avg], image_size: 32, resize: null, k: [3], main_k: 3}
+    profiles: {demo: {}}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A pretraining of two epochs that kept both."""
+    noisy_images(tmp_path / "noise", 8)
+    config = tiny(
+        f"data.root={tmp_path}/noise",
+        "training.epochs=2",
+        "optimizer.warmup_epochs=0",
+        "training.keep_every=1",
+        "training.log_every=1",
+        "training.tensorboard=false",
+        "machine.workers=0",
+    )
+    train(config, tmp_path / "run", ranks=Ranks())
+    return tmp_path / "run"
+
+
+def test_every_state_is_scored_once_and_the_picture_shows_both_axes(
+    run: Path,
+    tmp_path: Path,
+    scenes: Callable[[int, int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cards = scenes(8, 4)
+    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mimbench.sample.sample_root", lambda: cards)
+    manifest = tmp_path / "benchmarks.yaml"
+    manifest.write_text(MANIFEST, encoding="utf-8")
+    arguments = [str(run), "--profile", "demo", "--only", "in-knn", "--workers", "0"]
+    arguments += ["--benchmarks", str(manifest), "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        # asking the tasks in a process of its own would make the real sample data
+        patch.setattr("mimbench.benchmarks.cells.survey", _here)
+        assert timeline.main(arguments) == 0
+        rows = json.loads((run / "timeline/timeline.json").read_text())
+        assert [row["images"] for row in rows] == [8, 16]
+        assert [row["step"] for row in rows] == [2, 4]
+        assert 0 < rows[0]["seconds"] < rows[1]["seconds"]
+        assert all(row["loss"] > 0 and "in-knn top1" in row["scores"] for row in rows)
+        drawn = (run / "timeline/timeline.svg").read_text()
+        assert drawn.count("images 16") == drawn.count("seconds ") == 2
+        patch.setattr(timeline, "evaluate", lambda *_: pytest.fail("scored again"))
+        assert timeline.main(arguments) == 0
+
+
+def _here(questions: Any, data: Any, *, own: bool = False, specs: Any = ()) -> Any:
+    return [look(question, data, own=own, specs=specs) for question in questions]
+
+
+def test_seconds_follow_the_journal() -> None:
+    journal = [{"step": 10, "images_per_second": 40.0}, {"step": 30, "images_per_second": 80.0}]
+    assert timeline.seconds_until(journal, 30, batch=8) == pytest.approx(10 * 8 / 40 + 20 * 8 / 80)
+    assert timeline.seconds_until(journal, 20, batch=8) == pytest.approx(10 * 8 / 40 + 10 * 8 / 80)
+
+
+def test_a_folder_without_states_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no saved state"):
+        timeline.states_of(tmp_path)
+
+
+def test_the_usual_benchmarks_exist_in_every_profile() -> None:
+    manifest = load_manifest()
+    for profile in ("demo", "quick", "paper"):
+        assert manifest.choose(profile, timeline.BENCHMARKS.split(","))
