@@ -12,7 +12,7 @@ each feature choice is reported, labelled; the first one is the table's number.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
 from knn.vote import Find, VoteConfig, predict, queries_at_once
 from mimbench.features.bank import Choice, FeatureBank
@@ -48,7 +49,12 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "top1"
-TRAITS = Traits(labelled_images=True, footprint=stored_features)
+TRAITS = Traits(
+    labelled_images=True,
+    footprint=stored_features,
+    trains=False,
+    canonical=lambda config: config.canonical(),
+)
 
 RECALL_QUERIES = 1000
 
@@ -79,6 +85,17 @@ class Config(FrozenConfig):
         if min(self.temperature) <= 0:
             raise ValueError(f"temperature {min(self.temperature)} is not positive")
         super().__post_init__()
+
+    def canonical(self) -> Self:
+        """Return the main number's own choice, k and temperature; an exact search has no settings."""
+        kind = self.index.kind
+        return replace(
+            super().canonical(),
+            choices=self.choices[:1],
+            k=(self.main_k,),
+            temperature=(self.main_temperature,),
+            index=Approximate() if kind == "exact" else self.index,
+        )
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:

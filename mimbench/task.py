@@ -55,6 +55,8 @@ class TaskResult:
     """What a reader of the numbers should know, as JSON: the micro-batch used, how a head was chosen."""
     draws: int = 1
     """Draws of the training images that the metrics are means over; `{metric}_sd` is their spread."""
+    ran: Mapping[str, Any] = field(default_factory=dict)
+    """What of the protocol the machine did not allow, as it was run: columns of their own. Empty: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,14 @@ class Traits:
     """Its data is a folder of images by class (train/, val/), which the canary may use."""
     lower_is_better: bool = False
     """Of the main metric."""
+    trains: bool | Callable[[Any], bool] = True
+    """Another seed gives another number, so that one alone shows nothing beyond the test images; where
+    it depends on the configuration, a function of that."""
+    canonical: Callable[[Any], Any] | None = None
+    """config -> the same with everything set back that cannot move the main metric (figures beside it,
+    how often is looked, where a list lies): two configurations of one recipe become equal."""
+    resolved: Callable[[Spec, Any], Mapping[str, Any]] | None = None
+    """(architecture, config) -> fields that the configuration leaves to the model's size, filled in."""
     free_fields: frozenset[str] = frozenset()
     """Fields of `Config` that move no number, besides data, seed and machine: comparisons skip them."""
     footprint: Callable[[Spec, Any, int], Footprint] | None = None

@@ -2,12 +2,15 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mimbench.benchmarks.manifest import Effect, load_manifest
 from mimbench.commands import compare
+from mimbench.data.digest import DataDigest
+from mimbench.results.record import read_result, write_result
 from mimbench.system.errors import UserError
 from mimbench.tables.comparison import differences, find_published, group_of
 from tests.support.results_folder import write_manifest, write_run
@@ -52,9 +55,10 @@ def said(out: Path, a: str, b: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_two_rows_under_one_protocol(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(out, "good", "bad", capsys)
-    assert "in-knn: good is better than bad (+" in text
+    assert "in-knn: good is better than bad (good - bad = +" in text
     assert "McNemar p = " in text
-    assert "spread over seeds not measured" in text
+    assert "spread over seeds" not in text, "nothing is trained"
+    assert "in-knn: good is better than bad (bad - good = -" in said(out, "bad", "good", capsys)
     assert "no difference shown between good and twin" in said(out, "good", "twin", capsys)
 
 
@@ -119,3 +123,28 @@ def test_nested_fields_differ_by_their_full_name() -> None:
     )
     assert (found.field, found.a, found.b, found.known) == ("crop.scale", 1, 2, ("x [y]",))
     assert differences({"a": 1}, {"a": 1}, "knn", []) == []
+
+
+def test_a_trained_pair_of_one_seed_each_is_compared_on_these_images_only(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, share in (("tuned", 0.8), ("other-tuned", 0.6)):
+        write_run(out / "runs", name, share=share, benchmark="in-ft-hpm", trains=True)
+        write_run(out / "runs", name, share=share)
+    text = said(out, "tuned", "other-tuned", capsys)
+    assert "in-ft-hpm: on these test images tuned does better than other-tuned" in text
+    assert "spread over seeds not measured" in text
+    assert "in-knn: tuned is better than other-tuned" in text
+    assert text.count("by Holm over 2 verdicts") == 2
+
+
+def test_runs_over_other_data_are_not_compared(out: Path) -> None:
+    for name, digest in (("seen", "aaaa"), ("unseen", "bbbb")):
+        folder = write_run(out / "runs", name, share=0.8)
+        result = read_result(folder / "result.json")
+        write_result(folder / "result.json", replace(result, data_digest=DataDigest(digest=digest)))
+    args = argparse.Namespace(
+        a="seen", b="unseen", results=out / "runs", benchmarks=out / "benchmarks.yaml"
+    )
+    with pytest.raises(UserError, match=r"saw different data \(aaaa, bbbb\)"):
+        compare.main(args)

@@ -12,15 +12,26 @@ from mimbench.scores.confidence import (
     Interval,
     bootstrap,
     bootstrap_mean,
-    compare_functions,
-    compare_shares,
-    mcnemar,
+    bootstrap_p,
     mean_iou,
     percentile_interval,
+    wilson,
+)
+from mimbench.scores.matches import (
+    RECALLS,
+    ClassMatches,
+    average_precision,
+    hits_needed,
+    match_detections,
+)
+from mimbench.scores.verdicts import (
+    compare_functions,
+    compare_shares,
+    holm,
+    mcnemar,
     verdict,
     welch,
 )
-from mimbench.scores.matches import average_precision, match_detections
 
 
 def equal_models(rng: np.random.Generator, images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,12 +84,11 @@ def test_a_real_difference_is_found_and_named() -> None:
     a, b = equal_models(rng, 5000)
     better = np.maximum(a, rng.random(5000) < 0.2)
     found = compare_shares("top1", [better], [b], rng)
-    assert found.winner == "a"
-    assert found.mcnemar is not None
-    assert found.mcnemar < 1e-6
-    assert verdict("x", "y", found).startswith("x is better than y (+")
-    assert verdict("y", "x", compare_shares("top1", [b], [better], rng)).startswith(
-        "x is better than y (-"
+    assert found.mcnemar
+    assert found.p < 1e-6
+    assert verdict("x", "y", found, trains=False).startswith("x is better than y (x - y = +")
+    assert verdict("y", "x", compare_shares("top1", [b], [better], rng), trains=False).startswith(
+        "x is better than y (y - x = -"
     )
     assert "no difference shown" in verdict("x", "y", compare_shares("top1", [a], [a], rng))
 
@@ -93,20 +103,26 @@ def test_seeds_are_kept_apart_from_sampling() -> None:
     found = compare_shares("top1", a, b, rng)
     assert found.sampling.low > 0
     assert found.seeds is not None
-    assert found.seeds.low < 0 < found.seeds.high
-    assert found.winner == ""
-    assert found.mcnemar is None
+    assert found.seeds.interval.low < 0 < found.seeds.interval.high
+    assert found.sampling_p < 0.05 < found.p
+    assert not found.mcnemar
+    said = verdict("x", "y", found)
+    assert said.startswith("no difference shown between x and y")
+    assert said.count("(n=2)") == 2, "both spreads stand in the verdict"
     assert found.seed_sd[0] == pytest.approx(np.std([100 * h.mean() for h in a], ddof=1))
     assert welch([1.0], [2.0, 3.0]) is None
-    assert welch([1.0, 1.0], [2.0, 2.0]) == Interval(-1.0, -1.0)
+    assert welch([1.0, 1.0], [2.0, 2.0]) == (Interval(-1.0, -1.0), 0.0)
 
 
 def test_welch_equals_scipy() -> None:
     a, b = [80.1, 80.4, 79.9], [79.0, 79.8, 79.5, 79.1]
     found = welch(a, b)
-    wanted = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    test: Any = stats.ttest_ind(a, b, equal_var=False)
+    wanted = test.confidence_interval()
     assert found is not None
-    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+    ends = (found.interval.low, found.interval.high)
+    assert ends == pytest.approx((wanted.low, wanted.high))
+    assert found.p == pytest.approx(test.pvalue)
 
 
 def test_miou_of_all_images_is_the_dataset_miou() -> None:
@@ -194,3 +210,81 @@ def test_ap_equals_pycocotools_on_all_images_and_on_a_resample(tmp_path: Path) -
     interval = percentile_interval(draws)
     assert interval.covers(ap(np.ones((1, len(images))))[0])
     assert interval.half > 1
+
+
+def test_one_training_seed_speaks_of_these_test_images_only() -> None:
+    """Five fine-tunes of one checkpoint gave "better" in 3 of 10 pairs: McNemar sees images alone."""
+    rng = np.random.default_rng(8)
+    _, b = equal_models(rng, 5000)
+    better = np.maximum(b, rng.random(5000) < 0.2)
+    one = compare_shares("top1", [better], [b], rng)
+    said = verdict("x", "y", one)
+    assert said.startswith(
+        "on these test images x does better than y; one training seed says no more"
+    )
+    assert "is better" not in said
+    again = [np.where(rng.random(5000) < 0.01, 1 - side, side) for side in (better, b)]
+    two = compare_shares("top1", [better, again[0]], [b, again[1]], rng)
+    assert verdict("x", "y", two).startswith("x is better than y")
+    assert verdict("x", "y", two, lower=True).startswith("y is better than x")
+
+
+def test_equal_recipes_under_other_seeds_are_rarely_called_better() -> None:
+    """Two recipes that differ in nothing, three seeds each, whose scores scatter by 0.5 points."""
+    rng = np.random.default_rng(9)
+    wrong = 0
+    for _ in range(200):
+        easy = rng.random(2000)
+        seeds = [(easy < 0.7 + rng.normal(0, 0.005)).astype(float) for _ in range(6)]
+        found = compare_shares("top1", seeds[:3], seeds[3:], rng)
+        wrong += "is better than" in verdict("x", "y", found)
+    assert wrong <= 16, "five per cent of 200, and what chance adds"
+
+
+def test_several_verdicts_are_corrected_by_holm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.04]) == [0.04]
+    rng = np.random.default_rng(10)
+    a, b = equal_models(rng, 400)
+    found = compare_shares("top1", [a], [b], rng)
+    alone = verdict("x", "y", found, trains=False)
+    assert "Holm" not in alone
+    many = verdict("x", "y", found, trains=False, among=[found.p, 0.9, 0.9])
+    assert f"p = {min(1.0, 3 * found.p):.2g} by Holm over 3 verdicts" in many
+
+
+def test_all_right_answers_leave_doubt_by_wilson() -> None:
+    """20 of 20 showed 100 ± 0: a resample of hits alone never holds a miss."""
+    found = wilson(20, 20)
+    assert (found.low, found.high) == (pytest.approx(83.887, abs=0.001), 100.0)
+    wanted = stats.binomtest(37, 120).proportion_ci(method="wilson")
+    some = wilson(37, 120)
+    assert (some.low / 100, some.high / 100) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_the_monte_carlo_error_of_an_interval_is_what_other_resamples_show() -> None:
+    rng = np.random.default_rng(11)
+    many = [percentile_interval(rng.normal(size=1000)) for _ in range(300)]
+    told = np.mean([one.error for one in many])
+    seen = np.std([one.high for one in many])
+    assert told == pytest.approx(seen, rel=0.25)
+    assert percentile_interval(rng.normal(size=16000)).error < told / 2.5
+    assert bootstrap_p(np.linspace(-1, 3, 1000)) == pytest.approx(0.5, abs=0.01)
+
+
+def test_ties_of_recall_are_decided_as_pycocotools_decides_them() -> None:
+    """Recalls were shifted before they were compared: the same resample gave another AP in another row."""
+    rng = np.random.default_rng(12)
+    image = rng.integers(0, 30, 60)
+    hit = rng.random((2, 60)) < 0.6
+    objects = np.bincount(rng.integers(0, 30, 40), minlength=30).astype(float)
+    ap = average_precision([ClassMatches(image, hit, np.ones_like(hit), objects)])
+    weights = rng.multinomial(30, np.full(30, 1 / 30), size=64).astype(float)
+    together = ap(weights)
+    alone = np.array([ap(row[None])[0] for row in weights])
+    np.testing.assert_array_equal(together, alone)
+    for total in (1, 7, 10, 49, 100, 333):
+        needed = hits_needed(np.array([float(total)]))[0]
+        recall = np.arange(total + 1) / total
+        np.testing.assert_array_equal(needed, np.searchsorted(recall, RECALLS, side="left"))

@@ -112,3 +112,33 @@ def test_yaml_is_safe_and_must_be_a_mapping(tmp_path: Path) -> None:
         load_yaml(path)
     with pytest.raises(UserError, match="cannot read"):
         load_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\nb: 2\na: 3\n", "x: {k: 1, k: 2}\n", "l:\n- {k: 1, k: 1}\n"]
+)
+def test_a_key_that_stands_there_twice_is_an_error(tmp_path: Path, text: str) -> None:
+    """YAML takes the last one in silence: a recipe edited above was the one below."""
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"the key '(a|k)' stands there twice"):
+        load_yaml(path)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ["knn.k=[10]", "knn.k=[20]"],
+        ["mask=hard", "mask.ratio=0.5"],
+        ["mask.ratio=0.5", "mask=hard"],
+        ["mask={ratio: 0.5}", "mask.ratio=0.6"],
+    ],
+)
+def test_two_values_for_one_field_are_an_error(items: list[str]) -> None:
+    with pytest.raises(UserError, match="is given two values; say it once"):
+        parse_overrides(items)
+
+
+def test_the_same_value_twice_and_parts_of_one_section_are_fine() -> None:
+    assert parse_overrides(["a.b=1", "a.b=1", "a.c=2"]) == {"a": {"b": 1, "c": 2}}
+    assert parse_overrides(["a={b: 1}", "a.c=2"]) == {"a": {"b": 1, "c": 2}}

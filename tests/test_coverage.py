@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from mimbench.scores.confidence import compare_functions, mean_iou
+from mimbench.scores.confidence import mean_iou
 from mimbench.scores.matches import ClassMatches, average_precision
+from mimbench.scores.verdicts import compare_functions
 
 DRAWS = 1000
 

@@ -117,7 +117,7 @@ def test_mean_and_spread_over_draws(
     assert found["top1"].whole() == pytest.approx(metrics["top1"])
     assert found["top1_sd"].whole() == pytest.approx(metrics["top1_sd"])
     halves = intervals(result)
-    assert 0 < halves["top1"] < 10
+    assert 0 < halves["top1"].half < 10
     assert set(halves) == {"top1", "top1_sd"}
     # chance is 25
     assert metrics["knn_top1"] > 45
@@ -184,4 +184,4 @@ def test_requests_that_make_no_sense(tmp_path: Path):
     ):
         with pytest.raises(UserError, match=match):
             config(tmp_path, **changes)
-    assert spread("knn", [(40.0, 80.0)])["knn_top1_sd"] == 0
+    assert "knn_top1_sd" not in spread("knn", [(40.0, 80.0)]), "not measured is absent, never 0"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimbench.benchmarks.cells import Cell
+from mimbench.benchmarks.cells import Cell, Request
 from mimbench.benchmarks.lifecycle import finished
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.orders import safe_name
@@ -19,7 +19,7 @@ from mimbench.results.record import read_result
 from mimbench.suite.running.launch import Slot, eval_command, make_slots
 from mimbench.suite.running.runner import run_cells
 from mimbench.suite.running.screen import last_lines
-from mimbench.suite.suite import Running, _slots
+from mimbench.suite.suite import _slots
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
 from mimbench.tables.formats import comma
@@ -159,7 +159,7 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cell_sees_the_gpus_that_were_asked_for_and_no_other(
     device: str, gpus: int | None, visible: list[str], four_gpus: None
 ) -> None:
-    slots = _slots(Running(gpus=gpus), 2, device)
+    slots = _slots(Request(gpus=gpus, side_by_side=2, device=device))
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == visible
 
 
@@ -167,12 +167,12 @@ def test_one_gpu_and_a_number_of_gpus_exclude_each_other(
     four_gpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="--device cuda:1 is one GPU, --gpus 2 a number"):
-        _slots(Running(gpus=2), 1, "cuda:1")
+        _slots(Request(gpus=2, device="cuda:1"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
-    [slot] = _slots(Running(), 1, "cuda:1")
+    [slot] = _slots(Request(device="cuda:1"))
     assert slot.environment["CUDA_VISIBLE_DEVICES"] == "6"
     with pytest.raises(UserError, match="there is no GPU 3: CUDA_VISIBLE_DEVICES allows 5, 6"):
-        _slots(Running(), 1, "cuda:3")
+        _slots(Request(device="cuda:3"))
 
 
 def test_slots_and_commands() -> None:

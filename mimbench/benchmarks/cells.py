@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.evaluation import describe_weights
-from mimbench.benchmarks.locations import data_name
 from mimbench.benchmarks.manifest import Manifest, Profile
 from mimbench.benchmarks.orders import (
     Order,
@@ -46,10 +45,11 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asks for."""
+    """What the user asks for, and how it is to be run: the one form of a command line or a call."""
 
-    profile: Profile
-    benchmarks: Sequence[str]
+    profile: Profile = "paper"
+    benchmarks: Sequence[str] = ()
+    """Ids or groups; empty: those that the profile runs by default."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
     first_seed: int = 0
@@ -59,6 +59,26 @@ class Request:
     machine: Machine = field(default_factory=Machine)
     max_batch: int | None = None
     """The user's own figure; it wins over those of the benchmarks."""
+    which: str | None = None
+    """Network in the checkpoints' files."""
+    num_heads: int | None = None
+    device: str = "auto"
+    """Where cells run; `machine` says what each of them is told."""
+    gpus: int | None = None
+    per_task: int | None = None
+    side_by_side: int = 1
+    """Cells that share the cores."""
+    fresh: bool = False
+    dry_run: bool = False
+    canary: bool = True
+    twin: bool = False
+    """Evaluate a random-weight twin of each checkpoint too."""
+    room: bool = True
+    """Refuse to start on a disk that is too small."""
+    choice: Mapping[str, str] = field(default_factory=dict)
+    """Row name -> published row to compare with."""
+    manifest: Path | None = None
+    """Where the benchmarks came from, for the report."""
 
     def __post_init__(self) -> None:
         """Refuse a batch of nothing."""
@@ -134,6 +154,7 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     """Return the cells in running order: checkpoint by checkpoint, benchmarks in the file's order."""
     manifest.check_overrides(request.overrides)
     specs = list(dict.fromkeys(who.spec for who in candidates if who.spec))
+    request = replace(request, benchmarks=manifest.choose(request.profile, request.benchmarks))
     findings = _ask(manifest, request, specs)
     cells = [
         replace(
@@ -199,9 +220,7 @@ def _cell(
         benchmark=name,
         task=benchmark.task,
         profile=request.profile,
-        dataset=data_name(
-            dataset, own=request.own_data, folder=Path(finding.config.get("data", ""))
-        ),
+        dataset=finding.dataset or dataset,
         checkpoint=who.path,
         config={**finding.config, "seed": seed},
         overrides=overrides,
@@ -209,6 +228,7 @@ def _cell(
         which=who.which,
         num_heads=who.num_heads,
         weights_digest=who.weights["digest"],
+        data_digest=finding.data_digest,
     )
     return Cell(
         order=order,

@@ -15,8 +15,9 @@ from mimbench.benchmarks.records import keep_outcomes, store_pictures
 from mimbench.checkpoints.files import read_weights
 from mimbench.model import Weights
 from mimbench.results.record import Result, provenance, write_result
+from mimbench.scores.confidence import Interval
 from mimbench.scores.outcomes import faithful
-from mimbench.system.config import from_mapping
+from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
 from mimbench.system.memory import peak_memory
@@ -79,12 +80,12 @@ def make_result(
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
         lower_is_better=traits.lower_is_better,
+        trains=traits.trains(config) if callable(traits.trains) else traits.trains,
+        ran=dict(found.ran),
         profile=order.profile,
-        protocol=order_protocol(
-            order.task, task.VERSION, order.dataset, config, free=traits.free_fields
-        ),
+        protocol=order_protocol(order.task, task.VERSION, order.dataset, config, traits),
         metrics=dict(found.metrics),
-        config=protocol_config(order.dataset, config, free=traits.free_fields),
+        config=protocol_config(order.dataset, config, traits),
         weights=describe_weights(weights, order.name),
         status="done",
         provenance=provenance(
@@ -96,6 +97,8 @@ def make_result(
         draws=found.draws,
         overrides=changed(order),
         data=str(getattr(config, "data", "")),
+        data_digest=order.data_digest,
+        resolved=to_mapping(traits.resolved(weights.spec, config)) if traits.resolved else {},
         figures=tuple(found.figures),
         notes=dict(found.notes),
     )
@@ -103,21 +106,23 @@ def make_result(
 
 def keep(result: Result, found: TaskResult, task: Task, out: Path) -> Result:
     """Write outcomes and pictures into the run's folder; return the result that refers to them."""
+    told = intervals(found)
     return replace(
         result,
-        intervals=intervals(found),
+        intervals={metric: interval.half for metric, interval in sound.items()},
+        interval_errors={m: interval.error for m, interval in sound.items() if interval.error},
         outcomes=tuple(keep_outcomes(out, found.outcomes, task)),
         pictures=tuple(store_pictures(out, found.pictures)),
     )
 
 
-def intervals(found: TaskResult) -> dict[str, float]:
-    """Return metric -> half width of its 95 % interval, for metrics that the outcomes reproduce."""
+def intervals(found: TaskResult) -> dict[str, Interval]:
+    """Return metric -> 95 % interval over test images, for metrics that the outcomes reproduce."""
     sound = faithful(found.outcomes, found.metrics)
     offered = {s.metric for kept in found.outcomes for s in kept.statistics()}
     for metric in offered & found.metrics.keys() - sound.keys():
         logger.info("%s is no mean over the images of one set of outcomes: no interval", metric)
-    return {metric: statistic.interval().half for metric, statistic in sound.items()}
+    return {metric: statistic.interval() for metric, statistic in sound.items()}
 
 
 def _rank() -> int:

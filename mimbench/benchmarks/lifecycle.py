@@ -22,15 +22,16 @@ from mimbench.benchmarks.orders import (
     read_order,
     write_order,
 )
+from mimbench.data.digest import DataDigest
+from mimbench.model import Weights
 from mimbench.results.record import Result, provenance, read_result, write_result
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
-from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
 
-def run_here(cell: Cell, *, fresh: bool = False, weights: VitWeights | None = None) -> Result:
+def run_here(cell: Cell, *, fresh: bool = False, weights: Weights | None = None) -> Result:
     """Return the cell's result, run in this process unless it is done; of several ranks one records.
 
     Args:
@@ -65,9 +66,11 @@ def begin(cell: Cell, *, fresh: bool = False) -> None:
 
 
 def finished(cell: Cell) -> Result | None:
-    """Return the cell's result if it is done already under the same protocol."""
+    """Return the cell's result if it is done already under the same protocol, on the same data."""
     result = number_in(cell.folder)
     if result is None or result.protocol != cell.protocol:
+        return None
+    if not same_data(result.data_digest, cell.order.data_digest):
         return None
     return result if result.weights["digest"] == cell.order.weights_digest else None
 
@@ -87,13 +90,21 @@ def set_aside(cell: Cell, *, fresh: bool = False) -> None:
     before = read_order(path)
     failed = cell.folder / RESULT_FILE
     stale = failed.is_file() and read_result(failed).protocol not in ("", cell.protocol)
-    if not fresh and not stale and _identity(before) == _identity(cell.order):
+    known = same_data(before.data_digest, cell.order.data_digest)
+    if not fresh and not stale and known and _identity(before) == _identity(cell.order):
         return
     number = 1
     while (aside := cell.folder.with_name(f"{cell.folder.name}{STALE}{number}")).exists():
         number += 1
-    logger.info("%s: an earlier run with another recipe is kept as %s", cell.label, aside.name)
+    logger.info(
+        "%s: an earlier run with another recipe or other data is kept as %s", cell.label, aside.name
+    )
     cell.folder.rename(aside)
+
+
+def same_data(a: DataDigest, b: DataDigest) -> bool:
+    """Return whether two runs saw the same data, as far as it is known of both."""
+    return not (a.digest and b.digest) or a.digest == b.digest
 
 
 def _identity(order: Order) -> tuple[Any, ...]:

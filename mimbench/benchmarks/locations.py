@@ -6,7 +6,6 @@ from pathlib import Path
 from mimbench.doctor.data import ALIASES, LAYOUTS
 from mimbench.doctor.folders import image_names, subfolder_names
 from mimbench.system.errors import UserError, did_you_mean
-from mimbench.system.files import value_digest
 
 SAMPLES = {"sample-classification": "classification", "sample-coco": "coco", "sample-ade": "ade"}
 
@@ -57,8 +56,6 @@ def count_images(folder: Path) -> int:
     return sum(len(image_names(s / name)) for s in splits for name in subfolder_names(s))
 
 
-def data_name(dataset: str, *, own: bool, folder: Path) -> str:
-    """Return the name under which results remember a data set; a user's own have one for each place."""
-    if not own or dataset not in LAYOUTS:
-        return dataset
-    return f"own-{dataset}-{value_digest(str(folder.resolve()))[:6]}"
+def data_name(dataset: str, *, own: bool, digest: str) -> str:
+    """Return the name under which results remember a data set; a user's own is named by its content."""
+    return f"own-{dataset}-{digest[:6]}" if own and dataset in LAYOUTS else dataset

@@ -1,17 +1,20 @@
 """An order: everything one evaluation needs, as the file config.yaml that can be run again."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mimbench.data.digest import DataDigest
 from mimbench.results.record import protocol_digest
 from mimbench.system.config import from_mapping, load_yaml, to_mapping
 from mimbench.system.files import write_text
+from mimbench.task import Traits
 
+USUAL = Traits()
 NOT_PROTOCOL = frozenset({"data", "seed", "machine"})
 ORDER_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"
 LEFT_FILE = ".interrupted"
@@ -39,6 +42,8 @@ class Order:
     num_heads: int | None = None
     weights_digest: str = ""
     """What the checkpoint held when the order was written; empty: whatever it holds now."""
+    data_digest: DataDigest = field(default_factory=DataDigest)
+    """What the data held when the order was written."""
 
 
 def safe_name(text: str) -> str:
@@ -68,23 +73,21 @@ def changed(order: Order) -> dict[str, Any]:
     )
 
 
-def protocol_config(
-    dataset: str, config: Any, *, free: Collection[str] = frozenset()
-) -> dict[str, Any]:
+def protocol_config(dataset: str, config: Any, traits: Traits = USUAL) -> dict[str, Any]:
     """Return the part of a task's configuration that may move its number, and the data's name.
 
     Args:
         dataset: The data's name.
         config: The task's configuration.
-        free: Fields that the task declares to move no number.
+        traits: What the task declares: which fields move nothing, what else is only beside the number.
     """
-    plain = to_mapping(config)
-    kept = {k: v for k, v in plain.items() if k not in NOT_PROTOCOL and k not in free}
+    plain = to_mapping(traits.canonical(config) if traits.canonical else config)
+    kept = {k: v for k, v in plain.items() if k not in NOT_PROTOCOL | traits.free_fields}
     return {"dataset": dataset} | kept
 
 
 def order_protocol(
-    task: str, version: int, dataset: str, config: Any, *, free: Collection[str] = frozenset()
+    task: str, version: int, dataset: str, config: Any, traits: Traits = USUAL
 ) -> str:
     """Return the protocol digest of a task's configuration on a data set."""
-    return protocol_digest(task, version, protocol_config(dataset, config, free=free))
+    return protocol_digest(task, version, protocol_config(dataset, config, traits))

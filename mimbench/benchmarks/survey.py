@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimbench.benchmarks.locations import count_images, data_name, known_faults, locate
-from mimbench.benchmarks.orders import order_protocol
+from mimbench.benchmarks.orders import order_protocol, protocol_config
+from mimbench.data.digest import DataDigest, data_digest
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
@@ -53,6 +54,13 @@ class Finding:
     version: int = 0
     main_metric: str = ""
     protocol: str = ""
+    canonical: Mapping[str, Any] = field(default_factory=dict)
+    """What the protocol is a digest of."""
+    dataset: str = ""
+    """The name under which results remember the data."""
+    data_digest: DataDigest = field(default_factory=DataDigest)
+    resolved: tuple[Mapping[str, Any], ...] = ()
+    """Fields that follow from the model's size, for each architecture that was asked about."""
     config: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     """The recipe with next to no training, where the task offers one."""
@@ -129,19 +137,27 @@ def look(
         return Finding(
             problem=f"task {question.task} cannot be imported ({error}); run: python -m mimbench doctor"
         )
+    plain = to_mapping(config)
+    found = DataDigest()
+    if question.needs_data:
+        try:
+            found = data_digest(folder, plain)
+        except UserError as error:
+            return Finding(problem=str(error))
+    dataset = data_name(question.dataset, own=own, digest=found.digest)
     images = count_images(folder) if question.needs_data and traits.labelled_images else 0
     estimate = traits.footprint or trained
     return Finding(
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
-        protocol=order_protocol(
-            question.task,
-            task.VERSION,
-            data_name(question.dataset, own=own, folder=folder),
-            config,
-            free=traits.free_fields,
-        ),
-        config=to_mapping(config),
+        protocol=order_protocol(question.task, task.VERSION, dataset, config, traits),
+        canonical=protocol_config(dataset, config, traits),
+        dataset=dataset,
+        data_digest=found,
+        resolved=tuple(to_mapping(traits.resolved(s, config)) for s in specs)
+        if traits.resolved
+        else (),
+        config=plain,
         rehearsal=to_mapping(traits.rehearsal(config)) if traits.rehearsal else {},
         effort=traits.effort,
         labelled_images=traits.labelled_images,

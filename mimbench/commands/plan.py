@@ -7,8 +7,8 @@ from mimbench.benchmarks.manifest import load_manifest
 from mimbench.commands.run import (
     add_checkpoints,
     add_request_arguments,
-    options_of,
     parse_checkpoint,
+    request_of,
 )
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser
@@ -29,7 +29,8 @@ def main(args: argparse.Namespace) -> int:
 
     if args.patience <= 0:
         raise UserError(f"--patience is {args.patience}, expected seconds above 0")
-    options = options_of(args)
+    manifest = load_manifest(args.benchmarks)
+    request = request_of(args, manifest)
     checkpoints = [parse_checkpoint(text) for text in args.checkpoints]
-    sys.stdout.write(show_plan(load_manifest(args.benchmarks), checkpoints, options, args.patience))
+    sys.stdout.write(show_plan(manifest, checkpoints, request, args.patience))
     return 0

@@ -1,10 +1,11 @@
 """Evaluate checkpoints on every benchmark of a profile; one table."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, load_manifest
+from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, load_manifest
 from mimbench.commands.table import parse_choices
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
@@ -12,8 +13,8 @@ from mimbench.system.lock import work_without_locks
 from mimbench.system.options import Parser, add_option, add_reading
 
 if TYPE_CHECKING:
+    from mimbench.benchmarks.cells import Request
     from mimbench.suite.running.cluster import Cluster
-    from mimbench.suite.suite import Options
 
 MOST_AT_ONCE = 4
 
@@ -105,31 +106,42 @@ def add_request_arguments(parser: Parser) -> None:
     add_option(machine, "--no-lock")
 
 
-def options_of(args: argparse.Namespace) -> "Options":
-    """Return the options that parsed arguments spell out."""
-    from mimbench.suite.suite import Options
+def request_of(args: argparse.Namespace, manifest: Manifest) -> "Request":
+    """Return the request that parsed arguments spell out."""
+    from mimbench.benchmarks.cells import Request
+    from mimbench.system.runtime import usable_cores
+    from mimbench.task import Machine
 
     if args.seeds < 1:
         raise UserError(f"--seeds is {args.seeds}, expected 1 or more")
     demo = bool(getattr(args, "demo", False))
     if args.no_lock:
         work_without_locks()
-    return Options(
-        profile=args.profile or ("demo" if demo else "paper"),
-        only=tuple(name for name in args.only.split(",") if name),
+    side_by_side = _side_by_side(args.jobs, demo=demo)
+    usual = max(1, min(8, usable_cores() // side_by_side))
+    chosen = args.profile or ("demo" if demo else "paper")
+    only = tuple(name for name in args.only.split(",") if name)
+    return Request(
+        profile=manifest.recipes_of(chosen),
+        benchmarks=tuple(manifest.choose(chosen, only)),
         overrides=parse_overrides(args.set),
         seeds=args.seeds,
         data=args.data,
         own_data=args.own_data,
         out=args.out or (Path("runs/demo") if demo else Path("runs")),
+        machine=Machine(
+            # a cell sees no other GPU than its own
+            device="cuda" if args.device.startswith("cuda:") else args.device,
+            workers=usual if args.workers is None else args.workers,
+            compile=args.compile,
+            recompute=args.recompute,
+        ),
+        max_batch=args.max_batch,
         which=args.which,
         num_heads=args.num_heads,
         device=args.device,
-        workers=args.workers,
-        max_batch=args.max_batch,
-        compile=args.compile,
-        recompute=args.recompute,
-        side_by_side=_side_by_side(args.jobs, demo=demo),
+        side_by_side=side_by_side,
+        manifest=args.benchmarks,
     )
 
 
@@ -169,29 +181,23 @@ def parse_checkpoint(text: str) -> tuple[str, Path]:
 def main(args: argparse.Namespace) -> int:
     """Run the suite."""
     from mimbench.suite.demo import NAME, demo_checkpoint
-    from mimbench.suite.suite import Running, run_suite
+    from mimbench.suite.suite import run_suite
 
-    options = options_of(args)
     manifest = load_manifest(args.benchmarks)
+    request = replace(
+        request_of(args, manifest),
+        fresh=args.fresh,
+        dry_run=args.dry_run,
+        canary=not args.no_canary,
+        twin=args.twin or args.demo,
+        gpus=args.gpus,
+        per_task=args.per_task,
+        room=not args.no_room_check,
+        choice=parse_choices(args.reference),
+    )
     checkpoints = [parse_checkpoint(text) for text in args.checkpoints]
     if args.demo:
-        checkpoints.insert(0, (NAME, demo_checkpoint(options.out)))
+        checkpoints.insert(0, (NAME, demo_checkpoint(request.out)))
     if not checkpoints:
         raise UserError("name at least one checkpoint, or --demo: ./run_all.sh ckpt.pth")
-    return run_suite(
-        manifest,
-        checkpoints,
-        options,
-        Running(
-            fresh=args.fresh,
-            dry_run=args.dry_run,
-            canary=not args.no_canary,
-            twin=args.twin or args.demo,
-            gpus=args.gpus,
-            per_task=args.per_task,
-            room=not args.no_room_check,
-            choice=parse_choices(args.reference),
-            benchmarks=args.benchmarks,
-            cluster=_cluster(args),
-        ),
-    )
+    return run_suite(manifest, checkpoints, request, _cluster(args))

@@ -1,12 +1,13 @@
 """What every classification protocol states: how images are read, and how features are made of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
+from typing_extensions import Self
 
 from mimbench.data.lists import ImageList
 from mimbench.data.preprocess import Interpolation, Preprocess
@@ -15,6 +16,8 @@ from mimbench.data.subsets import Subset
 from mimbench.features.bank import BankSpec, FeatureBank
 from mimbench.features.extract import extract
 from mimbench.model import Weights
+from mimbench.system.errors import UserError
+from mimbench.system.files import file_digest
 from mimbench.system.runtime import Precision, Ranks
 from mimbench.task import Machine
 
@@ -49,10 +52,26 @@ class ImageConfig:
             size=self.image_size, resize=self.resize, interpolation=self.interpolation, view=view
         )
 
+    def canonical(self) -> Self:
+        """Return the same with what cannot move the number set back: where lists and images lie."""
+        subset = self.subset
+        if subset.file is not None:
+            subset = replace(subset, file=by_content(subset.file))
+        name = "folder" if self.source.name == "tar" else self.source.name
+        return replace(self, subset=subset, source=replace(self.source, name=name))
+
     def images(self) -> tuple[ImageList, ImageList]:
         """Return the train and val lists."""
         train, val = self.source.open(self.data)
         return self.subset.of(train), val
+
+
+def by_content(path: Path) -> Path:
+    """Return a name for a list that follows from what it holds: its place is no part of a protocol."""
+    try:
+        return Path(f"list-{file_digest(path)[:12]}")
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mimbench.data.digest import DataDigest
 from mimbench.results.legacy import upgrade
 from mimbench.scores.figures import Figure
 from mimbench.system.config import from_mapping, to_mapping
@@ -76,14 +77,24 @@ class Result:
     provenance: Provenance
     error: str = ""
     lower_is_better: bool = False
+    trains: bool = True
+    """Another seed would give another number."""
+    ran: Mapping[str, Any] = field(default_factory=dict)
+    """Where the run was not what the protocol says: how it was, for example over how many images."""
     intervals: Mapping[str, float] = field(default_factory=dict)
     """Metric -> half width of its 95 % interval over test images."""
+    interval_errors: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> how far other resamples would move the ends of its interval (standard error)."""
     draws: int = 1
     """Draws of the training images that the metrics are means over."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """What the user changed in the recipe."""
     data: str = ""
     """Where the data was."""
+    data_digest: DataDigest = field(default_factory=DataDigest)
+    """What the data was, by content."""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration that follow from the model's size, filled in."""
     outcomes: Sequence[StoredOutcomes] = ()
     figures: Sequence[Figure] = ()
     pictures: Sequence[StoredPicture] = ()

@@ -1,11 +1,11 @@
-"""How sure a number or a difference is: resampling over test images, and spread over seeds, apart."""
+"""How sure a number is: resampling over test images, and the interval of a proportion."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -18,6 +18,8 @@ class Interval:
 
     low: float
     high: float
+    error: float = 0.0
+    """Monte-Carlo standard error of the ends, where they come from resamples."""
 
     @property
     def half(self) -> float:
@@ -29,33 +31,32 @@ class Interval:
         return self.low <= value <= self.high
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The difference a minus b of one metric, in points."""
-
-    metric: str
-    difference: float
-    sampling: Interval
-    """Over test images, seeds held fixed (averaged)."""
-    mcnemar: float | None = None
-    """Two-sided exact p-value; hits and misses with one seed each only."""
-    seeds: Interval | None = None
-    """Over training seeds (Welch); None unless both have two or more."""
-    seed_sd: tuple[float | None, float | None] = (None, None)
-
-    @property
-    def winner(self) -> Literal["a", "b", ""]:
-        """Return which is better, if the evidence at hand shows it; with seeds both must agree."""
-        found = [self.sampling, *([self.seeds] if self.seeds else [])]
-        if all(i.low > 0 for i in found):
-            return "a"
-        return "b" if all(i.high < 0 for i in found) else ""
-
-
 def percentile_interval(draws: np.ndarray) -> Interval:
-    """Return the central 95 % of bootstrap draws."""
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high))
+    """Return the central 95 % of bootstrap draws, and how far other draws would move its ends."""
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low, high = np.quantile(draws, ends)
+    errors = []
+    for end in ends:
+        # the share of draws below a quantile is binomial: one standard error up and down in rank
+        step = math.sqrt(end * (1 - end) / len(draws))
+        below, above = np.quantile(draws, [max(end - step, 0.0), min(end + step, 1.0)])
+        errors.append(float(above - below) / 2)
+    return Interval(float(low), float(high), max(errors))
+
+
+def wilson(right: float, total: int) -> Interval:
+    """Return the Wilson interval of a proportion, in percent: never empty, not even at 0 or all."""
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    share, scale = right / total, 1 + z**2 / total
+    middle = (share + z**2 / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return Interval(100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0))
+
+
+def bootstrap_p(draws: np.ndarray) -> float:
+    """Return the two-sided p-value that a resampled difference is 0; at least 2 / (draws + 1)."""
+    tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
+    return min(1.0, 2 * (1 + tail) / (len(draws) + 1))
 
 
 def bootstrap_mean(
@@ -111,94 +112,3 @@ def mean_iou(
         return 100 * np.nanmean(ratio, axis=1)
 
     return value
-
-
-def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the exact two-sided p-value that hits a and b differ by chance only."""
-    only_a, only_b = int(np.sum((a > 0) & (b == 0))), int(np.sum((a == 0) & (b > 0)))
-    discordant, fewer = only_a + only_b, min(only_a, only_b)
-    if discordant == 0:
-        return 1.0
-    # both tails of a fair coin, in whole numbers: exact, and without scipy's second of import time
-    ways = tail = 1
-    for i in range(fewer):
-        ways = ways * (discordant - i) // (i + 1)
-        tail += ways
-    return min(1.0, tail / 2 ** (discordant - 1))
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> Interval | None:
-    """Return the 95 % interval of the difference of means over seeds; None below two seeds each."""
-    if min(len(a), len(b)) < 2:
-        return None
-    # only a comparison over seeds waits for scipy
-    from scipy.special import stdtrit  # noqa: PLC0415
-
-    va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
-    middle = float(np.mean(a) - np.mean(b))
-    if va + vb == 0:
-        return Interval(middle, middle)
-    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2) * math.sqrt(va + vb))
-    return Interval(middle - half, middle + half)
-
-
-def spread(values: Sequence[float]) -> float | None:
-    """Return the standard deviation over seeds, None for one seed."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def compare_shares(
-    metric: str, a: Sequence[np.ndarray], b: Sequence[np.ndarray], rng: np.random.Generator
-) -> Comparison:
-    """Compare a metric that is 100 times the mean of the images' own shares (hits); one array a seed."""
-    mean_a, mean_b = np.mean(a, axis=0), np.mean(b, axis=0)
-    draws = 100 * bootstrap_mean(mean_a - mean_b, rng)
-    tops = [[100 * float(np.mean(hits)) for hits in side] for side in (a, b)]
-    # means over draws of the training images are neither right nor wrong
-    single = len(a) == len(b) == 1 and all(np.isin(x[0], (0, 1)).all() for x in (a, b))
-    return Comparison(
-        metric=metric,
-        difference=100 * float(np.mean(mean_a - mean_b)),
-        sampling=percentile_interval(draws),
-        mcnemar=mcnemar(a[0], b[0]) if single else None,
-        seeds=welch(*tops),
-        seed_sd=(spread(tops[0]), spread(tops[1])),
-    )
-
-
-def compare_functions(
-    metric: str,
-    a: Sequence[Callable[[np.ndarray], np.ndarray]],
-    b: Sequence[Callable[[np.ndarray], np.ndarray]],
-    images: int,
-    rng: np.random.Generator,
-    resamples: int = RESAMPLES,
-) -> Comparison:
-    """Compare a metric that is a function of image weights (AP, mIoU); one function for each seed."""
-    whole = np.ones((1, images))
-    values = [[float(f(whole)[0]) for f in side] for side in (a, b)]
-    draws = bootstrap([*a, *b], images, rng, resamples)
-    difference = draws[: len(a)].mean(axis=0) - draws[len(a) :].mean(axis=0)
-    return Comparison(
-        metric=metric,
-        difference=float(np.mean(values[0]) - np.mean(values[1])),
-        sampling=percentile_interval(difference),
-        seeds=welch(*values),
-        seed_sd=(spread(values[0]), spread(values[1])),
-    )
-
-
-def verdict(name_a: str, name_b: str, found: Comparison) -> str:
-    """Return one line that a person can quote."""
-    text = f"{found.difference:+.2f} {found.metric}, 95 % interval {found.sampling.low:+.2f} to {found.sampling.high:+.2f} over test images"
-    if found.mcnemar is not None:
-        text += f", McNemar p = {found.mcnemar:.2g}"
-    if found.seeds:
-        text += f"; over seeds {found.seeds.low:+.2f} to {found.seeds.high:+.2f}"
-    else:
-        text += "; spread over seeds not measured"
-    if not found.winner:
-        return f"no difference shown between {name_a} and {name_b} ({text})"
-    better, worse = (name_a, name_b) if found.winner == "a" else (name_b, name_a)
-    return f"{better} is better than {worse} ({text})"

@@ -18,7 +18,13 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from mimbench.scores.confidence import Interval, bootstrap, bootstrap_mean, percentile_interval
+from mimbench.scores.confidence import (
+    Interval,
+    bootstrap,
+    bootstrap_mean,
+    percentile_interval,
+    wilson,
+)
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path
 
@@ -44,8 +50,10 @@ class Statistic:
         return float(self.value(np.ones((1, len(self.images))))[0])
 
     def interval(self, seed: int = 0) -> Interval:
-        """Return the 95 % sampling interval."""
+        """Return the 95 % sampling interval: Wilson's for a share of right answers, else resampled."""
         rng = np.random.default_rng(seed)
+        if self.per_image is not None and np.isin(self.per_image, (0, 1)).all():
+            return wilson(float(self.per_image.sum()), len(self.per_image))
         if self.per_image is not None:
             return percentile_interval(100 * bootstrap_mean(self.per_image, rng, MEAN_RESAMPLES))
         draws = bootstrap([self.value], len(self.images), rng, self.resamples)

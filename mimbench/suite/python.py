@@ -11,15 +11,16 @@ from typing import Any
 
 from torch import nn
 
-from mimbench.benchmarks.evaluation import evaluate as run_order
-from mimbench.benchmarks.locations import data_name
+from mimbench.benchmarks.cells import Candidate, Cell
+from mimbench.benchmarks.evaluation import describe_weights
+from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import Manifest, Profile, load_manifest
-from mimbench.benchmarks.orders import ORDER_FILE, RESULT_FILE, Order, safe_name, write_order
+from mimbench.benchmarks.orders import Order, safe_name
 from mimbench.benchmarks.survey import Finding, Question, look
 from mimbench.checkpoints.files import read_weights, write_weights
 from mimbench.model import Weights
 from mimbench.networks.module import ModuleWeights, adapt
-from mimbench.results.record import Result, read_result
+from mimbench.results.record import Result
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.tables.comparison import (
@@ -168,27 +169,29 @@ class Study:
         """Return the benchmark's result, from its folder if it is there already."""
         parts = [benchmark] + ([self.profile] if self.profile != "paper" else [])
         folder = row / ".".join([*parts, finding.protocol[:6]] if self.settings else parts)
-        file = folder / RESULT_FILE
-        if file.is_file():
-            done = read_result(file)
-            same = (done.protocol, done.weights["digest"]) == (finding.protocol, weights.digest)
-            if same and done.status == "done":
-                return done
-        folder.mkdir(parents=True, exist_ok=True)
-        dataset, _ = self.manifest.recipe(benchmark, self.profile)
-        where = Path(finding.config.get("data", ""))
+        row.mkdir(parents=True, exist_ok=True)
         order = Order(
             benchmark=benchmark,
             task=self.manifest.benchmarks[benchmark].task,
             profile=self.profile,
-            dataset=data_name(dataset, own=self.own, folder=where),
+            dataset=finding.dataset,
             checkpoint=_kept(weights, row),
             config=finding.config,
             overrides=self.settings,
             name=label,
+            weights_digest=weights.digest,
+            data_digest=finding.data_digest,
         )
-        write_order(folder / ORDER_FILE, order)
-        return run_order(order, folder, weights)
+        cell = Cell(
+            order=order,
+            folder=folder,
+            candidate=Candidate(path=order.checkpoint, weights=describe_weights(weights, label)),
+            after=(),
+            version=finding.version,
+            main_metric=finding.main_metric,
+            protocol=finding.protocol,
+        )
+        return run_here(cell, weights=weights)
 
 
 def _kept(weights: Weights, row: Path) -> Path:

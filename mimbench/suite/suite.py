@@ -4,9 +4,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,120 +32,58 @@ from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import value_digest, write_text
 from mimbench.system.lock import folder_lock
-from mimbench.system.runtime import usable_cores
 from mimbench.system.signals import Interrupts
 from mimbench.tables.formats import FORMATS, SUFFIXES
 from mimbench.tables.table import TWIN, Table, make_table, read_results
-from mimbench.task import Machine
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line asks for."""
-
-    profile: str = "paper"
-    """A profile, or the name of a set of benchmarks (then their published recipes)."""
-    only: tuple[str, ...] = ()
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    seeds: int = 1
-    data: Path | None = None
-    own_data: bool = False
-    out: Path = Path("runs")
-    which: str | None = None
-    num_heads: int | None = None
-    device: str = "auto"
-    workers: int | None = None
-    max_batch: int | None = None
-    compile: bool = False
-    recompute: bool = False
-    side_by_side: int = 1
-    """Cells that share the cores."""
-
-    def _usual_workers(self) -> int:
-        return max(1, min(8, usable_cores() // self.side_by_side))
-
-    def request(self, manifest: Manifest) -> Request:
-        """Return the request: ids chosen, machine filled in from what this one has."""
-        machine = Machine(
-            # a cell sees no other GPU than its own
-            device="cuda" if self.device.startswith("cuda:") else self.device,
-            workers=self.workers if self.workers is not None else self._usual_workers(),
-            compile=self.compile,
-            recompute=self.recompute,
-        )
-        return Request(
-            profile=manifest.recipes_of(self.profile),
-            benchmarks=manifest.choose(self.profile, self.only),
-            overrides=self.overrides,
-            seeds=self.seeds,
-            data=self.data,
-            own_data=self.own_data,
-            out=self.out,
-            machine=machine,
-            max_batch=self.max_batch,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """How the cells are run."""
-
-    fresh: bool = False
-    dry_run: bool = False
-    canary: bool = True
-    twin: bool = False
-    gpus: int | None = None
-    per_task: int | None = None
-    room: bool = True
-    """Refuse to start on a disk that is too small."""
-    choice: Mapping[str, str] = field(default_factory=dict)
-    benchmarks: Path | None = None
-    """Where the manifest came from, for the report."""
-    cluster: Cluster | None = None
-    """None: this machine."""
-
-
 def run_suite(
-    manifest: Manifest, checkpoints: Sequence[tuple[str, Path]], options: Options, running: Running
+    manifest: Manifest,
+    checkpoints: Sequence[tuple[str, Path]],
+    request: Request,
+    cluster: Cluster | None = None,
 ) -> int:
-    """Evaluate the checkpoints; return 0 only if every requested cell has a number."""
-    with Interrupts(), folder_lock(options.out, f"another run is using {options.out}"):
-        candidates = read_candidates(checkpoints, options, twin=running.twin)
-        cells = make_cells(manifest, candidates, options.request(manifest))
-        slots = [Slot()]
-        if running.cluster is None:
-            slots = _slots(running, options.side_by_side, options.device)
-        if running.dry_run:
-            sys.stdout.write(plan_text(cells, options.out, slots=slots, device=options.device))
+    """Evaluate the checkpoints; return 0 only if every requested cell has a number.
+
+    Args:
+        manifest: The benchmarks.
+        checkpoints: (row name or '', path).
+        request: What is to be run, and how.
+        cluster: Where; None for this machine.
+    """
+    out, device = request.out, request.device
+    with Interrupts(), folder_lock(out, f"another run is using {out}"):
+        candidates = read_candidates(checkpoints, request)
+        cells = make_cells(manifest, candidates, request)
+        slots = [Slot()] if cluster else _slots(request)
+        if request.dry_run:
+            sys.stdout.write(plan_text(cells, out, slots=slots, device=device))
             return 1 if any(cell.problem for cell in cells) else 0
-        if running.room and running.cluster is None:
+        if request.room and cluster is None:
             # slots with GPUs of their own share no memory
             at_once = 1 if slots[0].gpus else len(slots)
-            check_room(cells, options.out, side_by_side=at_once, device=options.device)
-        if running.canary:
-            watch(cells, options.device)
+            check_room(cells, out, side_by_side=at_once, device=device)
+        if request.canary:
+            watch(cells, device)
         try:
-            ended = _run(cells, slots, options.out, running)
+            ended = _run(cells, slots, request, cluster)
         finally:
-            table = write_tables(options.out, manifest, running.choice)
-    _report(options.out, running)
+            table = write_tables(out, manifest, request.choice)
+    _report(request)
     sys.stdout.write(FORMATS["terminal"](table))
     return _verdict(cells, ended)
 
 
-def read_candidates(
-    checkpoints: Sequence[tuple[str, Path]], options: Options, *, twin: bool = False
-) -> list[Candidate]:
+def read_candidates(checkpoints: Sequence[tuple[str, Path]], request: Request) -> list[Candidate]:
     """Read the checkpoints, and make a random-weight twin for each where asked."""
-    candidates = []
-    for name, path in checkpoints:
-        candidates.append(
-            read_candidate(path, which=options.which, num_heads=options.num_heads, name=name)
-        )
-    if twin:
-        twins = [_twin(who, options.out / "twins") for who in candidates]
+    candidates = [
+        read_candidate(path, which=request.which, num_heads=request.num_heads, name=name)
+        for name, path in checkpoints
+    ]
+    if request.twin:
+        twins = [_twin(who, request.out / "twins") for who in candidates]
         candidates += list({who.weights["digest"]: who for who in twins}.values())
     return candidates
 
@@ -169,17 +105,19 @@ def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Ta
     return table
 
 
-def _run(cells: Sequence[Cell], slots: Sequence[Slot], out: Path, running: Running) -> list[Ended]:
-    ledger = Ledger(out / FORECAST, cells)
-    if running.cluster is None:
+def _run(
+    cells: Sequence[Cell], slots: Sequence[Slot], request: Request, cluster: Cluster | None
+) -> list[Ended]:
+    ledger = Ledger(request.out / FORECAST, cells)
+    if cluster is None:
         if len(slots) > 1:
             cells = longest_first(cells)
-        ended = run_cells(cells, slots, fresh=running.fresh, watcher=ledger)
+        ended = run_cells(cells, slots, fresh=request.fresh, watcher=ledger)
     else:
         for cell in cells:
-            if running.fresh or not (cell.problem or finished(cell)):
+            if request.fresh or not (cell.problem or finished(cell)):
                 ledger.begin(cell)
-        ended = submit_cells(cells, running.cluster, fresh=running.fresh)
+        ended = submit_cells(cells, cluster, fresh=request.fresh)
         for cell in [e.cell for e in ended if e.status == "done"]:
             if result := finished(cell):
                 # jobs start out of our sight: what the task itself took is all that is known
@@ -192,19 +130,20 @@ def _run(cells: Sequence[Cell], slots: Sequence[Slot], out: Path, running: Runni
 def show_plan(
     manifest: Manifest,
     checkpoints: Sequence[tuple[str, Path]],
-    options: Options,
+    request: Request,
     patience: float = PATIENCE,
 ) -> str:
     """Return the plan of a run, from short measurements."""
-    with folder_lock(options.out, f"another run is using {options.out}"):
-        candidates = read_candidates(checkpoints, options)
-        cells = make_cells(manifest, candidates, options.request(manifest))
-        slots = _slots(Running(), options.side_by_side, options.device)
-        return plan_text(cells, options.out, patience=patience, slots=slots, device=options.device)
+    out = request.out
+    with folder_lock(out, f"another run is using {out}"):
+        cells = make_cells(manifest, read_candidates(checkpoints, request), request)
+        slots = _slots(request)
+        return plan_text(cells, out, patience=patience, slots=slots, device=request.device)
 
 
-def _slots(running: Running, side_by_side: int, device: str) -> list[Slot]:
-    gpus, found = running.gpus, torch.cuda.device_count()
+def _slots(request: Request) -> list[Slot]:
+    gpus, found = request.gpus, torch.cuda.device_count()
+    device, side_by_side = request.device, request.side_by_side
     if device.startswith("cuda:"):
         if gpus is not None:
             raise UserError(
@@ -217,18 +156,18 @@ def _slots(running: Running, side_by_side: int, device: str) -> list[Slot]:
         raise UserError(f"--gpus {gpus} was asked for, but torch finds {found}")
     if gpus == 0 and found:
         return [hidden_gpus(slot) for slot in make_slots(0, 0, side_by_side)]
-    per_task = running.per_task or gpus
+    per_task = request.per_task or gpus
     if gpus and not 1 <= per_task <= gpus:
         raise UserError(f"--per-task {per_task} does not fit --gpus {gpus}")
     return make_slots(gpus, per_task, side_by_side)
 
 
-def _report(out: Path, running: Running) -> None:
+def _report(request: Request) -> None:
     """Write the report in a child process: it may use the GPU and libraries that we must not load."""
-    command = [sys.executable, "-m", "mimbench", "report", str(out)]
-    command += ["--benchmarks", str(running.benchmarks)] if running.benchmarks else []
-    command += [] if running.twin else ["--no-compute"]
-    for name, row in running.choice.items():
+    command = [sys.executable, "-m", "mimbench", "report", str(request.out)]
+    command += ["--benchmarks", str(request.manifest)] if request.manifest else []
+    command += [] if request.twin else ["--no-compute"]
+    for name, row in request.choice.items():
         command += ["--reference", f"{name}={row}"]
     done = subprocess.run(command, env=child_environment(), stdout=2, check=False)
     if done.returncode:

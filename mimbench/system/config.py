@@ -16,12 +16,28 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe loader; libyaml's reads benchmarks.yaml and the published rows seven times as fast."""
 
 
+class StrictLoader(LOADER):
+    """The safe loader that refuses a key named twice in one mapping, where YAML takes the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """Return the mapping of a node."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(getattr(key, "value", ""))
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{name}' stands there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file, safely loaded."""
     try:
         text = _text(path)
         check_cost(text, LOADER)
-        value = yaml.load(text, Loader=LOADER)
+        value = yaml.load(text, Loader=StrictLoader)
     except UserError as error:
         raise UserError(f"{path} is not read: {error}") from error
     except OSError as error:
@@ -61,13 +77,33 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
         if not equals or not all(path.split(".")):
             raise UserError(f"'{item}' is not of the form key=value (for example mask.ratio=0.6)")
         try:
-            value: Any = yaml.safe_load(text)
+            value: Any = yaml.load(text, Loader=StrictLoader)
         except yaml.YAMLError as error:
             raise UserError(f"the value of '{item}' is not valid YAML: {error}") from error
+        _refuse_contradiction(out, path, value, items)
         for key in reversed(path.split(".")):
             value = {key: value}
         out = merge(out, value)
     return out
+
+
+def _refuse_contradiction(
+    out: Mapping[str, Any], path: str, value: Any, items: Sequence[str]
+) -> None:
+    """Raise if something else was said about the same value before."""
+    at: Any = out
+    for key in path.split("."):
+        if not isinstance(at, Mapping):
+            break
+        if key not in at:
+            return
+        at = at[key]
+    both = isinstance(at, Mapping) and isinstance(value, Mapping)
+    if at != value and not (both and not at.keys() & cast(Mapping[str, Any], value).keys()):
+        said = ", ".join(
+            i for i in items if i.partition("=")[0].split(".")[0] == path.split(".")[0]
+        )
+        raise UserError(f"{path} is given two values; say it once (given: {said})")
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:

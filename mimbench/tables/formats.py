@@ -20,7 +20,9 @@ def heading(column: Column, table: Table) -> str:
     if column.profile != "paper":
         text += "" if corner(table) else f" [{column.profile}]"
     elif not column.official and column.protocol:
-        text += " [changed]"
+        text += "" if column.ran else " [changed]"
+    if column.ran:
+        text += f" [{column.ran}]"
     twins = [
         c for c in table.columns if (c.benchmark, c.profile) == (column.benchmark, column.profile)
     ]
@@ -95,15 +97,17 @@ def legend(table: Table) -> list[str]:
     values = [v for row in table.rows for v in row.values.values()]
     lines = []
     if any(v.interval is not None for v in values):
-        lines.append("± 95 % interval over test images")
+        errors = [v.interval_error for v in values if v.interval_error is not None]
+        good = f" (resampled: its ends are good to {max(errors):.2f})" if errors else ""
+        lines.append(f"± 95 % interval over test images{good}")
     if any(v.spread is not None for v in values):
         lines.append("sd: standard deviation over n seeds")
     if any(v.draw_sd is not None for v in values):
         lines.append("sd with d: standard deviation over d draws of the training images")
     if any(v.difference is not None for v in values):
-        lines.append("(+/-) difference from the matching published row")
+        lines.append("(+/-) measured - published, for the matching published row")
     if any(v.best for v in values):
-        lines.append("* best measured value of the column")
+        lines.append("* best measured value of the column, and all that nothing tells from it")
     lines += [PROFILES[p] for p in dict.fromkeys(c.profile for c in table.columns) if p in PROFILES]
     published = [row for row in table.rows if row.kind == "published"]
     for source in dict.fromkeys(row.source for row in published):
@@ -158,6 +162,7 @@ def comma(table: Table) -> str:
             "difference",
             "source",
             "error",
+            "ran",
         ]
     )
     for row in table.rows:
@@ -175,6 +180,7 @@ def comma(table: Table) -> str:
                     *shown,
                     row.source,
                     v.error,
+                    c.ran,
                 ]
             )
     return file.getvalue()

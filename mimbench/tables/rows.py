@@ -16,6 +16,10 @@ class Column:
     metric: str
     official: bool
     """The recipe is the published one, so published rows may stand in this column."""
+    ran: str = ""
+    """In what the runs were not the protocol, in words; published rows never stand beside them."""
+    lower: bool = False
+    """The smaller value is the better one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +30,13 @@ class Value:
     """None: failed."""
     interval: float | None = None
     """Half width of the 95 % interval over test images."""
+    interval_error: float | None = None
+    """How far other resamples would move its ends."""
     spread: float | None = None
     """Standard deviation over seeds."""
     seeds: int = 1
+    each: tuple[float, ...] = ()
+    """The value of every seed."""
     draw_sd: float | None = None
     """Standard deviation over draws of the training images, where the task takes several."""
     draws: int = 1

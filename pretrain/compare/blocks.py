@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 
-from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.files import read_vit
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, value_digest, write_json, write_text
 from mimbench.system.generators import seed_everything
@@ -238,7 +238,7 @@ def assess(
     """Return a run's scores in percent with its masks' quality, and which test images were right."""
     train_set, test_set = splits
     device = pick_device(config.machine.device, 0)
-    backbone = build_backbone(read_weights(folder / ENCODER)).to(device)
+    backbone = build_backbone(read_vit(folder / ENCODER, who="the comparison")).to(device)
     found = [features(backbone, part.images) for part in splits]
     hits = all_scores(found[0], found[1], (train_set.labels, test_set.labels))
     record: dict[str, Any] = {

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mimbench.scores.confidence import bootstrap_mean, percentile_interval, spread
+from mimbench.scores.confidence import bootstrap_mean, percentile_interval
+from mimbench.scores.verdicts import spread
 from pretrain.compare.blocks import HITS, Budget, records
 from pretrain.compare.decide import (
     blocks_needed,

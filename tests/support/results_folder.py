@@ -69,6 +69,7 @@ def write_run(
     images: int = 1000,
     config: dict[str, Any] | None = None,
     draw: int = 0,
+    trains: bool = False,
     pictures: Sequence[str] = (),
 ) -> Path:
     """Write one finished classification run whose model is right for about `share` of the images."""
@@ -120,7 +121,13 @@ def write_run(
         weights=weights,
         status="done",
         provenance=Provenance(**{**vars(SOURCE), "seed": seed}),
-        intervals=intervals(TaskResult(metrics=metrics, outcomes=[outcomes])),
+        trains=trains,
+        intervals={
+            metric: interval.half
+            for metric, interval in intervals(
+                TaskResult(metrics=metrics, outcomes=[outcomes])
+            ).items()
+        },
         outcomes=(StoredOutcomes(kind="mimbench.scores.hits:Hits", file="outcomes.0.npz"),),
         pictures=tuple(StoredPicture(file=f"pictures/{name}.png") for name in pictures),
         data="nowhere",

@@ -38,7 +38,16 @@ logger = logging.getLogger(__name__)
 
 VERSION = 2
 MAIN_METRIC = "top1"
-TRAITS = Traits(effort=1, labelled_images=True)
+TRAITS = Traits(
+    effort=1,
+    labelled_images=True,
+    canonical=lambda config: config.canonical(),
+    resolved=lambda spec, config: {
+        k: v
+        for k, v in vars(config.resolve(spec.embed_dim, spec.model)).items()
+        if hasattr(config, k)
+    },
+)
 
 WORD = "memory.json"
 """In a run's folder: how many images at once the next start is to try."""
@@ -168,6 +177,7 @@ def _report(learner: FineTune, config: Config, ranks: Ranks, room: Halving) -> T
     notes = {
         "recipe": {k: v for k, v in recipe.__dict__.items() if k != "note"},
         "note": recipe.note,
+        "unpublished": recipe.note,
         "best_epoch": int(best),
         "outcomes": "of the last epoch",
         "tensors_not_taken": learner.dropped,

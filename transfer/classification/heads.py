@@ -56,6 +56,11 @@ class Config(FrozenConfig):
             raise ValueError("holdout chooses the head of the last epoch: report must be last")
         super().__post_init__()
 
+    def canonical(self) -> Self:
+        """Return the same, looked at every epoch: where the last one is reported that moves nothing."""
+        every = 1 if self.report == "last" else self.eval_every
+        return replace(super().canonical(), eval_every=every)
+
     def for_width(self, width: int) -> Self:
         """Return the recipe for an encoder of this width."""
         if not self.small_choices or width > SMALL:

@@ -41,7 +41,12 @@ logger = logging.getLogger(__name__)
 
 VERSION = 3
 MAIN_METRIC = "top1"
-TRAITS = Traits(labelled_images=True, footprint=frozen)
+TRAITS = Traits(
+    labelled_images=True,
+    footprint=frozen,
+    canonical=lambda config: config.canonical(),
+    resolved=lambda spec, config: {"choices": config.for_width(spec.embed_dim).choices},
+)
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:

@@ -10,7 +10,7 @@ augmentation: the two are different protocols and stand in different columns.
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Self
 
 from mimbench.features.bank import Choice, FeatureBank
 from mimbench.features.protocol import FrozenConfig, from_main
@@ -38,7 +39,11 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "top1"
-TRAITS = Traits(labelled_images=True, footprint=stored_features)
+TRAITS = Traits(
+    labelled_images=True,
+    footprint=stored_features,
+    canonical=lambda config: config.canonical(),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,10 @@ class Config(FrozenConfig):
                 f"choices {list(self.choices)} and views {self.views} need at least one"
             )
         super().__post_init__()
+
+    def canonical(self) -> Self:
+        """Return the main number's own choice of features."""
+        return replace(super().canonical(), choices=self.choices[:1])
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Self
 
 from mimbench.data.lists import ImageList
 from mimbench.data.subsets import draw_fraction, draw_per_class, first_per_class, read_list
 from mimbench.features.bank import Choice, FeatureBank, open_bank
-from mimbench.features.protocol import FrozenConfig, from_main
+from mimbench.features.protocol import FrozenConfig, by_content, from_main
 from mimbench.features.storage import storage_effect
 from mimbench.logistic.grid import Grid, choose_and_fit, solve
 from mimbench.model import Weights
@@ -41,7 +42,12 @@ from transfer.classification.logreg import scale
 
 VERSION = 1
 MAIN_METRIC = "top1"
-TRAITS = Traits(labelled_images=True, footprint=stored_features)
+TRAITS = Traits(
+    labelled_images=True,
+    footprint=stored_features,
+    trains=lambda config: config.methods[0] != "knn",
+    canonical=lambda config: config.canonical(),
+)
 
 Method = Literal["knn", "logreg"]
 ENOUGH = 5
@@ -82,6 +88,23 @@ class Config(FrozenConfig):
         if not self.methods:
             raise ValueError("methods needs at least one of knn, logreg")
         super().__post_init__()
+
+    def canonical(self) -> Self:
+        """Return the main method alone, without what only others read."""
+        usual, main = Config(data=self.data, fraction=0.5), self.methods[0]
+        unread = ("grid", "c_without_choice") if main == "knn" else ("k", "temperature")
+        if main == "knn" and self.per_class == 1:
+            unread += ("k",)
+        if self.files:
+            unread += ("draws",)
+        if self.per_class is None:
+            unread += ("order",)
+        return replace(
+            super().canonical(),
+            methods=(main,),
+            files=tuple(by_content(path) for path in self.files),
+            **{name: getattr(usual, name) for name in unread},
+        )
 
     def draw(self, train: ImageList) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Yield each draw's name and its images."""
@@ -173,7 +196,8 @@ def _evaluate(
             return answer(config.methods[0], x, labels, asked, classes, fitting)[0]
 
         notes["storage_effect"] = storage_effect(train, val, config.choice, rank)
-    metrics |= {n: metrics[f"{config.methods[0]}_{n}"] for n in ("top1", "top1_sd", "top5")}
+    own = {n: f"{config.methods[0]}_{n}" for n in ("top1", "top1_sd", "top5")}
+    metrics |= {n: metrics[name] for n, name in own.items() if name in metrics}
     return TaskResult(metrics=metrics, outcomes=outcomes, notes=notes, draws=len(sets))
 
 
@@ -192,12 +216,11 @@ def answer(
 
 
 def spread(method: str, tops: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Return mean top-1 and top-5 and the standard deviation of top-1 over draws (0 for one list)."""
+    """Return mean top-1 and top-5, and where there are several draws the deviation of top-1 over them."""
     top1 = np.array([one for one, _ in tops])
-    deviation = float(top1.std(ddof=1)) if len(top1) > 1 else 0.0
-    return {
+    deviation = {f"{method}_top1_sd": float(top1.std(ddof=1))} if len(top1) > 1 else {}
+    return deviation | {
         f"{method}_top1": float(top1.mean()),
-        f"{method}_top1_sd": deviation,
         f"{method}_top5": float(np.mean([five for _, five in tops])),
     }
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from mimbench.data.lists import ImageList
 from mimbench.features.protocol import ImageConfig
@@ -44,6 +45,11 @@ class Config(ImageConfig):
     report: Literal["last", "best"] = "last"
     eval_every: int = 1
     """Epochs between two looks at val."""
+
+    def canonical(self) -> Self:
+        """Return the same, looked at every epoch: where the last one is reported that moves nothing."""
+        every = 1 if self.report == "last" else self.eval_every
+        return replace(super().canonical(), eval_every=every)
 
     def resolve(self, width: int, model: str = "") -> Recipe:
         """Return the recipe with this configuration's own values.

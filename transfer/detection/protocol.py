@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
+from mimbench.model import Spec
 from mimbench.system.config import later
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision
@@ -195,6 +196,19 @@ def plan(config: Config, spec: VitSpec) -> Plan:
         depth=spec.depth,
         notes=tuple(notes),
     )
+
+
+def resolved(spec: Spec, config: Config) -> dict[str, object]:
+    """Return the fields that the model's size decides, filled in."""
+    if not isinstance(spec, VitSpec):
+        return {}
+    found = plan(config, spec)
+    return {
+        "images": found.steps * config.batch,
+        "layer_decay": found.layer_decay,
+        "drop_path": found.drop_path,
+        "decay_all": found.decay_all,
+    }
 
 
 def spread(count: int, depth: int) -> tuple[int, ...]:

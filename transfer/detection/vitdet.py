@@ -28,7 +28,7 @@ from transfer.detection import recipe
 from transfer.detection.convert import convert, target_patch
 from transfer.detection.inference import judge
 from transfer.detection.prepare import Design, Designer, Job, prepare
-from transfer.detection.protocol import Config, DetectorConfig, plan
+from transfer.detection.protocol import Config, DetectorConfig, plan, resolved
 from transfer.detection.score import Scores, read_detections
 from transfer.detection.train import fit_job
 
@@ -36,7 +36,13 @@ __all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "run"]
 
 VERSION = 2
 MAIN_METRIC = "box_ap"
-TRAITS = Traits(effort=3, rehearsal=lambda c: replace(c, images=4 * c.batch, eval_every=0))
+TRAITS = Traits(
+    effort=3,
+    rehearsal=lambda c: replace(c, images=4 * c.batch, eval_every=0),
+    # scores on the way are looked at, the last one is reported
+    canonical=lambda c: replace(c, eval_every=0),
+    resolved=resolved,
+)
 TASK = "transfer.detection.vitdet"
 
 DETECTIONS = "detections.json"

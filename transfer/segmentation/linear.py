@@ -19,7 +19,7 @@ from mimbench.task import TaskResult, Traits
 from mimbench.vit.weights import VitSpec
 from transfer.segmentation import heads  # noqa: F401
 from transfer.segmentation.convert import Kind, obstacles
-from transfer.segmentation.protocol import SegmentationConfig, rehearsal, tap_blocks
+from transfer.segmentation.protocol import SegmentationConfig, canonical, rehearsal, tap_blocks
 from transfer.segmentation.recipe import SYNC_BN, ModelRecipe, backbone_config, cross_entropy
 from transfer.segmentation.train import run_task
 
@@ -27,7 +27,11 @@ __all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "model_recipe", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"
-TRAITS = Traits(effort=2, rehearsal=rehearsal)
+TRAITS = Traits(
+    effort=2,
+    rehearsal=rehearsal,
+    canonical=canonical,
+)
 TASK = "transfer.segmentation.linear"
 
 

@@ -38,9 +38,14 @@ class Setup:
         return synchronises(self.device, self.ranks.world)
 
     @property
+    def normalised(self) -> int:
+        """Images over which batch norm takes its statistics."""
+        return self.plan.per_process * (self.ranks.world if self.synchronised else 1)
+
+    @property
     def batch_norm(self) -> str:
         """Say over which images batch norm takes its statistics, and what that means."""
-        images = self.plan.per_process * (self.ranks.world if self.synchronised else 1)
+        images = self.normalised
         kind = f"synchronised over {self.ranks.world} processes" if self.synchronised else "local"
         if images == self.config.batch:
             return f"{kind}: {images} images, the whole effective batch"

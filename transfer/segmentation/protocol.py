@@ -80,6 +80,11 @@ def rehearsal(config: Settings) -> Settings:
     return replace(config, iterations=4, warmup=0, evaluate_every=4)
 
 
+def canonical(config: Settings) -> Settings:
+    """Return the recipe of the single-scale number after the last step: what only stands beside is off."""
+    return replace(config, multiscale=(), evaluate_every=16_000)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
     """A family's published fine-tuning values for one size of ViT."""

@@ -39,6 +39,8 @@ class ModelRecipe:
     """Of the backbone's learning rate, where there is no layer decay."""
     segmentor: str = "EncoderDecoder"
     notes: tuple[str, ...] = ()
+    unpublished: str = ""
+    """Why no published row was made with this recipe; empty where one may have been."""
     weight_decay: float | None = None
     """Instead of the configuration's: networks with levels have their families' own."""
     levels: dict[str, Any] | None = None

@@ -82,6 +82,7 @@ def run_task(
             found,
             pictures=show(model, setup.cfg, setup.source, LEFT_BEHIND, largest=SMALL),
             notes=notes(setup, used, labels, tested[""].score),
+            ran=ran(setup),
         )
 
 
@@ -174,6 +175,12 @@ def fit(model: nn.Module, setup: Setup, out: Path, digest: str) -> nn.Module:
     return model
 
 
+def ran(setup: Setup) -> dict[str, Any]:
+    """Return over how many images batch norm went, where that is not the whole effective batch."""
+    whole = setup.normalised == setup.config.batch
+    return {} if whole else {"batch_norm_over": setup.normalised}
+
+
 def notes(
     setup: Setup, used: Converted, labels: list[LabelReport], single: Score
 ) -> dict[str, Any]:
@@ -183,6 +190,7 @@ def notes(
         "tensors_used": used.summary,
         "tensors_unused": dict(used.unused),
         "notes": list(setup.model_recipe.notes),
+        "unpublished": setup.model_recipe.unpublished,
         "position_rule": getattr(setup.spec, "position_rule", "none"),
         "micro_batch": setup.plan.per_process,
         "micro_steps": setup.plan.micro_steps,

@@ -22,6 +22,7 @@ from transfer.segmentation.convert import choose
 from transfer.segmentation.protocol import (
     Family,
     SegmentationConfig,
+    canonical,
     published,
     rehearsal,
     tap_blocks,
@@ -33,7 +34,12 @@ __all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "model_recipe", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"
-TRAITS = Traits(effort=2, rehearsal=rehearsal)
+TRAITS = Traits(
+    effort=2,
+    rehearsal=rehearsal,
+    canonical=canonical,
+    resolved=lambda spec, config: sized(spec, config),
+)
 TASK = "transfer.segmentation.upernet"
 LEVELS, CHANNELS = 4, 512
 """Of UperNet on networks with levels, whatever their width."""
@@ -60,6 +66,24 @@ class Config(SegmentationConfig):
     """Weight decay also on position tables, class token and relative bias, as published runs do."""
 
 
+def sized(spec: Spec, config: Config) -> dict[str, Any]:
+    """Return the fields that family and size decide, filled in."""
+    if not isinstance(spec, VitSpec):
+        return {}
+    optimum, _ = published(config.family, spec)
+    ibot = config.family == "ibot"
+    usual = {
+        "lr": optimum.lr,
+        "layer_decay": optimum.layer_decay,
+        "drop_path": optimum.drop_path,
+        "channels": spec.embed_dim,
+        "relative_bias": not ibot,
+        "tap_norm": ibot,
+    }
+    own = {k: v for k in usual if (v := getattr(config, k)) is not None}
+    return {**usual, **own, "taps": config.taps or tap_blocks(spec.depth)}
+
+
 def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     """Return the model and optimiser for a checkpoint's architecture."""
     if isinstance(spec, LevelSpec):
@@ -69,6 +93,7 @@ def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
             f"UperNet needs a ViT's blocks or a network's levels; {spec.model} has neither"
         )
     optimum, remark = published(config.family, spec)
+    own = None not in (config.lr, config.layer_decay, config.drop_path)
     taps = config.taps or tap_blocks(spec.depth)
     ibot = config.family == "ibot"
     relative = not ibot if config.relative_bias is None else config.relative_bias
@@ -79,7 +104,8 @@ def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     norm = norm and kind == "TimmMAE"
     if kind == "TimmMAE":
         backbone["tap_norm"] = norm
-    notes = [remark] if remark and None in (config.lr, config.layer_decay, config.drop_path) else []
+    remark = "" if own else remark
+    notes = [remark] if remark else []
     if reasons:
         notes.append(f"timm's ViT instead of mmseg's: {'; '.join(reasons)}")
     if kind == "TimmMAE" and relative:
@@ -97,6 +123,7 @@ def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
         tap_norm=norm,
         more_embeddings=spec.register_tokens > 0 or spec.pre_norm,
         notes=tuple(notes),
+        unpublished=remark,
     )
 
 

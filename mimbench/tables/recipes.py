@@ -1,0 +1,85 @@
+"""Why a measured number differs from a published one: the fields in which the recipes differ."""
+
+from typing import Any
+
+from mimbench.benchmarks.manifest import Manifest, Reference
+from mimbench.benchmarks.survey import Question, survey
+from mimbench.results.record import Result
+from mimbench.system.errors import UserError
+from mimbench.tables.columns import ran_as
+from mimbench.tables.differences import differences, group_of, resolved, show
+from mimbench.vit.sizes import SIZES
+from mimbench.vit.weights import VitSpec
+
+IMAGE = 224
+"""Side of the images of published pretraining."""
+
+
+def why(result: Result, reference: Reference, manifest: Manifest) -> list[str]:
+    """Return the lines that say in what a run and a published number differ."""
+    lines = [f"  note: {reference.note}"] if reference.note else []
+    if result.weights.get("model") != reference.model:
+        lines.append(
+            f"  model: {result.weights.get('model')} measured, {reference.model} published"
+        )
+    protocol = manifest.protocols[reference.protocol]
+    if ran := ran_as(result):
+        lines.append(f"  not run as the protocol says: {ran}")
+    if unpublished := result.notes.get("unpublished"):
+        lines.append(f"  {unpublished}")
+    official = published_config(reference.protocol, manifest, reference.model)
+    if official is None:
+        return [
+            *lines,
+            f"  published under {reference.protocol}, which no benchmark here implements: {protocol.summary} [{protocol.source}]",
+        ]
+    found = differences(
+        resolved(result), official, group_of(result.benchmark, manifest), manifest.effects
+    )
+    if not found and (ran or unpublished):
+        return lines
+    if not found:
+        return [*lines, f"  same protocol ({reference.protocol}): {protocol.source}"]
+    return [*lines, f"  protocols differ (measured | {reference.protocol}):", *show(found)]
+
+
+def published_config(protocol: str, manifest: Manifest, model: str) -> dict[str, Any] | None:
+    """Return the published recipe of a protocol for a model, None if no benchmark implements it.
+
+    Args:
+        protocol: The protocol's id.
+        manifest: Benchmarks and protocols.
+        model: `B/16`: what depends on the size is filled in for it.
+    """
+    if protocol not in manifest.benchmarks:
+        return None
+    dataset, config = manifest.recipe(protocol, "paper")
+    question = Question(
+        benchmark=protocol,
+        task=manifest.benchmarks[protocol].task,
+        dataset=dataset,
+        config=config,
+        needs_data=False,
+    )
+    spec = spec_of(model)
+    [finding] = survey([question], None, specs=[spec] if spec else [])
+    if finding.problem:
+        raise UserError(finding.problem)
+    return {**finding.canonical, **(finding.resolved[0] if finding.resolved else {})}
+
+
+def spec_of(model: str) -> VitSpec | None:
+    """Return the architecture of a published size such as `B/16`, None for another."""
+    letter, _, patch = model.partition("/")
+    size = next((s for s in SIZES.values() if s.letter == letter), None)
+    if size is None or not patch.isdigit():
+        return None
+    side = IMAGE // int(patch)
+    return VitSpec(
+        embed_dim=size.embed_dim,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        mlp_dim=4 * size.embed_dim,
+        patch_size=int(patch),
+        grid=(side, side),
+    )
