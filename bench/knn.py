@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from knn.vote import Ballot, predict
+from knn.vote import VoteConfig, predict
 from mimbench.features.search import search
 from mimbench.scores.neighbours import vote_scores
 from mimbench.system.memory import peak_memory
@@ -52,7 +52,7 @@ def make(rows: int, queries: int) -> tuple[Floats, Ids, Floats, Ids]:
 
 def ours(bank: Floats, labels: Ids, queries: Floats, truth: Ids, ks: Sequence[int]) -> list[float]:
     """Return top-1 at every k by one search, as the task does it."""
-    ballot = Ballot(classes=CLASSES, ks=ks, temperatures=[TEMPERATURE])
+    ballot = VoteConfig(classes=CLASSES, ks=ks, temperatures=[TEMPERATURE])
     voted = predict(lambda q, k: search(bank, q, k), labels, queries, ballot)
     return [vote_scores(voted[k, TEMPERATURE], torch.from_numpy(truth), k)[0] for k in ks]
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
-from knn.vote import Ballot, Find, predict, queries_at_once
+from knn.vote import Find, VoteConfig, predict, queries_at_once
 from mimbench.features.bank import Choice, FeatureBank
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.search import (
@@ -121,7 +121,9 @@ def _evaluate(train: FeatureBank, val: FeatureBank, config: Config) -> TaskResul
             _searcher(bank, queries, config, notes),
             train.images.labels,
             queries,
-            Ballot(classes=len(train.images.classes), ks=config.k, temperatures=config.temperature),
+            VoteConfig(
+                classes=len(train.images.classes), ks=config.k, temperatures=config.temperature
+            ),
             room=room,
             label=f"k-NN of {choice}",
         )
@@ -174,6 +176,6 @@ def _rank_alone(bank: Tensor, labels: Ids, queries: Tensor, classes: int, config
         lambda q, k: search(rows, q, k, metric=config.metric, device=config.machine.device),
         labels,
         asked,
-        Ballot(classes=classes, ks=[k], temperatures=[config.main_temperature]),
+        VoteConfig(classes=classes, ks=[k], temperatures=[config.main_temperature]),
     )
     return ranked[k, config.main_temperature]

@@ -24,7 +24,7 @@ GPU_QUERIES = 32768
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ballot:
+class VoteConfig:
     """Which votes are taken."""
 
     classes: int
@@ -36,7 +36,7 @@ def predict(
     find: Find,
     labels: Ids,
     queries: Floats,
-    ballot: Ballot,
+    ballot: VoteConfig,
     *,
     room: Halving | None = None,
     label: str = "",
@@ -73,7 +73,7 @@ def predict(
     return out
 
 
-def _count(similarity: Floats, labels: Ids, ballot: Ballot) -> Ranked:
+def _count(similarity: Floats, labels: Ids, ballot: VoteConfig) -> Ranked:
     found = Neighbours(similarity=torch.from_numpy(similarity), labels=torch.from_numpy(labels))
     return {
         (k, t): ranked

@@ -1,4 +1,4 @@
-"""What a cell is told about the machine: the user's word before the benchmark's."""
+"""The machine that a cell gets: the user's settings win over the benchmark's."""
 
 from collections.abc import Sequence
 from pathlib import Path

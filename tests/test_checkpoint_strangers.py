@@ -94,7 +94,7 @@ def test_a_value_beyond_float32_is_no_infinity(tmp_path: Path) -> None:
 
 
 def test_no_byte_of_the_tail_changes_what_is_read(tmp_path: Path) -> None:
-    """Every second byte of the directory is changed once; sums and names are told twice."""
+    """Every second byte of the directory is changed once; sums and names are stored twice."""
     whole = raw.saved({"model": dict(list(canonical(TINY).items())[:4])}) or b""
     (tmp_path / "tail.pth").write_bytes(whole)
     wanted = read_names(tmp_path / "tail.pth")

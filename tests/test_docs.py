@@ -164,3 +164,20 @@ def test_the_picture_shows_the_readmes_table() -> None:
     expected = [str(value) for pairs in values.values() for value, _ in pairs]
     assert [number for number in drawn if "." in number] == expected
     assert all(name in svg for name in [*columns, *values])
+
+
+PRIVATE = re.compile(
+    r"\b(mend(ed|s|ing)?|told|foretell\w*|contestants?|so-manieth|said beside|left word)\b", re.I
+)
+
+
+def test_words_are_the_fields_own() -> None:
+    """Whoever reads code, messages or pages needs no dictionary of ours."""
+    folders = ("mimbench", "pretrain", "transfer", "knn", "bench")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in [*sources, *PAGES]
+        for match in PRIVATE.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []

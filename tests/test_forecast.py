@@ -60,7 +60,7 @@ def test_each_kind_of_cell_is_measured_once_and_told_honestly(tmp_path: Path) ->
     assert 0.3 <= by["short"].seconds < 1.5, "with the start of its process"
     assert by["bad"].seconds is None
     assert "broken on purpose" in by["bad"].how
-    assert "no pace told yet" in by["silent"].how
+    assert "its pace is not known yet" in by["silent"].how
     assert by["no"].how == "not possible: needs the moon"
     assert not any((tmp_path / c.candidate.folder).exists() for c in cells), (
         "measured in a scratch folder"
@@ -73,13 +73,13 @@ def test_what_follows_a_training_is_rehearsed(tmp_path: Path) -> None:
     long = cell(tmp_path, "long", seconds=60, say=say)
     plain = forecast([long], patience=1.0, command=child)[0]
     config = {**long.order.config, "seconds": 0.6}
-    [told] = forecast([replace(long, rehearsal=config)], patience=1.0, command=child)
+    [expected] = forecast([replace(long, rehearsal=config)], patience=1.0, command=child)
     assert plain.seconds == pytest.approx(46.0, abs=0.5)
-    assert told.seconds is not None
+    assert expected.seconds is not None
     assert plain.seconds is not None
     # the script says its line at once, so all of the rehearsal but the way to that line follows it
-    assert told.seconds - plain.seconds == pytest.approx(0.0, abs=0.5)
-    assert told.how.startswith("measured for 1 s, stage train")
+    assert expected.seconds - plain.seconds == pytest.approx(0.0, abs=0.5)
+    assert expected.how.startswith("measured for 1 s, stage train")
 
 
 def test_a_cell_that_finds_its_bank_ready_is_not_charged_for_it(tmp_path: Path) -> None:

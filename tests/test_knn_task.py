@@ -10,7 +10,7 @@ import torch
 
 from knn import classify, vote
 from knn.classify import Config
-from knn.vote import Ballot, predict
+from knn.vote import VoteConfig, predict
 from mimbench.features.search import search
 from mimbench.scores.metrics import rank_classes
 from mimbench.scores.neighbours import Neighbours, weighted_votes
@@ -98,7 +98,7 @@ def test_pieces_and_halving_change_nothing():
     rng = np.random.default_rng(0)
     bank, queries = (rng.standard_normal((n, 8)).astype(np.float32) for n in (200, 53))
     labels = rng.integers(0, 30, 200)
-    ballot = Ballot(classes=30, ks=[3, 10], temperatures=[0.1])
+    ballot = VoteConfig(classes=30, ks=[3, 10], temperatures=[0.1])
     sizes = []
 
     def find(q: Any, k: int):
@@ -141,7 +141,7 @@ def test_shuffled_labels_give_chance():
     rng = np.random.default_rng(0)
     bank, queries = (rng.standard_normal((n, 16)).astype(np.float32) for n in (400, 400))
     labels, truth = rng.integers(0, 4, 400), rng.integers(0, 4, 400)
-    ballot = Ballot(classes=4, ks=[20], temperatures=[0.07])
+    ballot = VoteConfig(classes=4, ks=[20], temperatures=[0.07])
     ranked = predict(lambda q, k: search(bank, q, k), labels, queries, ballot)[20, 0.07]
     # chance is 25, three standard deviations are 6.5
     assert abs(100 * (ranked[:, 0].numpy() == truth).mean() - 25) < 6.5

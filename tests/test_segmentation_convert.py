@@ -251,7 +251,7 @@ def test_what_no_backbone_holds_is_refused_with_the_reason() -> None:
 def test_frozen_beit_norms_every_tap_and_never_trains():
     weights = noisy(replace(SPEC, position="relative", layer_scale=True))
     config = linear.Config(data=Path(), crop=(64, 64), levels="four")
-    found = linear.blueprint(weights.spec, config)
+    found = linear.model_recipe(weights.spec, config)
     frozen, plain = MODELS.build(found.backbone), build(weights, (64, 64))
     used = backbones.load(frozen, weights, found.kind, (64, 64), tap_norm=found.tap_norm)
     frozen.train()

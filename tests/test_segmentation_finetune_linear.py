@@ -17,7 +17,7 @@ from mimbench.vit.weights import random_weights
 from tests.support.segmentation_runs import CPU, SPEC, WEIGHTS
 from transfer.segmentation import finetune_linear
 from transfer.segmentation.data import open_source
-from transfer.segmentation.finetune_linear import Config, blueprint
+from transfer.segmentation.finetune_linear import Config, model_recipe
 from transfer.segmentation.prepare import build_model, set_up
 from transfer.segmentation.windows import starts
 
@@ -45,7 +45,7 @@ def test_windows_are_few_and_evenly_spread(length: int, window: int, want: list[
 
 def test_head_and_encoder_have_their_own_rates_and_everything_decays(ade: Path) -> None:
     settings = config(ade)
-    setup = set_up(SPEC, settings, blueprint(SPEC, settings), Ranks(), open_source(settings))
+    setup = set_up(SPEC, settings, model_recipe(SPEC, settings), Ranks(), open_source(settings))
     optimizer = build_optim_wrapper(build_model(setup), setup.cfg.optim_wrapper).optimizer
     rates = {round(g["lr"], 9) for g in optimizer.param_groups}
     assert rates == {1e-4, 1e-5}
@@ -64,7 +64,7 @@ def test_a_run_trains_the_backbone_and_scores(ade: Path, tmp_path: Path) -> None
     before = WEIGHTS.tensors["blocks.0.attn.qkv.weight"]
     assert not torch.equal(trained["backbone.layers.0.attn.qkv.weight"], before)
     assert any(
-        "16" in note for note in blueprint(random_weights(_patch8(), 0).spec, config(ade)).notes
+        "16" in note for note in model_recipe(random_weights(_patch8(), 0).spec, config(ade)).notes
     )
 
 
@@ -78,4 +78,4 @@ def test_positions_that_are_no_table_are_refused(ade: Path) -> None:
     from dataclasses import replace
 
     with pytest.raises(UserError, match="no backbone here trains this checkpoint"):
-        blueprint(replace(SPEC, position="rotary"), config(ade))
+        model_recipe(replace(SPEC, position="rotary"), config(ade))

@@ -52,7 +52,7 @@ def built(found: Any, weights: LevelWeights) -> TimmLevels:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_upernet_reads_the_networks_own_maps(family: str) -> None:
     weights = shaken(FAMILIES[family])
-    found = upernet.blueprint(weights.spec, upernet.Config(data=Path(), crop=(64, 64)))
+    found = upernet.model_recipe(weights.spec, upernet.Config(data=Path(), crop=(64, 64)))
     assert found.neck is None
     assert found.decode_head["channels"] == 512
     assert found.auxiliary_head is not None
@@ -71,7 +71,9 @@ def test_upernet_reads_the_networks_own_maps(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_upernet_takes_a_step(family: str) -> None:
     weights = shaken(FAMILIES[family])
-    found = upernet.blueprint(weights.spec, upernet.Config(data=Path(), crop=(64, 64), channels=16))
+    found = upernet.model_recipe(
+        weights.spec, upernet.Config(data=Path(), crop=(64, 64), channels=16)
+    )
     model = built(found, weights).train()
     heads = [
         MODELS.build({**head, "num_classes": 3, "norm_cfg": {"type": "BN"}})
@@ -88,21 +90,21 @@ def test_upernet_takes_a_step(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_linear_head_reads_the_coarsest_map_under_the_networks_norm(family: str) -> None:
     weights = shaken(FAMILIES[family])
-    found = linear.blueprint(weights.spec, linear.Config(data=Path(), crop=(64, 64)))
+    found = linear.model_recipe(weights.spec, linear.Config(data=Path(), crop=(64, 64)))
     model = built(found, weights).train()
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(module.training for module in model.body.modules())
     [tap] = model(torch.randn(1, 3, 64, 64))
     assert tap.shape == (1, weights.spec.levels[-1].channels, 2, 2)
     with pytest.raises(UserError, match="a protocol of plain ViTs"):
-        linear.blueprint(weights.spec, linear.Config(data=Path(), levels="four"))
+        linear.model_recipe(weights.spec, linear.Config(data=Path(), levels="four"))
 
 
 def test_the_networks_norm_is_applied_place_by_place() -> None:
     weights = shaken(FAMILIES["convnext"])
     raw = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     images = torch.randn(1, 3, 32, 32)
-    found = linear.blueprint(weights.spec, linear.Config(data=Path(), crop=(32, 32)))
+    found = linear.model_recipe(weights.spec, linear.Config(data=Path(), crop=(32, 32)))
     [tap] = built(found, weights)(images)
     # a picture of one place: its norm is that of the pooled vector
     torch.testing.assert_close(
@@ -112,7 +114,7 @@ def test_the_networks_norm_is_applied_place_by_place() -> None:
 
 def test_a_tensor_without_a_place_is_refused() -> None:
     weights = shaken(FAMILIES["convnext"])
-    found = upernet.blueprint(weights.spec, upernet.Config(data=Path()))
+    found = upernet.model_recipe(weights.spec, upernet.Config(data=Path()))
     model = MODELS.build(found.backbone)
     lacking = {n: t for n, t in weights.tensors.items() if n != "stem.0.bias"}
     short = LevelWeights(spec=weights.spec, tensors=lacking, format="", digest="", name="short")
@@ -155,7 +157,7 @@ def test_families_without_a_published_recipe_say_so() -> None:
 
 def test_the_optimiser_has_every_parameter_once() -> None:
     weights = shaken(FAMILIES["swin"])
-    found = upernet.blueprint(weights.spec, upernet.Config(data=Path(), crop=(64, 64)))
+    found = upernet.model_recipe(weights.spec, upernet.Config(data=Path(), crop=(64, 64)))
     model = nn.Module()
     model.backbone = built(found, weights)
     model.head = nn.Conv2d(3, 3, 1)

@@ -38,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> DataSource:
 def whole(spec: VitSpec, source: DataSource, **fields: object) -> Config:
     config = upernet.Config(data=source.root, **(SMALL | fields))  # pyright: ignore[reportArgumentType]
     plan = plan_batch(config.batch, world=8, at_most=64)
-    return full_config(spec, config, upernet.blueprint(spec, config), source, plan)
+    return full_config(spec, config, upernet.model_recipe(spec, config), source, plan)
 
 
 def tiny_groups(source: DataSource, **fields: object) -> tuple[dict[str, tuple[float, float]], int]:

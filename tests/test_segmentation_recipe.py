@@ -39,7 +39,7 @@ def whole(spec: VitSpec, source: DataSource, **fields: object) -> Config:
     config = from_mapping(upernet.Config, {**recipe, "data": source.root}, "paper")
     config = replace(config, **fields)
     plan = plan_batch(config.batch, world=8, at_most=64)
-    return full_config(spec, config, upernet.blueprint(spec, config), source, plan)
+    return full_config(spec, config, upernet.model_recipe(spec, config), source, plan)
 
 
 B_AND_L = pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_paper_test_equals_the_published_table(
 
 def test_only_the_sizes_that_were_published_go_without_a_remark() -> None:
     notes = {
-        (family, name): upernet.blueprint(spec, upernet.Config(data=Path(), family=family)).notes
+        (family, name): upernet.model_recipe(spec, upernet.Config(data=Path(), family=family)).notes
         for family in ("mae", "ibot")
         for name, spec in {"S": SMALL, "B": BASE, "L": LARGE}.items()
     }
@@ -155,7 +155,7 @@ def test_only_the_sizes_that_were_published_go_without_a_remark() -> None:
 def test_other_families_take_their_own_values(
     family: protocol.Family, spec: VitSpec, expected: tuple[float, float, float]
 ) -> None:
-    found = upernet.blueprint(spec, upernet.Config(data=Path(), family=family))
+    found = upernet.model_recipe(spec, upernet.Config(data=Path(), family=family))
     assert (found.lr, found.layer_decay, found.backbone["drop_path_rate"]) == expected
     assert found.tap_norm == (family == "ibot")
     assert found.kind == ("TimmMAE" if family == "ibot" else "MAE")
@@ -163,7 +163,7 @@ def test_other_families_take_their_own_values(
 
 def test_override_replaces_a_published_value_and_its_remark() -> None:
     config = upernet.Config(data=Path(), lr=3e-4, layer_decay=0.8, drop_path=0.2)
-    found = upernet.blueprint(LARGE, config)
+    found = upernet.model_recipe(LARGE, config)
     assert (found.lr, found.layer_decay, found.notes) == (3e-4, 0.8, ())
 
 
@@ -192,7 +192,7 @@ def linear_recipe(name: str, ade: Path) -> linear.Config:
 
 def test_linear_recipes(ade: Path) -> None:
     forty = linear_recipe("ade-linear-40", ade)
-    found = linear.blueprint(BASE, forty)
+    found = linear.model_recipe(BASE, forty)
     assert (forty.iterations, forty.batch, forty.warmup) == (40_000, 16, 1_500)
     assert (found.lr, forty.weight_decay, found.layer_decay) == (1e-3, 1e-3, None)
     assert found.backbone["frozen"] is True
@@ -201,7 +201,7 @@ def test_linear_recipes(ade: Path) -> None:
     assert found.decode_head["norm_cfg"]
     assert found.neck is found.auxiliary_head is None
     whole = linear_recipe("ade-linear-160", ade)
-    four = linear.blueprint(BASE, whole)
+    four = linear.model_recipe(BASE, whole)
     assert (whole.iterations, whole.batch, whole.warmup) == (160_000, 16, 1_500)
     assert (four.lr, whole.weight_decay) == (7e-4, 0.05)
     assert four.backbone["out_indices"] == [3, 5, 7, 11]

@@ -86,7 +86,7 @@ def detection_step(weights: LevelWeights) -> None:
 
 def segmentation_step(weights: LevelWeights) -> None:
     config = upernet.Config(data=Path(), crop=(SIDE, SIDE), channels=16, drop_path=0.0)
-    found = upernet.blueprint(weights.spec, config)
+    found = upernet.model_recipe(weights.spec, config)
     trunk = MODELS.build(found.backbone)
     backbones.load(trunk, weights, found.kind, (SIDE, SIDE), tap_norm=False)
     head = MODELS.build({**found.decode_head, "num_classes": 3, "norm_cfg": {"type": "BN"}})

@@ -50,11 +50,11 @@ def segmentor(setting: Setting, precision: Precision, side: int, batch: int) -> 
         channels=setting.pick(None, 16),
         machine=Machine(device=str(setting.device), workers=0, max_batch=batch),
     )
-    blueprint = upernet.blueprint(spec, config)
-    setup = set_up(spec, config, blueprint, Ranks(), nowhere(), dry=True)
+    model_recipe = upernet.model_recipe(spec, config)
+    setup = set_up(spec, config, model_recipe, Ranks(), nowhere(), dry=True)
     model: Any = build_model(setup)
     weights = random_weights(spec, seed=0)
-    load(model.backbone, weights, blueprint.kind, config.crop, tap_norm=blueprint.tap_norm)
+    load(model.backbone, weights, model_recipe.kind, config.crop, tap_norm=model_recipe.tap_norm)
     return settle_batch_norm(model, synchronised=False).to(setting.device)
 
 

@@ -109,8 +109,8 @@ def keep(result: Result, found: TaskResult, task: Task, out: Path) -> Result:
     told = intervals(found)
     return replace(
         result,
-        intervals={metric: interval.half for metric, interval in told.items()},
-        interval_errors={m: interval.error for m, interval in told.items() if interval.error},
+        intervals={metric: interval.half for metric, interval in sound.items()},
+        interval_errors={m: interval.error for m, interval in sound.items() if interval.error},
         outcomes=tuple(keep_outcomes(out, found.outcomes, task)),
         pictures=tuple(store_pictures(out, found.pictures)),
     )
@@ -118,11 +118,11 @@ def keep(result: Result, found: TaskResult, task: Task, out: Path) -> Result:
 
 def intervals(found: TaskResult) -> dict[str, Interval]:
     """Return metric -> 95 % interval over test images, for metrics that the outcomes reproduce."""
-    told = faithful(found.outcomes, found.metrics)
+    sound = faithful(found.outcomes, found.metrics)
     offered = {s.metric for kept in found.outcomes for s in kept.statistics()}
-    for metric in offered & found.metrics.keys() - told.keys():
+    for metric in offered & found.metrics.keys() - sound.keys():
         logger.info("%s is no mean over the images of one set of outcomes: no interval", metric)
-    return {metric: statistic.interval() for metric, statistic in told.items()}
+    return {metric: statistic.interval() for metric, statistic in sound.items()}
 
 
 def _rank() -> int:

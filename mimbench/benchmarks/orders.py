@@ -18,7 +18,7 @@ USUAL = Traits()
 NOT_PROTOCOL = frozenset({"data", "seed", "machine"})
 ORDER_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"
 LEFT_FILE = ".interrupted"
-"""Left by a process that was told to leave: torchrun's own exit code does not say so."""
+"""Written by a process that a signal stopped: torchrun's own exit code does not say so."""
 STALE = ".stale-"
 """Marks the folder of an earlier run that another recipe or `--fresh` replaced."""
 

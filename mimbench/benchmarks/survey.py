@@ -89,7 +89,7 @@ def survey(
             published counts, and its results never stand beside published ones.
     """
     with tempfile.TemporaryDirectory() as folder:
-        asked, told = Path(folder) / "questions.json", Path(folder) / "findings.json"
+        asked, answers = Path(folder) / "questions.json", Path(folder) / "findings.json"
         write_json(
             asked,
             {
@@ -99,14 +99,14 @@ def survey(
                 "specs": [spec.to_json() for spec in specs],
             },
         )
-        command = [sys.executable, "-m", "mimbench.benchmarks.survey", str(asked), str(told)]
+        command = [sys.executable, "-m", "mimbench.benchmarks.survey", str(asked), str(answers)]
         code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
         if code:
             tasks = ", ".join(sorted({q.task for q in questions}))
             raise UserError(
                 f"importing the tasks {tasks} broke (exit code {code}); run: python -m mimbench doctor"
             )
-        return [from_mapping(Finding, f) for f in json.loads(told.read_text())]
+        return [from_mapping(Finding, f) for f in json.loads(answers.read_text())]
 
 
 def child_environment() -> dict[str, str]:

@@ -127,8 +127,8 @@ def convert_raw(raw: Raw, options: Options) -> tuple[str, Converted]:
         return name, module.convert(raw, options)
     except UserError as error:
         text = str(error)
-        told = str(UserError(path)) in text
-        raise UserError(text if told else f"{path} ({name}): {text}") from error
+        named = str(UserError(path)) in text
+        raise UserError(text if named else f"{path} ({name}): {text}") from error
     except UNFIT as error:
         # formats are written for the shapes that networks have; a file may hold any other
         first = printable(str(error).partition("\n")[0], 120)
@@ -158,7 +158,7 @@ def _identity(path: Path, converted: Converted) -> str:
 
 
 def _first_heads(converted: Converted) -> int:
-    """Return the heads of the first stage, where a network with levels was told them."""
+    """Return the heads of the first stage, where they were given for a network with levels."""
     return int(converted.spec.to_json()["options"]["num_heads"])
 
 

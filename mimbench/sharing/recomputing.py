@@ -98,20 +98,20 @@ def _check_numbers(found: Checked, result: Result, offered: Mapping[str, Statist
 
 def _check_metric(found: Checked, result: Result, metric: str, statistic: Statistic) -> None:
     stored, whole = result.metrics[metric], statistic.whole()
-    told = result.intervals.get(metric)
+    stated = result.intervals.get(metric)
     # NaN is close to nothing
     if not abs(stored - whole) <= TOLERANCE:
         shown = f"{metric} is stored as {stored:.4f}, the outcomes give {whole:.4f}"
         # a mean over draws or classes that single images do not determine has no interval
         (
-            found.faults if told is not None or metric == result.main_metric else found.unproven
+            found.faults if stated is not None or metric == result.main_metric else found.unproven
         ).append(shown)
         return
     half = statistic.interval().half
-    if told is None:
+    if stated is None:
         found.faults.append(f"the interval of {metric} is missing, the outcomes give ±{half:.4f}")
-    elif not abs(told - half) <= TOLERANCE:
-        found.faults.append(f"{metric} is stored with ±{told:.4f}, the outcomes give ±{half:.4f}")
+    elif not abs(stated - half) <= TOLERANCE:
+        found.faults.append(f"{metric} is stored with ±{stated:.4f}, the outcomes give ±{half:.4f}")
 
 
 def _check_order(found: Checked, order: Order, result: Result) -> None:

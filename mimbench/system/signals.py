@@ -14,7 +14,7 @@ LEAVE = tuple(
 
 
 def left_early(code: int) -> bool:
-    """Return whether an exit code says that a process was told to leave, saved or not."""
+    """Return whether an exit code says that a signal stopped a process, saved or not."""
     return code == ExitCode.PREEMPTED or -code in (*LEAVE, signal.SIGINT)
 
 

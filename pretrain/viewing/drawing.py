@@ -93,7 +93,7 @@ def describe(view: View) -> str:
     said = ["The model learns by filling in hidden patches of pictures."]
     if view.difficulty is not None:
         said.append(
-            "A second part of it foretells, for each patch, how badly that will go (bright: hard)."
+            "A second part of it predicts, for each patch, how badly that will go (bright: hard)."
         )
         if any(stage.share for stage in view.stages):
             said.append(

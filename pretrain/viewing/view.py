@@ -85,7 +85,7 @@ def load_images(paths: Sequence[Path], spec: VitSpec) -> Tensor:
 
 
 def open_networks(stored: StoredModel, path: Path) -> tuple[MaskedAutoencoder, Teacher | None]:
-    """Return the student, and the network that foretells losses: the average, else the student."""
+    """Return the student, and the network that predicts losses: the average, else the student."""
     parts = {name.partition(".")[0] for name in stored.student}
     if "reconstructor" not in parts:
         raise UserError(
@@ -99,18 +99,18 @@ def open_networks(stored: StoredModel, path: Path) -> tuple[MaskedAutoencoder, T
     return model, teacher if teacher is not None else build_teacher(model)
 
 
-def strategy_of(stored: StoredModel, *, foretells: bool) -> MaskStrategy:
+def strategy_of(stored: StoredModel, *, predicts_loss: bool) -> MaskStrategy:
     """Return how training chose what to hide; the released defaults where the file does not say."""
     if stored.mask is not None:
         own = masks.build(stored.mask)
-        if own.needs <= ({"difficulty", "images"} if foretells else {"images"}):
+        if own.needs <= ({"difficulty", "images"} if predicts_loss else {"images"}):
             return own
         return (
             Hard(ratio=stored.mask.get("ratio", 0.75))
-            if foretells
+            if predicts_loss
             else masks.build({"name": "random"})
         )
-    return Hard() if foretells else masks.build({"name": "random"})
+    return Hard() if predicts_loss else masks.build({"name": "random"})
 
 
 def moments(strategy: MaskStrategy) -> tuple[float, ...]:
@@ -166,7 +166,7 @@ def look(
     normal = normalise(raw)
     patches = to_patches(normal, spec.patch_size)
     found = None if teacher is None else teacher(patches, difficulty=True).difficulty
-    strategy = strategy_of(stored, foretells=teacher is not None)
+    strategy = strategy_of(stored, predicts_loss=teacher is not None)
     stages = [stage(strategy, at, normal, spec, found, seed) for at in moments(strategy)]
     mask = stages[-1].kinds != VISIBLE
     visible, hidden = split(mask, int(mask[0].sum()))

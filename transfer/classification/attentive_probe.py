@@ -1,4 +1,4 @@
-"""Attentive heads over a frozen backbone: what the training loop is told, and how they are scored."""
+"""Attentive heads over a frozen backbone: what the training loop is given, and how they are scored."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class CurveWriter(EventWriter):
         self.curve.close()
 
 
-class Bar(HookBase):
+class ProgressHook(HookBase):
     """Shows progress, loss and time left."""
 
     def before_train(self) -> None:
@@ -88,7 +88,7 @@ class Bar(HookBase):
         self.bar.close()
 
 
-class Leave(HookBase):
+class StopOnSignal(HookBase):
     """After a signal to leave: save the state and go, all processes after the same step."""
 
     def __init__(self, checkpoints: Checkpoints, signals: StopSignals) -> None:

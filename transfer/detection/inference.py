@@ -11,7 +11,7 @@ from transfer.detection import recipe
 from transfer.detection.console import advice
 from transfer.detection.order import Reader
 from transfer.detection.prepare import Job
-from transfer.detection.score import Judge
+from transfer.detection.score import DetectionEvaluator
 
 # detectron2 wraps it so that a type checker cannot see its arguments
 TEST_LOADER: Any = loaders.build_detection_test_loader
@@ -23,7 +23,7 @@ def evaluate(job: Job, keep: Path | None) -> dict[str, float]:
     return dict(scores.metrics) if scores else {}
 
 
-def judge(job: Job, keep: Path | None) -> Judge:
+def judge(job: Job, keep: Path | None) -> DetectionEvaluator:
     """Run the detector over the validation pictures; return the judge, scored on the main process."""
     records = recipe.instantiate(job.sets.val.dataset)
     loader = TEST_LOADER(
@@ -32,7 +32,7 @@ def judge(job: Job, keep: Path | None) -> Judge:
         sampler=InferenceSampler(len(records)),
         num_workers=job.config.machine.workers,
     )
-    verdict = Judge(job.names["val"], keep)
+    verdict = DetectionEvaluator(job.names["val"], keep)
     with advice(job.device):
         inference_on_dataset(job.model, loader, verdict)
     return verdict

@@ -152,7 +152,7 @@ def read_detections(path: Path) -> list[Detection]:
         raise UserError(f"{path} holds no readable detections: {error}; evaluate again") from error
 
 
-class Judge(COCOEvaluator):
+class DetectionEvaluator(COCOEvaluator):
     """detectron2's evaluator, which gathers over processes, keeping a file and scoring as above."""
 
     def __init__(self, dataset: str, keep: Path | None) -> None:

@@ -14,7 +14,7 @@ from mimbench.system.runtime import Ranks
 from mimbench.training.watch import StopSignals
 from transfer.detection import recipe
 from transfer.detection.console import advice
-from transfer.detection.hooks import Bar, Checkpoints, CurveWriter, Leave
+from transfer.detection.hooks import Checkpoints, CurveWriter, ProgressHook, StopOnSignal
 from transfer.detection.inference import evaluate
 from transfer.detection.loop import Accumulator
 from transfer.detection.order import Order, Positioned, Reader
@@ -33,7 +33,7 @@ def save_period(steps: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class TrainingSettings:
     """How a training goes, beside the step itself."""
 
     steps: int
@@ -46,7 +46,7 @@ class Course:
     """Learns the step from which training continues, before the first batch is drawn."""
 
 
-def fit(trainer: Accumulator, course: Course, out: Path, ranks: Ranks) -> None:
+def fit(trainer: Accumulator, course: TrainingSettings, out: Path, ranks: Ranks) -> None:
     """Train to the end of the course, from the newest state in `out` or from the start."""
     checkpoints = Checkpoints(trainer.model, str(out / "checkpoints"), trainer=trainer)
     main = checkpoints.save_to_disk
@@ -68,9 +68,9 @@ def fit(trainer: Accumulator, course: Course, out: Path, ranks: Ranks) -> None:
     course.begin(start)
     if main:
         writers = [CurveWriter(out, start)]
-        trainer.register_hooks([hooks.PeriodicWriter(writers, WRITE_EVERY), Bar()])
+        trainer.register_hooks([hooks.PeriodicWriter(writers, WRITE_EVERY), ProgressHook()])
     with StopSignals(ranks) as signals, advice(trainer.device):
-        trainer.register_hooks([Leave(checkpoints, signals)])
+        trainer.register_hooks([StopOnSignal(checkpoints, signals)])
         trainer.train(start, course.steps)
 
 
@@ -108,7 +108,7 @@ def fit_job(job: Job, out: Path) -> None:
     )
     fit(
         trainer,
-        Course(
+        TrainingSettings(
             steps=job.plan.steps,
             schedule=recipe.instantiate(recipe.build_schedule_config(job.plan)),
             eval_every=config.eval_every,

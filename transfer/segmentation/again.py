@@ -51,7 +51,7 @@ def again(
     out = run / "again"
     out.mkdir(exist_ok=True)
     with process_group(config.machine.device) as ranks, quiet(out, ranks), advice(config):
-        setup = set_up(spec, config, task.blueprint(spec, config), ranks, open_source(config))
+        setup = set_up(spec, config, task.model_recipe(spec, config), ranks, open_source(config))
         check_labels(setup.source, "val", show=ranks.main)
         model = build_model(setup)
         model.load_state_dict(load_file(run / MODEL_FILE))

@@ -71,8 +71,8 @@ def printed_config(args: argparse.Namespace) -> str:
     source = open_source(config) if args.data else ade20k(config)
     spec = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads).spec
     config = replace(config, machine=replace(config.machine, device=args.device))
-    blueprint = task.blueprint(spec, config)
-    return set_up(spec, config, blueprint, Ranks(), source, dry=True).cfg.pretty_text
+    model_recipe = task.model_recipe(spec, config)
+    return set_up(spec, config, model_recipe, Ranks(), source, dry=True).cfg.pretty_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,10 +18,10 @@ from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation import heads, windows  # noqa: F401
 from transfer.segmentation.convert import obstacles
 from transfer.segmentation.protocol import SegmentationConfig, rehearsal
-from transfer.segmentation.recipe import Blueprint, backbone_config, cross_entropy
+from transfer.segmentation.recipe import ModelRecipe, backbone_config, cross_entropy
 from transfer.segmentation.train import run_task
 
-__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "blueprint", "run"]
+__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "model_recipe", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"
@@ -43,7 +43,7 @@ class Config(SegmentationConfig):
     drop_path: float = 0.0
 
 
-def blueprint(spec: VitSpec, config: Config) -> Blueprint:
+def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
     """Return the model and optimiser for a checkpoint's architecture."""
     if refusals := obstacles(spec, "TimmMAE", config.crop):
         raise UserError(f"no backbone here trains this checkpoint: {'; '.join(refusals)}")
@@ -54,7 +54,7 @@ def blueprint(spec: VitSpec, config: Config) -> Blueprint:
         notes.append(f"no norm on the patches: this checkpoint's is '{spec.final_norm}'")
     if spec.patch_size != 16:
         notes.append(f"patches stay {spec.patch_size} (the published runs resample them to 16)")
-    return Blueprint(
+    return ModelRecipe(
         kind="TimmMAE",
         backbone=backbone | {"tap_norm": normed},
         neck=None,
@@ -83,4 +83,4 @@ def blueprint(spec: VitSpec, config: Config) -> Blueprint:
 
 def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
     """Fine-tune and score; `out` receives the curve and the model."""
-    return run_task(TASK, VERSION, weights, config, blueprint(weights.spec, config), out)
+    return run_task(TASK, VERSION, weights, config, model_recipe(weights.spec, config), out)

@@ -166,7 +166,7 @@ def scale_of(spec: LevelSpec, level: int | None, name: str, optimum: Optimum) ->
         return 1.0
     if optimum.groups is None:
         return optimum.decay ** (spec.layers - 1 - level)
-    # mmseg counts the exponent from its number of groups, though only the stages are told apart:
+    # mmseg counts the exponent from its number of groups, though only the stages differ:
     # stem and every downsampling lie at its very end
     staged = name.removeprefix("body.").split(".")
     below = staged[0] == "stem" or "downsample" in staged

@@ -20,10 +20,10 @@ from mimbench.vit.weights import VitSpec
 from transfer.segmentation import heads  # noqa: F401
 from transfer.segmentation.convert import Kind, obstacles
 from transfer.segmentation.protocol import SegmentationConfig, canonical, rehearsal, tap_blocks
-from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
+from transfer.segmentation.recipe import SYNC_BN, ModelRecipe, backbone_config, cross_entropy
 from transfer.segmentation.train import run_task
 
-__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "blueprint", "run"]
+__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "model_recipe", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"
@@ -50,7 +50,7 @@ class Config(SegmentationConfig):
     """The backbone's final norm on every level that is used."""
 
 
-def blueprint(spec: Spec, config: Config) -> Blueprint:
+def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     """Return the frozen model, its head and optimiser for a checkpoint's architecture."""
     if isinstance(spec, LevelSpec):
         return _with_levels(spec, config)
@@ -73,7 +73,7 @@ def blueprint(spec: Spec, config: Config) -> Blueprint:
     notes = []
     if config.tap_norm and not normed:
         notes.append(f"no norm on the patches: this checkpoint's is '{spec.final_norm}'")
-    return Blueprint(
+    return ModelRecipe(
         kind=kind,
         backbone=backbone,
         neck=None,
@@ -88,14 +88,14 @@ def blueprint(spec: Spec, config: Config) -> Blueprint:
     )
 
 
-def _with_levels(spec: LevelSpec, config: Config) -> Blueprint:
+def _with_levels(spec: LevelSpec, config: Config) -> ModelRecipe:
     """Return a linear head on the coarsest map under the network's own last norm."""
     if config.levels == "four":
         raise UserError(
             f"four blocks concatenated are a protocol of plain ViTs; {spec.model} has levels of other "
             "widths and strides (levels: last reads its coarsest map)"
         )
-    return Blueprint(
+    return ModelRecipe(
         kind="TimmLevels",
         backbone={"type": "TimmLevels", "spec": spec.to_json(), "frozen": True},
         neck=None,
@@ -126,4 +126,4 @@ def _head(widths: list[int], config: Config) -> dict[str, Any]:
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Train the head on frozen features and score; `out` receives the curve and the model."""
-    return run_task(TASK, VERSION, weights, config, blueprint(weights.spec, config), out)
+    return run_task(TASK, VERSION, weights, config, model_recipe(weights.spec, config), out)

@@ -16,7 +16,7 @@ from transfer.segmentation.data import DataSource
 from transfer.segmentation.framework import MODELS
 from transfer.segmentation.loop import synchronises
 from transfer.segmentation.protocol import SegmentationConfig
-from transfer.segmentation.recipe import Blueprint, full_config
+from transfer.segmentation.recipe import ModelRecipe, full_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Setup:
     """Everything that is decided before the first step."""
 
     config: SegmentationConfig
-    blueprint: Blueprint
+    model_recipe: ModelRecipe
     spec: Spec
     source: DataSource
     plan: BatchPlan
@@ -58,7 +58,7 @@ class Setup:
 def set_up(
     spec: Spec,
     config: SegmentationConfig,
-    blueprint: Blueprint,
+    model_recipe: ModelRecipe,
     ranks: Ranks,
     source: DataSource,
     *,
@@ -69,7 +69,7 @@ def set_up(
     Args:
         spec: The checkpoint's architecture.
         config: The task's configuration.
-        blueprint: The task's model and optimiser.
+        model_recipe: The task's model and optimiser.
         ranks: This process among its peers.
         source: The data.
         dry: Nothing will be trained here; the recipe need not suit this machine.
@@ -81,8 +81,8 @@ def set_up(
             "then have a protocol of their own)"
         )
     plan = plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch)
-    cfg = full_config(spec, config, blueprint, source, plan)
-    parts = {"config": config, "blueprint": blueprint, "spec": spec, "source": source}
+    cfg = full_config(spec, config, model_recipe, source, plan)
+    parts = {"config": config, "model_recipe": model_recipe, "spec": spec, "source": source}
     return Setup(**parts, plan=plan, cfg=cfg, device=device, ranks=ranks)
 
 

@@ -20,7 +20,7 @@ SYNC_BN = {"type": "SyncBN", "requires_grad": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blueprint:
+class ModelRecipe:
     """What a task decides about its model and its optimiser; the rest of the recipe is shared."""
 
     kind: Kind
@@ -90,7 +90,7 @@ def statistics(spec: Spec) -> tuple[list[float], list[float]]:
 def full_config(
     spec: Spec,
     config: SegmentationConfig,
-    blueprint: Blueprint,
+    model_recipe: ModelRecipe,
     source: DataSource,
     plan: BatchPlan,
 ) -> Config:
@@ -99,7 +99,7 @@ def full_config(
     Args:
         spec: The checkpoint's architecture.
         config: The task's configuration.
-        blueprint: The task's model and optimiser.
+        model_recipe: The task's model and optimiser.
         source: The data, with its classes.
         plan: The effective batch as micro-batches of this machine.
     """
@@ -129,10 +129,10 @@ def full_config(
     return Config(
         {
             "default_scope": SCOPE,
-            "model": model_config(spec, config, blueprint, source),
+            "model": model_config(spec, config, model_recipe, source),
             "train_dataloader": train_loader,
             "val_dataloader": val,
-            "optim_wrapper": optim_config(config, blueprint, plan),
+            "optim_wrapper": optim_config(config, model_recipe, plan),
             "param_scheduler": schedule_config(config),
             "train_cfg": {
                 "type": "EffectiveBatchLoop",
@@ -153,18 +153,18 @@ def full_config(
 
 
 def model_config(
-    spec: Spec, config: SegmentationConfig, blueprint: Blueprint, source: DataSource
+    spec: Spec, config: SegmentationConfig, model_recipe: ModelRecipe, source: DataSource
 ) -> dict[str, Any]:
     """Return mmseg's EncoderDecoder for this checkpoint, recipe and number of classes."""
     mean, std = statistics(spec)
     classes = len(source.names)
-    heads = {"decode_head": {**blueprint.decode_head, "num_classes": classes}}
-    if blueprint.neck:
-        heads["neck"] = blueprint.neck
-    if blueprint.auxiliary_head:
-        heads["auxiliary_head"] = {**blueprint.auxiliary_head, "num_classes": classes}
+    heads = {"decode_head": {**model_recipe.decode_head, "num_classes": classes}}
+    if model_recipe.neck:
+        heads["neck"] = model_recipe.neck
+    if model_recipe.auxiliary_head:
+        heads["auxiliary_head"] = {**model_recipe.auxiliary_head, "num_classes": classes}
     return {
-        "type": blueprint.segmentor,
+        "type": model_recipe.segmentor,
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
             "mean": mean,
@@ -176,7 +176,7 @@ def model_config(
             # a picture narrower than the window is padded, because the position grid is fixed
             "test_cfg": {"size": tuple(config.crop)},
         },
-        "backbone": blueprint.backbone,
+        "backbone": model_recipe.backbone,
         **heads,
         "train_cfg": {},
         "test_cfg": {
@@ -188,17 +188,19 @@ def model_config(
 
 
 def optim_config(
-    config: SegmentationConfig, blueprint: Blueprint, plan: BatchPlan
+    config: SegmentationConfig, model_recipe: ModelRecipe, plan: BatchPlan
 ) -> dict[str, Any]:
     """Return the optimiser entry; mixed precision is on exactly where the recipe says so."""
     out: dict[str, Any] = {
         "type": "OptimWrapper",
         "optimizer": {
             "type": "AdamW",
-            "lr": blueprint.lr,
+            "lr": model_recipe.lr,
             "betas": (0.9, 0.999),
             "weight_decay": (
-                config.weight_decay if blueprint.weight_decay is None else blueprint.weight_decay
+                config.weight_decay
+                if model_recipe.weight_decay is None
+                else model_recipe.weight_decay
             ),
         },
         "accumulative_counts": plan.micro_steps,
@@ -207,23 +209,26 @@ def optim_config(
         out |= {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
     elif config.precision == "bf16":
         out["type"] = "BFloat16OptimWrapper"
-    if blueprint.backbone_factor != 1:
-        keys = {"backbone": {"lr_mult": blueprint.backbone_factor}}
+    if model_recipe.backbone_factor != 1:
+        keys = {"backbone": {"lr_mult": model_recipe.backbone_factor}}
         out["paramwise_cfg"] = {"custom_keys": keys}
-    if blueprint.levels is not None:
-        return out | {"constructor": "LevelDecay", "paramwise_cfg": {"optimum": blueprint.levels}}
-    if blueprint.layer_decay is not None:
-        plain = blueprint.published_decay and not blueprint.more_embeddings
+    if model_recipe.levels is not None:
+        return out | {
+            "constructor": "LevelDecay",
+            "paramwise_cfg": {"optimum": model_recipe.levels},
+        }
+    if model_recipe.layer_decay is not None:
+        plain = model_recipe.published_decay and not model_recipe.more_embeddings
         out["constructor"] = (
             "LearningRateDecayOptimizerConstructor" if plain else "EmbeddingAwareLayerDecay"
         )
         out["paramwise_cfg"] = {
-            "num_layers": blueprint.depth,
-            "decay_rate": blueprint.layer_decay,
+            "num_layers": model_recipe.depth,
+            "decay_rate": model_recipe.layer_decay,
             "decay_type": "layer_wise",
         }
         if not plain:
-            out["paramwise_cfg"]["spare_tables"] = not blueprint.published_decay
+            out["paramwise_cfg"]["spare_tables"] = not model_recipe.published_decay
     return out
 
 

@@ -29,7 +29,7 @@ from transfer.segmentation.labels import LabelReport, check_labels
 from transfer.segmentation.loop import PlainRunner, runner_options
 from transfer.segmentation.prepare import Setup, build_model, set_up
 from transfer.segmentation.protocol import SegmentationConfig
-from transfer.segmentation.recipe import Blueprint, check_batch
+from transfer.segmentation.recipe import ModelRecipe, check_batch
 from transfer.segmentation.score import Score, sample_parts
 from transfer.segmentation.show import SMALL, show
 
@@ -45,7 +45,7 @@ def run_task(
     version: int,
     weights: Weights,
     config: SegmentationConfig,
-    blueprint: Blueprint,
+    model_recipe: ModelRecipe,
     out: Path,
 ) -> TaskResult:
     """Train and score; call again to continue an interrupted run.
@@ -55,24 +55,24 @@ def run_task(
         version: The task's version.
         weights: The checkpoint.
         config: The task's configuration.
-        blueprint: The task's model and optimiser.
+        model_recipe: The task's model and optimiser.
         out: Folder for everything that is written.
     """
     out.mkdir(parents=True, exist_ok=True)
     identity = run_identity(task, version, weights, config)
     with process_group(config.machine.device) as ranks, quiet(out, ranks), advice(config):
-        setup = set_up(weights.spec, config, blueprint, ranks, open_source(config))
+        setup = set_up(weights.spec, config, model_recipe, ranks, open_source(config))
         check_batch(setup.plan, synchronised=setup.synchronised)
         labels = [check_labels(setup.source, part, show=ranks.main) for part in ("train", "val")]
         claim(out, identity, main=ranks.main)
         if ranks.main:
             write_text(out / "mmengine_config.py", setup.cfg.pretty_text)
         model = build_model(setup)
-        kind, crop = blueprint.kind, config.crop
+        kind, crop = model_recipe.kind, config.crop
         used = load(
-            cast(nn.Module, model.backbone), weights, kind, crop, tap_norm=blueprint.tap_norm
+            cast(nn.Module, model.backbone), weights, kind, crop, tap_norm=model_recipe.tap_norm
         )
-        logger.info("backbone %s: %s tensors used", blueprint.backbone["type"], used.summary)
+        logger.info("backbone %s: %s tensors used", model_recipe.backbone["type"], used.summary)
         _obtain(model, setup, out, identity["digest"])
         tested = evaluate(model, setup.cfg, setup.source, setup.device, out, ranks)
         found = task_result(tested, setup.source.names)
@@ -186,11 +186,11 @@ def notes(
 ) -> dict[str, Any]:
     """Return what a reader of the numbers should know beside them."""
     return {
-        "backbone": setup.blueprint.backbone["type"],
+        "backbone": setup.model_recipe.backbone["type"],
         "tensors_used": used.summary,
         "tensors_unused": dict(used.unused),
-        "notes": list(setup.blueprint.notes),
-        "unpublished": setup.blueprint.unpublished,
+        "notes": list(setup.model_recipe.notes),
+        "unpublished": setup.model_recipe.unpublished,
         "position_rule": getattr(setup.spec, "position_rule", "none"),
         "micro_batch": setup.plan.per_process,
         "micro_steps": setup.plan.micro_steps,

@@ -27,10 +27,10 @@ from transfer.segmentation.protocol import (
     rehearsal,
     tap_blocks,
 )
-from transfer.segmentation.recipe import SYNC_BN, Blueprint, backbone_config, cross_entropy
+from transfer.segmentation.recipe import SYNC_BN, ModelRecipe, backbone_config, cross_entropy
 from transfer.segmentation.train import run_task
 
-__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "blueprint", "run"]
+__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "model_recipe", "run"]
 
 VERSION = 1
 MAIN_METRIC = "miou"
@@ -84,7 +84,7 @@ def sized(spec: Spec, config: Config) -> dict[str, Any]:
     return {**usual, **own, "taps": config.taps or tap_blocks(spec.depth)}
 
 
-def blueprint(spec: Spec, config: Config) -> Blueprint:
+def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     """Return the model and optimiser for a checkpoint's architecture."""
     if isinstance(spec, LevelSpec):
         return _with_levels(spec, config)
@@ -110,7 +110,7 @@ def blueprint(spec: Spec, config: Config) -> Blueprint:
         notes.append(f"timm's ViT instead of mmseg's: {'; '.join(reasons)}")
     if kind == "TimmMAE" and relative:
         notes.append("without relative position bias, which only mmseg's backbones have")
-    return Blueprint(
+    return ModelRecipe(
         kind=kind,
         backbone=backbone,
         neck={"type": "Feature2Pyramid", "embed_dim": spec.embed_dim, "rescales": [4, 2, 1, 0.5]},
@@ -127,7 +127,7 @@ def blueprint(spec: Spec, config: Config) -> Blueprint:
     )
 
 
-def _with_levels(spec: LevelSpec, config: Config) -> Blueprint:
+def _with_levels(spec: LevelSpec, config: Config) -> ModelRecipe:
     """Return mmseg's UperNet on a network's own four maps: 512 channels, no neck."""
     if len(spec.levels) != LEVELS:
         raise UserError(
@@ -139,7 +139,7 @@ def _with_levels(spec: LevelSpec, config: Config) -> Blueprint:
     notes = (remark,) if remark else ()
     widths = [level.channels for level in spec.levels]
     decay = config.weight_decay
-    return Blueprint(
+    return ModelRecipe(
         kind="TimmLevels",
         backbone={
             "type": "TimmLevels",
@@ -191,4 +191,4 @@ def _auxiliary(width: int, config: Config) -> dict[str, Any]:
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Fine-tune and score; `out` receives the curve and the model."""
-    return run_task(TASK, VERSION, weights, config, blueprint(weights.spec, config), out)
+    return run_task(TASK, VERSION, weights, config, model_recipe(weights.spec, config), out)

@@ -40,8 +40,8 @@ def read_raw(path: Path) -> Raw:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UserError as error:
-        told = str(UserError(str(path))) in str(error)
-        raise UserError(str(error) if told else f"{path}: {error}") from error
+        named = str(UserError(str(path))) in str(error)
+        raise UserError(str(error) if named else f"{path}: {error}") from error
     return raw
 
 

@@ -1,4 +1,4 @@
-"""Zip archives as torch writes them: stored entries in their place, told twice and checked by sums."""
+"""Zip archives as torch writes them: stored entries in their place, listed twice and checked by sums."""
 
 import struct
 import zlib
@@ -33,7 +33,7 @@ class Entry:
     """Bytes that it would have unpacked."""
     stored: bool
     sum: int
-    """CRC-32 of the content; 0 where torch was told to write none."""
+    """CRC-32 of the content; 0 where torch wrote none."""
 
 
 def entries(data: memoryview) -> dict[str, Entry]:

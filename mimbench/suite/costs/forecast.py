@@ -123,7 +123,7 @@ def measure(
     stages: dict[tuple[str, str], str],
     slot: Slot,
 ) -> Forecast:
-    """Run the cell in a scratch folder until it ends or has told its pace, at most `patience` seconds.
+    """Run the cell in a scratch folder until it ends or its pace is known, at most `patience` seconds.
 
     A cell that was stopped in its training has not shown what comes after; where its task offers a
     rehearsal (the recipe with next to no training), that is run too.
@@ -141,18 +141,20 @@ def measure(
     who = cell.candidate.folder
     if seen.pace and seen.code is None:
         stages[who, cell.order.benchmark] = seen.pace.label
-    told = Forecast(
+    expected = Forecast(
         cell=cell.label,
         how=f"measured for {seen.seconds:.0f} s",
         memory_mb=seen.memory_mb,
         disk_mb=seen.disk_mb,
     )
     if seen.code == 0:
-        return replace(told, how="ran to its end", seconds=seen.seconds)
+        return replace(expected, how="ran to its end", seconds=seen.seconds)
     if seen.code is not None:
         return Forecast(cell=cell.label, how=f"the measurement failed: {seen.last_line}")
     if seen.pace is None or seen.whole is None:
-        return replace(told, how=f"{told.how}, no pace told yet: try --patience", disk_mb=None)
+        return replace(
+            expected, how=f"{expected.how}, its pace is not known yet: try --patience", disk_mb=None
+        )
     made = {stages.get((who, name)) for name in cell.after}
     whole = seen.seconds if seen.pace.label in made else seen.whole
     after = 0.0
@@ -161,10 +163,10 @@ def measure(
         short = replace(cell.order, config=cell.rehearsal)
         rehearsed = observe(cell, short, patience, command, slot)
         after = max(0.0, (rehearsed.whole or 0.0) - (seen.seconds - seen.pace.spent))
-        told = replace(told, memory_mb=max(seen.memory_mb, rehearsed.memory_mb))
+        expected = replace(expected, memory_mb=max(seen.memory_mb, rehearsed.memory_mb))
     return replace(
-        told,
-        how=f"{told.how}, stage {seen.pace.label}" + (f", then {after:.0f} s" if after else ""),
+        expected,
+        how=f"{expected.how}, stage {seen.pace.label}" + (f", then {after:.0f} s" if after else ""),
         seconds=whole + after,
         units=seen.pace.total,
     )

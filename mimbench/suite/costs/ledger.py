@@ -51,10 +51,10 @@ class Ledger:
         """Return what a cell that starts now is expected to take, if anything tells."""
         kept = self.entries.get(cell.label)
         planned = kept is not None and kept.seconds and not kept.how.startswith(IDLE)
-        told = kept if planned else self.known.get(kind_of(cell))
-        told = told or Forecast(cell=cell.label, how="not measured before the run")
-        self.entries[cell.label] = replace(told, cell=cell.label, actual_seconds=None)
-        return told.seconds
+        expected = kept if planned else self.known.get(kind_of(cell))
+        expected = expected or Forecast(cell=cell.label, how="not measured before the run")
+        self.entries[cell.label] = replace(expected, cell=cell.label, actual_seconds=None)
+        return expected.seconds
 
     def end(self, cell: Cell, seconds: float) -> None:
         """Record what a finished cell took."""
@@ -99,10 +99,10 @@ def plan_lines(cells: Sequence[Cell], found: Sequence[Forecast], slots: int = 1)
         parts += [f"{f.memory_mb:.0f} MB memory"] if f.memory_mb else []
         parts += [f"{f.disk_mb:.1f} MB disk"] if f.disk_mb else []
         lines.append(f"{cell.label}: {', '.join(parts)} ({f.how})")
-    told = [f.seconds for f in found if f.seconds is not None]
-    unknown = len(found) - len(told)
+    expected = [f.seconds for f in found if f.seconds is not None]
+    unknown = len(found) - len(expected)
     side = f", {slots} cells side by side" if slots > 1 else ""
-    total = f"total: {clock(makespan(told, slots))}{side}"
+    total = f"total: {clock(makespan(expected, slots))}{side}"
     return [*lines, total + (f" and {unknown} cells unknown" if unknown else "")]
 
 

@@ -1,4 +1,4 @@
-"""What a node of a cluster runs for one cell: its processes, and the scheduler's wish that they leave."""
+"""What a node of a cluster runs for one cell: its processes, and the scheduler's request that they stop."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ class CellJob:
                     time.sleep(POLL)
                 if not code or not asked:
                     return code
-                # told to leave: the scheduler ends this job in a moment and queues it again; an
+                # asked to stop: the scheduler ends this job in a moment and queues it again; an
                 # exit code now would count as the job's result
                 time.sleep(max(0.0, asked[-1] + GRACE - time.monotonic()))
                 asked.clear()

@@ -32,7 +32,7 @@ class Ended:
 
 
 class Watcher(Protocol):
-    """Is told when cells begin and end."""
+    """Follows the cells of a run."""
 
     def begin(self, cell: Cell) -> float | None:
         """Return how many seconds the cell is expected to take, if that is known."""
@@ -83,7 +83,7 @@ def run_cells(
         slots: Shares of the machine; as many cells run side by side.
         fresh: Run done cells again, keeping their old folders aside.
         command: What to start for a cell.
-        watcher: Is told of each cell that begins and each that is done.
+        watcher: Called for each cell that begins and each that is done.
     """
     ended, waiting = settle(cells, fresh=fresh)
     running: list[ActiveCell] = []

@@ -41,8 +41,8 @@ def watch(cells: Sequence[Cell], device: str) -> None:
 
 def _sound(who: Candidate, verdict: Path, cell: Cell, device: str) -> bool:
     if verdict.is_file():
-        told = json.loads(verdict.read_text())
-        if told["digest"] == who.weights["digest"] and not told["faults"]:
+        found = json.loads(verdict.read_text())
+        if found["digest"] == who.weights["digest"] and not found["faults"]:
             logger.info("canary: %s was found sound before", who.weights["name"])
             return True
     command = [sys.executable, "-m", "mimbench", "canary", str(who.path), "--out", str(verdict)]
