@@ -39,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pretrain(args: argparse.Namespace) -> int:
     # not before the options are read: --help and a wrong option need no torch
+    from mimbench.system.config import parse_overrides  # noqa: PLC0415
     from mimbench.system.runtime import process_group  # noqa: PLC0415
     from pretrain.recipes import read_recipe  # noqa: PLC0415
     from pretrain.train import train  # noqa: PLC0415
 
     overrides = [*args.set, *([f"data.root={args.data}"] if args.data else [])]
+    parse_overrides(overrides)  # one person said all of them: two values for one key are an error
     config = read_recipe(args.config, overrides)
     out = args.out or Path("runs") / "pretrain" / Path(args.config).stem
     with process_group(config.machine.device) as ranks:

@@ -189,7 +189,7 @@ def read_config(config: str, overrides: list[str]) -> Config:
         path = named
     # the defaults say how a nested override is meant, so they lie below it
     mapping = load_yaml(BASE)
-    for layer in (load_yaml(path), parse_overrides(overrides)):
+    for layer in (load_yaml(path), parse_overrides(overrides, layered=True)):
         mapping = lay_over(mapping, layer)
     return from_mapping(Config, mapping, path.name)
 

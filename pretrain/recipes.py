@@ -33,6 +33,6 @@ def read_recipe(config: str, overrides: list[str]) -> Config | DistillConfig:
     if content.get("method") != "distillation":
         return read_config(str(path), overrides)
     mapping = load_yaml(DISTILLATION_BASE)
-    for layer in (content, parse_overrides(overrides)):
+    for layer in (content, parse_overrides(overrides, layered=True)):
         mapping = lay_over(mapping, layer)
     return from_mapping(DistillConfig, mapping, path.name)

@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.cells import Request, make_cells, read_candidate
-from mimbench.benchmarks.evaluation import evaluate
-from mimbench.benchmarks.lifecycle import finished, set_aside
+from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, load_manifest
-from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.checkpoints.files import write_weights
 from mimbench.report.curves import HEIGHT, WIDTH, Line, chart
 from mimbench.system.errors import UserError
@@ -154,12 +152,8 @@ def timeline(run: Path, manifest: Manifest, request: Request, which: str) -> lis
     for cell in make_cells(manifest, candidates, request):
         if cell.problem:
             raise UserError(f"{cell.label}: {cell.problem}")
-        result = finished(cell)
-        if result is None:
-            set_aside(cell)
-            write_order(cell.folder / ORDER_FILE, cell.order)
-            result = evaluate(cell.order, cell.folder)
-            logger.info("%s: %.2f", cell.label, result.metrics[result.main_metric])
+        result = run_here(cell)
+        logger.info("%s: %.2f", cell.label, result.metrics[result.main_metric])
         for metric, value in result.metrics.items():
             if metric == result.main_metric or metric in ("lidar", "alpha", "two_nn"):
                 scores[cell.order.name][f"{cell.order.benchmark} {metric}"] = value

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mimbench.benchmarks.manifest import load_manifest
+from mimbench.networks.levels import random_levels
 from mimbench.system.config import from_mapping, merge
 from mimbench.system.errors import UserError
 from mimbench.system.generators import seeded
@@ -26,6 +27,7 @@ from mimbench.vit.depth import StochasticDepth, image_seeds
 from mimbench.vit.network import build_vit
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.support.odd_images import odd_images
+from tests.support.tiny_levels import CONVNEXT, PLAIN_CONVNEXT, SWIN
 from transfer.classification import heads
 from transfer.classification.augmentation import (
     Augmentation,
@@ -41,6 +43,11 @@ from transfer.classification.tuner import Config, FineTune
 
 DRAWN = 2000
 WIDTHS = [384, 768, 1024, 1280]
+TINY = random_weights(
+    VitSpec(embed_dim=32, depth=3, num_heads=2, mlp_dim=64, patch_size=16, grid=(4, 4)), 0
+)
+STAGED = {"fcmae": CONVNEXT, "simmim": SWIN, "spark": PLAIN_CONVNEXT}
+"""The recipes for networks with levels, and a network of each family."""
 
 
 def paper_recipes(task: str) -> dict[str, dict[str, Any]]:
@@ -76,15 +83,15 @@ def test_paper_recipe_with_all_its_augmentation_on_2000_odd_images(
     plain = paper_recipes("transfer.classification.finetune")[name]
     small = {"image_size": 64, "resize": 73, "precision": "fp32", "subset": {}}
     config = from_mapping(Config, merge(plain, {**small, "data": str(photographs)}))
-    recipe = config.resolve(768)
+    weights = random_levels(STAGED[config.recipe], 0) if config.recipe in STAGED else TINY
+    recipe = config.resolve(768, weights.spec.model)
     assert config.augment == Augmentation()
     assert recipe.drop_path > 0
-    spec = VitSpec(embed_dim=32, depth=3, num_heads=2, mlp_dim=64, patch_size=16, grid=(4, 4))
     config = replace(config, drop_path=recipe.drop_path, pool=recipe.pool)
     train, val = config.images()
-    learner = FineTune(random_weights(spec, 0), config, val, Ranks())
+    learner = FineTune(weights, config, val, Ranks())
     learner.model.train()
-    transform = train_transform(config.augment, 64, config.interpolation, spec)
+    transform = train_transform(config.augment, 64, config.interpolation, weights.spec)
     samples = SeededSamples(TrainImages(train, transform), seed=1)
     losses = []
     for first in range(0, DRAWN, 16):

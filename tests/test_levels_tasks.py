@@ -11,31 +11,14 @@ import torch
 import knn.classify
 import transfer.classification.finetune as finetune
 import transfer.classification.linear as linear
-from mimbench.networks.levels import LevelSpec, LevelWeights, random_levels
+from mimbench.networks.levels import LevelWeights, random_levels
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec, random_weights
+from tests.support.tiny_levels import CONVNEXT, FAMILIES
 from transfer.classification.classifier import at_size, build_classifier
 from transfer.classification.staged_recipes import staged_recipe
 from transfer.classification.tuner import make_optimizer
-
-CONVNEXT = LevelSpec(
-    architecture="convnextv2_tiny", options={"depths": [1, 1, 1, 1], "dims": [8, 12, 16, 24]}
-)
-SWIN = LevelSpec(
-    architecture="swin_tiny_patch4_window7_224",
-    options={"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 1},
-    image_size=(32, 32),
-)
-HIERA = LevelSpec(
-    architecture="hiera_tiny_224",
-    options={"embed_dim": 8, "num_heads": 1, "stages": [1, 1, 1, 1]},
-    image_size=(32, 32),
-)
-RESNET = LevelSpec(
-    architecture="resnet18", options={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
-)
-FAMILIES = {"convnextv2": CONVNEXT, "swin": SWIN, "hiera": HIERA, "resnet": RESNET}
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_stats_of_segments(
     path = tmp_path / "encoder.safetensors"
     write_weights(path, tiny_weights)
     assert main(["stats", "--data", str(scenes), "--checkpoint", str(path), "--ratio", "0.5"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
     assert "segments hidden" in lines[0]
     values = {line.split("|")[1].strip(): line.split("|")[5].strip() for line in lines[2:]}
     assert 0.5 < float(values["random"]) < 1.5

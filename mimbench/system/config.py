@@ -69,8 +69,13 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
     return out
 
 
-def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
-    """Return the mapping that command-line items such as `mask.ratio=0.6` spell out."""
+def parse_overrides(items: Sequence[str], *, layered: bool = False) -> dict[str, Any]:
+    """Return the mapping that command-line items such as `mask.ratio=0.6` spell out.
+
+    Args:
+        items: What one person said: two values for one key are an error.
+        layered: The items come from several layers (an arm's, then the user's): later ones win.
+    """
     out: dict[str, Any] = {}
     for item in items:
         path, equals, text = item.partition("=")
@@ -80,7 +85,8 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
             value: Any = yaml.load(text, Loader=StrictLoader)
         except yaml.YAMLError as error:
             raise UserError(f"the value of '{item}' is not valid YAML: {error}") from error
-        _refuse_contradiction(out, path, value, items)
+        if not layered:
+            _refuse_contradiction(out, path, value, items)
         for key in reversed(path.split(".")):
             value = {key: value}
         out = merge(out, value)
