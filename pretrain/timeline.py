@@ -25,9 +25,12 @@ from mimbench.benchmarks.orders import ORDER_FILE, write_order
 from mimbench.checkpoints.files import write_weights
 from mimbench.report.curves import HEIGHT, WIDTH, Line, chart
 from mimbench.system.errors import UserError
+from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import value_digest, write_json, write_text
 from mimbench.system.logs import configure_logging
+from mimbench.system.options import Parser, add_option
 from mimbench.task import Machine
+from mimbench.training.curve import CURVE_FILE
 from mimbench.training.learner import LAST
 from mimbench.training.snapshots import read_state
 from mimbench.vit.weights import VitWeights
@@ -72,7 +75,7 @@ def states_of(run: Path) -> list[State]:
             f"{run} holds no saved state (checkpoints/epoch-*.pt or {LAST}); pretrain with "
             "training.keep_every=N to keep one every N epochs"
         )
-    journal = read_journal(run / "metrics.jsonl")
+    journal = read_journal(run / CURVE_FILE)
     found: dict[int, State] = {}
     for path in kept:
         said = read_state(path, lazily=True)
@@ -219,22 +222,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line."""
-    out = argparse.ArgumentParser(
-        prog="python -m pretrain.timeline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    out = Parser(prog="python -m pretrain.timeline", description=__doc__)
     out.add_argument("run", type=Path, metavar="RUN", help="a pretraining run's folder")
-    out.add_argument("--only", default=BENCHMARKS, help=f"benchmarks, by their ids ({BENCHMARKS})")
-    out.add_argument("--profile", choices=PROFILES, default="quick")
-    out.add_argument("--which", choices=("student", "teacher"), default="student")
-    out.add_argument("--data", type=Path, metavar="DIR", help="holds imagenet, ade")
-    out.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/timeline")
-    out.add_argument("--benchmarks", type=Path, default=DEFAULT_FILE, metavar="FILE")
-    out.add_argument("--workers", type=int, default=2, metavar="N")
-    out.add_argument("--device", default="auto")
+    add_option(out, "--only", f"default: {BENCHMARKS}", default=BENCHMARKS)
+    add_option(out, "--profile", "default: quick", choices=PROFILES, default="quick")
+    add_option(
+        out, "--which", "default: student", choices=("student", "teacher"), default="student"
+    )
+    add_option(out, "--data", "holds imagenet/, ade/")
+    add_option(out, "--out", "default: RUN/timeline")
+    add_option(out, "--benchmarks", default=DEFAULT_FILE)
+    add_option(out, "--workers", default=2)
+    add_option(out, "--device")
     return out
 
 
@@ -242,21 +243,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     args = parser().parse_args(arguments)
     configure_logging()
-    try:
-        manifest = load_manifest(args.benchmarks)
-        request = Request(
-            profile=args.profile,
-            benchmarks=manifest.choose(args.profile, args.only.split(",")),
-            data=args.data,
-            out=args.out or args.run / "timeline",
-            machine=Machine(device=args.device, workers=args.workers),
-        )
-        rows = timeline(args.run, manifest, request, args.which)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return run_command(_score, args)
+
+
+def _score(args: argparse.Namespace) -> int:
+    manifest = load_manifest(args.benchmarks)
+    request = Request(
+        profile=args.profile,
+        benchmarks=manifest.choose(args.profile, args.only.split(",")),
+        data=args.data,
+        out=args.out or args.run / "timeline",
+        machine=Machine(device=args.device, workers=args.workers),
+    )
+    rows = timeline(args.run, manifest, request, args.which)
     sys.stdout.write(table(rows) + "\n")
-    return 0
+    return ExitCode.OK
 
 
 if __name__ == "__main__":

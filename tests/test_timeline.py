@@ -12,8 +12,9 @@ from mimbench.benchmarks.survey import look
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
 from pretrain import timeline
+from pretrain.config import read_config
 from pretrain.train import train
-from tests.support.tiny_pretrain import noisy_images, tiny
+from tests.support.tiny_pretrain import TINY, noisy_images
 
 MANIFEST = """
 defaults: {}
@@ -33,7 +34,8 @@ benchmarks:
 def run(tmp_path: Path) -> Path:
     """A pretraining of two epochs that kept both."""
     noisy_images(tmp_path / "noise", 8)
-    config = tiny(
+    plain = [part for part in TINY if not part.startswith("data.root=")]
+    own = [
         f"data.root={tmp_path}/noise",
         "training.epochs=2",
         "optimizer.warmup_epochs=0",
@@ -41,7 +43,9 @@ def run(tmp_path: Path) -> Path:
         "training.log_every=1",
         "training.tensorboard=false",
         "machine.workers=0",
-    )
+        "training.precision=fp32",
+    ]
+    config = read_config("hpm_vit_base_16", [*plain, *own])
     train(config, tmp_path / "run", ranks=Ranks())
     return tmp_path / "run"
 

@@ -19,6 +19,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, value_digest
 from mimbench.system.progress import track
 from mimbench.system.runtime import Precision, pick_device
+from mimbench.system.seeds import sequence_generator
 from mimbench.task import Machine
 from transfer.dense.patches import Floats, Labels, patchify
 
@@ -186,7 +187,7 @@ def held_out(pictures: int, share: float, seed: int) -> tuple[NDArray[np.int64],
     """Return (kept, held out) pictures, a random share of them held out."""
     if pictures < 2:
         raise UserError(f"{pictures} training pictures: at least 2 are needed to hold one out")
-    order = np.random.default_rng([seed, 4217]).permutation(pictures)
+    order = sequence_generator(seed, 4217).permutation(pictures)
     count = min(max(1, int(share * pictures)), pictures - 1)
     return np.sort(order[count:]), np.sort(order[:count])
 

@@ -37,6 +37,7 @@ from mimbench.scores.figures import Figure
 from mimbench.system.errors import UserError
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import Ranks, pick_device, process_group
+from mimbench.system.seeds import sequence_generator
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.footprint import frozen
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, VitWeights
@@ -199,7 +200,7 @@ def chosen_patches(
     count = max(1, config.memory // (pictures * config.views))
     if count >= per_image:
         return None
-    rng = np.random.default_rng([config.seed, epoch, 6121])
+    rng = sequence_generator(config.seed, epoch, 6121)
     chosen = [
         rare_patches(
             rarity(without_void(np.asarray(image)), classes),
