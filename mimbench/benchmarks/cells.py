@@ -63,7 +63,7 @@ class Request:
     """Network in the checkpoints' files."""
     num_heads: int | None = None
     device: str = "auto"
-    """Where cells run; `machine` says what each of them is told."""
+    """Where cells run; `machine` holds what each of them gets."""
     gpus: int | None = None
     per_task: int | None = None
     side_by_side: int = 1

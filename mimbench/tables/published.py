@@ -112,8 +112,8 @@ def method_of(kind: str, name: str) -> tuple[str, str]:
     words = re.findall(r"[a-z]+\d*|\d+", name.lower())
     if other := sorted(ELSE & {*words, *(w.rstrip("0123456789") for w in words)}):
         return "", f"the name says {other[0]}, the file is read as {kind}"
-    told = [WORDS[word] for word in words if word in WORDS]
-    for methods in told:
+    named = [WORDS[word] for word in words if word in WORDS]
+    for methods in named:
         possible &= methods
     if not possible:
         return "", f"the name contradicts the format {kind}"
@@ -124,9 +124,9 @@ def method_of(kind: str, name: str) -> tuple[str, str]:
 
 
 def _by_epochs(rows: Sequence[Reference], name: str) -> Match:
-    """Return the row whose pretraining length the name tells; unstated lengths only among themselves."""
-    told = {int(n) for n in re.findall(r"\d+", name)}
-    exact = [r for r in rows if r.epochs is not None and {r.epochs, r.epochs - 1} & told]
+    """Return the row whose pretraining length the name states; unstated lengths only among themselves."""
+    numbers = {int(n) for n in re.findall(r"\d+", name)}
+    exact = [r for r in rows if r.epochs is not None and {r.epochs, r.epochs - 1} & numbers]
     if exact:
         return _single(exact, "the name fits rows of several lengths of pretraining")
     said = sorted(int(n) for n in EPOCHS.findall(re.sub(r"[^a-z0-9]", " ", name.lower())))

@@ -1,6 +1,6 @@
-"""Which values of a column are the best: the one on top, and all that nothing tells from it.
+"""Which values of a column are the best: the one on top, and all that nothing separates from it.
 
-A table knows intervals and spreads, not the outcomes behind them: two values are told apart where their
+A table knows intervals and spreads, not the outcomes behind them: two values differ where their
 difference is more than both intervals over test images allow, and with two or more seeds of each more
 than Welch's interval over seeds allows too. `compare` looks at the same images pair by pair and sees more.
 """
@@ -34,7 +34,7 @@ def mark_best(rows: Sequence[Row]) -> list[Row]:
 
 
 def tied_with_top(values: Sequence[Value], *, lower: bool) -> list[Value]:
-    """Return the best value and all that are not told from it."""
+    """Return the best value and all that are tied with it."""
     pick = min if lower else max
     top = pick(values, key=lambda v: v.value or 0.0)
     return [v for v in values if v is top or tied(v, top)]
