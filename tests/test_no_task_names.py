@@ -21,6 +21,8 @@ NAMES = frozenset(
 FOREIGN = {
     # a key of COCO's annotation format, and words of other libraries' interfaces
     "scores/matches.py": {"segmentation"},
+    # folders of PASCAL VOC
+    "data/label_maps.py": {"segmentation"},
 }
 """Names that mean something else in a file."""
 

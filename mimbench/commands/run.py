@@ -93,12 +93,7 @@ def add_request_arguments(parser: Parser) -> None:
     add_option(machine, "--device")
     add_option(machine, "--workers")
     add_option(machine, "--max-batch")
-    machine.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="cells at once without a GPU (default: 1; --demo: one for each core, four at most)",
-    )
+    add_option(machine, "--jobs", "cells, without a GPU; default: 1, --demo: one for each core")
     machine.add_argument(
         "--compile", action="store_true", help="compile the network (torch.compile)"
     )

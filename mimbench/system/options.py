@@ -19,6 +19,7 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "--gpus": {"type": int, "metavar": "N", "help": "how many GPUs on each machine"},
     "--image-size": {"type": int, "metavar": "N", "help": "side of the images in pixels"},
     "--images": {"type": int, "metavar": "N", "help": "how many images"},
+    "--jobs": {"type": int, "metavar": "N", "help": "how many run side by side"},
     "--json": {"action": "store_true", "help": "print JSON"},
     "--max-batch": {"type": int, "metavar": "N", "help": "images that fit one process at once"},
     "--no-lock": {

@@ -35,13 +35,7 @@ def parser() -> Parser:
         verb.add_argument("design", metavar="DESIGN", help="a YAML file, or the name of a design")
     add_option(go, "--data", "train and test, each a tar file or a folder", required=True)
     add_option(go, "--out", "the experiment's folder", required=True, metavar="DIR")
-    go.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="runs side by side: one for each core, or several on one GPU (1)",
-    )
+    add_option(go, "--jobs", "trainings: one for each core, or several on one GPU (1)", default=1)
     add_option(go, "--device", default="cpu")
     report = verbs.add_parser("report", help="tables and verdicts")
     report.add_argument("out", type=Path, metavar="OUT", help="the experiment's folder")
