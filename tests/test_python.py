@@ -94,7 +94,9 @@ def test_what_is_done_is_read_and_not_computed_again(
 ) -> None:
     data = painted_images(tmp_path / "data/imagenet", classes=3, train=8, val=4)
     first = run(weights, data, tmp_path / "runs")
-    monkeypatch.setattr("mimbench.suite.python.run_order", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        "mimbench.benchmarks.lifecycle.evaluate", lambda *a: pytest.fail("computed again")
+    )
     assert run(weights, data, tmp_path / "runs") == first
 
 
