@@ -109,8 +109,8 @@ def keep(result: Result, found: TaskResult, task: Task, out: Path) -> Result:
     kept = intervals(found)
     return replace(
         result,
-        intervals={metric: interval.half for metric, interval in kept.items()},
-        interval_errors={m: interval.error for m, interval in kept.items() if interval.error},
+        intervals={metric: interval.half for metric, interval in sound.items()},
+        interval_errors={m: interval.error for m, interval in sound.items() if interval.error},
         outcomes=tuple(keep_outcomes(out, found.outcomes, task)),
         pictures=tuple(store_pictures(out, found.pictures)),
     )

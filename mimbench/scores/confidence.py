@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -46,7 +46,7 @@ def percentile_interval(draws: np.ndarray) -> Interval:
 
 def wilson(right: float, total: int) -> Interval:
     """Return the Wilson interval of a proportion, in percent: never empty, not even at 0 or all."""
-    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     share, scale = right / total, 1 + z**2 / total
     middle = (share + z**2 / (2 * total)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))

@@ -1,6 +1,6 @@
 """Why a measured number differs from a published one: the fields in which the recipes differ."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mimbench.benchmarks.manifest import Manifest, Reference
 from mimbench.benchmarks.survey import Question, survey
@@ -9,7 +9,9 @@ from mimbench.system.errors import UserError
 from mimbench.tables.columns import ran_as
 from mimbench.tables.differences import differences, group_of, resolved, show
 from mimbench.vit.sizes import SIZES
-from mimbench.vit.weights import VitSpec
+
+if TYPE_CHECKING:  # most comparisons need no architecture, and it needs torch
+    from mimbench.vit.weights import VitSpec
 
 IMAGE = 224
 """Side of the images of published pretraining."""
@@ -68,8 +70,10 @@ def published_config(protocol: str, manifest: Manifest, model: str) -> dict[str,
     return {**finding.canonical, **(finding.resolved[0] if finding.resolved else {})}
 
 
-def spec_of(model: str) -> VitSpec | None:
+def spec_of(model: str) -> "VitSpec | None":
     """Return the architecture of a published size such as `B/16`, None for another."""
+    from mimbench.vit.weights import VitSpec  # noqa: PLC0415
+
     letter, _, patch = model.partition("/")
     size = next((s for s in SIZES.values() if s.letter == letter), None)
     if size is None or not patch.isdigit():
