@@ -150,7 +150,7 @@ def test_a_files_own_name_reaches_no_terminal_unescaped(
     path = tmp_path / os.fsdecode(name)
     torch.save({"model": canonical(TINY)}, tmp_path / "whole")
     (tmp_path / "whole").rename(path)
-    options = {"which": None, "num_heads": 3, "all": False, "json": False}
+    options = {"which": None, "num_heads": 3, "all": False, "json": False, "registration": None}
     assert inspect(argparse.Namespace(checkpoint=path, **options)) == 0
     path.write_bytes(b"neither")
     assert inspect(argparse.Namespace(checkpoint=path, **options)) == 1

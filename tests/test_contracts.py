@@ -8,12 +8,20 @@ import knn.classify
 import mimbench.checkpoints.formats.mae
 import pretrain.masks.hard
 import pretrain.masks.uniform
+import transfer.classification.attentive
 import transfer.classification.finetune
+import transfer.classification.label_free
+import transfer.classification.layers
 import transfer.classification.linear
 import transfer.classification.logreg
 import transfer.classification.lowshot
+import transfer.dense.hummingbird
+import transfer.dense.layers
+import transfer.dense.patch_knn
+import transfer.dense.patch_logreg
 import transfer.detection.fpn
 import transfer.detection.vitdet
+import transfer.segmentation.finetune_linear
 import transfer.segmentation.linear
 import transfer.segmentation.upernet
 from mimbench.benchmarks.manifest import load_manifest
@@ -24,12 +32,20 @@ from pretrain.masks import MaskStrategy, available
 
 TASKS: list[Task] = [
     knn.classify,
+    transfer.classification.attentive,
     transfer.classification.finetune,
+    transfer.classification.label_free,
+    transfer.classification.layers,
     transfer.classification.linear,
     transfer.classification.logreg,
     transfer.classification.lowshot,
+    transfer.dense.hummingbird,
+    transfer.dense.layers,
+    transfer.dense.patch_knn,
+    transfer.dense.patch_logreg,
     transfer.detection.fpn,
     transfer.detection.vitdet,
+    transfer.segmentation.finetune_linear,
     transfer.segmentation.linear,
     transfer.segmentation.upernet,
 ]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from PIL import Image
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.report.curves import charts, read_curves
 from mimbench.report.page import make_report
+from mimbench.results.record import read_result, write_result
 from mimbench.scores.boxes import draw_detections
+from mimbench.scores.figures import Figure
 from mimbench.system.errors import UserError
 from tests.support.results_folder import write_manifest, write_run
 
@@ -84,12 +87,11 @@ def test_curves_show_what_was_learnt_the_whole_loss_first() -> None:
 
 def test_a_task_draws_its_own_figures(out: Path) -> None:
     path = next((out / "runs").glob("*-good/in-knn")) / "result.json"
-    result = json.loads(path.read_text())
-    result["figures"] = [
-        {"title": "IoU", "values": {"wall": 25.5, "<sky>": 3.0}, "kind": "bars"},
-        {"title": "top-1 by block", "values": {"1": 10.0, "12": 40.0}, "kind": "line"},
-    ]
-    path.write_text(json.dumps(result))
+    figures = (
+        Figure(title="IoU", values={"wall": 25.5, "<sky>": 3.0}),
+        Figure(title="top-1 by block", values={"1": 10.0, "12": 40.0}, kind="line"),
+    )
+    write_result(path, replace(read_result(path), figures=figures))
     html = page(out)
     assert "good: IoU" in html
     assert "&lt;sky&gt;" in html

@@ -1,6 +1,7 @@
 """Fine-tuning under a linear decoder: two learning rates, decay on everything, evenly spread windows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ pytest.importorskip("mmseg")
 
 from mmengine.optim import build_optim_wrapper
 
-from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
 from mimbench.vit.weights import random_weights
 from tests.support.segmentation_runs import CPU, SPEC, WEIGHTS
@@ -74,8 +74,6 @@ def _patch8() -> Any:
     return replace(SPEC, patch_size=8, grid=(4, 4))
 
 
-def test_positions_that_are_no_table_are_refused(ade: Path) -> None:
-    from dataclasses import replace
-
-    with pytest.raises(UserError, match="no backbone here trains this checkpoint"):
-        model_recipe(replace(SPEC, position="rotary"), config(ade))
+def test_rotary_positions_are_fine_tuned_too(ade: Path) -> None:
+    made = model_recipe(replace(SPEC, position="rotary"), config(ade))
+    assert made.backbone["spec"]["position"] == "rotary"

@@ -106,7 +106,7 @@ def make_result(
 
 def keep(result: Result, found: TaskResult, task: Task, out: Path) -> Result:
     """Write outcomes and pictures into the run's folder; return the result that refers to them."""
-    kept = intervals(found)
+    sound = intervals(found)
     return replace(
         result,
         intervals={metric: interval.half for metric, interval in sound.items()},
