@@ -11,6 +11,7 @@ import torch
 import knn.classify
 import transfer.classification.finetune as finetune
 import transfer.classification.linear as linear
+from mimbench.networks.kinds import plain_vit
 from mimbench.networks.levels import LevelWeights, random_levels
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
@@ -120,3 +121,10 @@ def test_a_vit_of_any_positions_is_fine_tuned_at_another_size(position: Any) -> 
     logits.square().mean().backward()
     assert logits.shape == (2, 3)
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_protocols_about_the_tokens_of_a_vit_refuse_networks_with_levels() -> None:
+    with pytest.raises(
+        UserError, match=r"reads the tokens of a ViT's blocks, and .* is convnextv2"
+    ):
+        plain_vit(random_levels(CONVNEXT, seed=0))

@@ -71,3 +71,13 @@ def plain(weights: Weights, who: str) -> VitWeights:
     if isinstance(weights, VitWeights):
         return weights
     raise UserError(f"{weights.name}: {who} works on plain ViTs, and this is {weights.spec.model}")
+
+
+def plain_vit(weights: Weights) -> VitWeights:
+    """Return the weights if they are a plain ViT's: for protocols that are about its tokens."""
+    if not isinstance(weights, VitWeights):
+        raise UserError(
+            f"this benchmark reads the tokens of a ViT's blocks, and {weights.name} is "
+            f"{weights.spec.model}; leave the benchmark out (--only names the others)"
+        )
+    return weights

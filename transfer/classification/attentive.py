@@ -22,6 +22,8 @@ from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
 from mimbench.features.patches import PatchBank, PatchSpec, extract_patches, patch_grid
 from mimbench.features.protocol import ImageConfig
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain_vit
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import top_percent
 from mimbench.system.runtime import Ranks, process_group
@@ -93,8 +95,9 @@ class Config(ImageConfig):
         return self.norm_batch if self.probe in ("ep", "aim") else self.machine.max_batch
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Train the heads; return top-1 at the epoch that held-out images choose, and the published style."""
+    weights = plain_vit(weights)
     train, val = config.images()
     with process_group(config.machine.device) as ranks:
         return train_heads(weights, train, val, config, out, ranks)

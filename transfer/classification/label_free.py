@@ -20,11 +20,12 @@ import torch
 from mimbench.data.lists import ImageList
 from mimbench.features.bank import Choice
 from mimbench.features.protocol import FrozenConfig, from_main
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain_vit
 from mimbench.scores.spectra import alpha_req, lidar, mean_cosine, rankme, two_nn
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.footprint import stored_features
-from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ class Config(FrozenConfig):
         super().__post_init__()
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return every measure of each feature choice; nothing is trained and no label is read."""
+    weights = plain_vit(weights)
     del out
     train, _ = config.images()
     with process_group(config.machine.device) as ranks:

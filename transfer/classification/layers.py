@@ -28,6 +28,8 @@ from mimbench.features.extract import extract
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.search import search
 from mimbench.logistic.grid import Grid, held_out_score, solve
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain_vit
 from mimbench.scores.figures import Figure
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent
@@ -36,7 +38,6 @@ from mimbench.system.progress import Progress
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.footprint import frozen
-from mimbench.vit.weights import VitWeights
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +107,9 @@ class Sets:
         return len(self.train.images.classes)
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return k-NN and logistic regression of the last and of the chosen block."""
+    weights = plain_vit(weights)
     del out
     train, val = config.images()
     depth = weights.spec.depth

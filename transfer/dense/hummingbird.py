@@ -33,6 +33,8 @@ from mimbench.features.search import (
     search_approximate,
     search_pieces,
 )
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain_vit
 from mimbench.scores.figures import Figure
 from mimbench.system.errors import UserError
 from mimbench.system.progress import Progress
@@ -95,8 +97,9 @@ class Config(DenseConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return the published mIoU and the one without matching."""
+    weights = plain_vit(weights)
     del out
     with process_group(config.machine.device) as ranks:
         return evaluate(as_published(weights, config), config, ranks)

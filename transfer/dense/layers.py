@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain_vit
 from mimbench.scores.figures import Figure
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.footprint import frozen
-from mimbench.vit.weights import VitWeights
 from transfer.dense.banks import DenseConfig, every, held_out
 from transfer.dense.confusion import EveryClass as EveryClass
 from transfer.dense.confusion import Tally, miou_occurring
@@ -62,8 +63,9 @@ class Place(NamedTuple):
         return f"block {depth + 1 - self.block} of {depth}, {where} the final norm"
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return mIoU of the last and of the chosen block."""
+    weights = plain_vit(weights)
     del out
     depth = weights.spec.depth
     with process_group(config.machine.device) as ranks:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from mimbench.data.preprocess import Squash
 from mimbench.features.patches import FinalNorm, PatchBank, PatchSpec, extract_patches, patch_grid
 from mimbench.features.search import Approximate
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain_vit
 from mimbench.scores.figures import Figure
 from mimbench.system.runtime import Ranks, pick_device, process_group
 from mimbench.task import TaskResult, Traits
@@ -87,8 +89,9 @@ class Ready:
     class_names: tuple[str, ...]
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return mIoU with the k and distance that held-out training pictures choose."""
+    weights = plain_vit(weights)
     del out
     with process_group(config.machine.device) as ranks:
         ready = prepare(weights, config, ranks)

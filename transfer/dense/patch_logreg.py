@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from mimbench.data.label_maps import class_indices
 from mimbench.logistic.grid import Grid, Pace, solve
 from mimbench.logistic.solver import Solutions
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain_vit
 from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.footprint import frozen
-from mimbench.vit.weights import VitWeights
 from transfer.dense.banks import DenseConfig, Patches, choose_largest, every, held_out
 from transfer.dense.confusion import EveryClass as EveryClass
 from transfer.dense.confusion import Tallier, Tally, miou_occurring
@@ -56,8 +57,9 @@ class Config(DenseConfig):
             raise ValueError(f"stride is {self.stride}, expected 1 or more")
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return mIoU with the C that held-out training pictures choose."""
+    weights = plain_vit(weights)
     del out
     with process_group(config.machine.device) as ranks:
         return evaluate(prepare(weights, config, ranks), config)

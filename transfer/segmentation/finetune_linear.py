@@ -12,9 +12,11 @@ Command: `python -m transfer.segmentation CKPT --head ft-linear --data ADEChalle
 from dataclasses import dataclass
 from pathlib import Path
 
+from mimbench.model import Weights
+from mimbench.networks.kinds import plain_vit
 from mimbench.system.errors import UserError
 from mimbench.task import TaskResult, Traits
-from mimbench.vit.weights import VitSpec, VitWeights
+from mimbench.vit.weights import VitSpec
 from transfer.segmentation import heads, windows  # noqa: F401
 from transfer.segmentation.convert import obstacles
 from transfer.segmentation.protocol import SegmentationConfig, rehearsal
@@ -81,6 +83,7 @@ def model_recipe(spec: VitSpec, config: Config) -> ModelRecipe:
     )
 
 
-def run(weights: VitWeights, config: Config, out: Path) -> TaskResult:
+def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Fine-tune and score; `out` receives the curve and the model."""
+    weights = plain_vit(weights)
     return run_task(TASK, VERSION, weights, config, model_recipe(weights.spec, config), out)
