@@ -217,3 +217,24 @@ def test_a_cache_that_cannot_be_written_or_vanishes_is_said(tmp_path: Path) -> N
     bank = FeatureBank(folder=tmp_path / "gone", images=images, spec=cast(Any, None))
     with pytest.raises(UserError, match="was removed or damaged since it was written"):
         bank.load("cls")
+
+
+def test_a_process_with_loader_workers_that_live_on_ends_at_once() -> None:
+    """Python terminates daemons at its end and waits for them: workers that ignore it hung for ever."""
+    code = """
+import multiprocessing, time
+from mimbench.system.signals import leave_signals_to_parent
+
+def work():
+    leave_signals_to_parent()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    worker.start()
+    time.sleep(1)
+"""
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False)
+    assert done.returncode == 0

@@ -1,7 +1,9 @@
 """Signals that ask a process to leave: a scheduler's, a closed terminal's, Ctrl-C's."""
 
+import multiprocessing
 import signal
 from collections.abc import Sequence
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
@@ -27,11 +29,22 @@ def leave_signals_to_parent(worker: int = 0) -> None:
     """Make a loader's worker ignore what asks its parent to leave; it ends when the parent does.
 
     Slurm and terminals signal every process of a group. A worker that went first would end the
-    parent with an error before it could save.
+    parent with an error before it could save. At its own end the parent asks workers to leave by
+    the same signal and waits for them: `_end_workers` is quicker.
     """
     del worker
     for number in (*LEAVE, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+# before multiprocessing's own end, which terminates daemons and waits for ever if they ignore it
+Finalize(None, _end_workers, exitpriority=100)
 
 
 class Interrupts:
