@@ -11,6 +11,7 @@ from mimbench.benchmarks.orders import (
     ORDER_FILE,
     Order,
     changed,
+    protocol_config,
     read_order,
     safe_name,
 )
@@ -18,8 +19,10 @@ from mimbench.benchmarks.records import outcomes_of
 from mimbench.results import legacy
 from mimbench.results.record import Result, protocol_digest
 from mimbench.scores.outcomes import TOLERANCE, Statistic
+from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError, printable
 from mimbench.system.listing import first_few
+from mimbench.task import load_task, traits_of
 
 UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError)
 """What arrays of wrong shapes and kinds raise on their way to a metric."""
@@ -56,7 +59,7 @@ def check_run(folder: Path, result: Result, manifest: Manifest, tasks: Collectio
     """
     found = Checked()
     order = read_order(folder / ORDER_FILE)
-    _check_order(found, order, result)
+    _check_order(found, order, result, tasks)
     _check_place(found, folder, order, result)
     _check_recipe(found, order, manifest)
     if result.status == "done":
@@ -118,7 +121,20 @@ def _check_metric(found: Checked, result: Result, metric: str, statistic: Statis
         (found.unproven if older else found.faults).append(shown)
 
 
-def _check_order(found: Checked, order: Order, result: Result) -> None:
+def _counted(order: Order, tasks: Collection[str]) -> Mapping[str, Any]:
+    """Return the order's recipe as a result keeps it: without what cannot move the number."""
+    try:
+        task = load_task(order.task) if order.task in tasks else None
+    except UserError:
+        task = None
+    if task is None:
+        return order.config
+    config = from_mapping(task.Config, order.config, "the order")
+    return protocol_config(order.dataset, config, traits_of(task))
+
+
+def _check_order(found: Checked, order: Order, result: Result, tasks: Collection[str]) -> None:
+    asked_for = order.config if result.format == legacy.FORMAT else _counted(order, tasks)
     config = {k: v for k, v in result.config.items() if k != "dataset"}
     found.expect(
         protocol_digest(result.task, result.version, result.config) == result.protocol,
@@ -149,7 +165,7 @@ def _check_order(found: Checked, order: Order, result: Result) -> None:
     found.expect(same, "the order and the result differ in what was changed")
     for key, value in config.items():
         found.expect(
-            key in order.config and alike(value, order.config[key]),
+            key in asked_for and alike(value, asked_for[key]),
             f"the order and the result differ in {key}",
         )
 
