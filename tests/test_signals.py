@@ -61,6 +61,8 @@ def runner(cells: list[Cell], *, signals: tuple[int, ...]) -> tuple[int, list[in
     process = os.fork()
     if process == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # the tests themselves may have been started with nohup, which ignores it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         try:
             with Interrupts():
                 run_cells(cells, command=child)
