@@ -141,7 +141,7 @@ def read_candidate(
     for doubt in () if twin else doubts(spec, weights.tensors, weights.format):
         logger.warning("%s: suspicious: %s", path, doubt)
     return Candidate(
-        path=path.resolve(),
+        path=Path(weights.origin or path.resolve()),
         weights=describe_weights(weights, name),
         which=which,
         num_heads=num_heads,

@@ -146,6 +146,7 @@ def describe_weights(weights: Weights, name: str = "") -> dict[str, str]:
         "format": weights.format,
         "which": weights.which,
         "model": weights.spec.model,
+        **({"origin": weights.origin} if weights.origin else {}),
     }
 
 

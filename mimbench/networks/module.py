@@ -71,6 +71,7 @@ class ModuleWeights:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    origin: str = ""
 
 
 class ModuleNetwork(nn.Module):

@@ -9,6 +9,7 @@ from pathlib import Path
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.orders import ORDER_FILE, Order, read_order
 from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.names.located import locate, present
 from mimbench.report.classes import draw_figure, figures_of
 from mimbench.report.curves import charts, read_curves
 from mimbench.report.gallery import drawn_in, masks, neighbours, pictures_in
@@ -166,7 +167,7 @@ def _labelled(
         if not fit:
             continue
         order = read_order(fit[0][0] / ORDER_FILE)
-        if order.checkpoint.exists():
+        if present(order.checkpoint):
             found.append((row[0], order, Path(fit[0][1].data)))
         else:
             logger.warning("%s is gone: no pictures are computed for %s", order.checkpoint, row[0])
@@ -177,7 +178,7 @@ def _masks(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
     found = []
     for name, order, data in _labelled(runs, rows):
         weights = read_weights(order.checkpoint, which=order.which, num_heads=order.num_heads)
-        if shown := masks(order.checkpoint, weights, data):
+        if shown := masks(locate(order.checkpoint).path, weights, data):
             found.append(f'<h3>{text(name)}</h3><div class="wide">{"".join(shown)}</div>')
     return found
 

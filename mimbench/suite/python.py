@@ -51,11 +51,11 @@ def load(
     """Return the canonical weights in a checkpoint of any known format.
 
     Args:
-        checkpoint: A file, or a folder as Hugging Face writes them.
+        checkpoint: A file, a folder as Hugging Face writes them, or a name (`timm:NAME`, `hf:ORG/NAME`).
         which: The network where a file holds several: student, teacher or ema.
         num_heads: Attention heads, where no published width says.
     """
-    return read_weights(Path(checkpoint), which=which, num_heads=num_heads)
+    return read_weights(checkpoint, which=which, num_heads=num_heads)
 
 
 def evaluate(  # noqa: PLR0913 - the one call of a notebook

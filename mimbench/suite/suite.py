@@ -20,6 +20,7 @@ from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.orders import safe_name
 from mimbench.benchmarks.survey import child_environment
 from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.checkpoints.names.located import require_all
 from mimbench.networks.kinds import random_twin
 from mimbench.suite.costs.footprint import check_room
 from mimbench.suite.costs.ledger import FORECAST, Ledger
@@ -78,6 +79,7 @@ def run_suite(
 
 def read_candidates(checkpoints: Sequence[tuple[str, Path]], request: Request) -> list[Candidate]:
     """Read the checkpoints, and make a random-weight twin for each where asked."""
+    require_all([path for _, path in checkpoints])
     candidates = [
         read_candidate(path, which=request.which, num_heads=request.num_heads, name=name)
         for name, path in checkpoints
