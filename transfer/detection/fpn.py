@@ -27,7 +27,8 @@ from mimbench.system.errors import UserError
 from mimbench.task import TaskResult, Traits
 from transfer.detection import recipe
 from transfer.detection.prepare import Design
-from transfer.detection.protocol import DetectorConfig, Levels, Plan
+from transfer.detection.protocol import DetectorConfig, Plan
+from transfer.detection.pyramid import Levels
 from transfer.detection.vitdet import detect
 
 __all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "run"]
