@@ -16,7 +16,7 @@ from mimbench.benchmarks.cells import Cell, Request, make_cells, read_candidate
 from mimbench.benchmarks.evaluation import evaluate
 from mimbench.benchmarks.locations import locate
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.benchmarks.survey import Finding, look
+from mimbench.benchmarks.preflight import RecipeReport, inspect_recipe
 from mimbench.checkpoints.files import write_weights
 from mimbench.data.label_colours import class_colours, label_colour
 from mimbench.doctor import voc
@@ -184,10 +184,10 @@ def checkpoint(tmp_path: Path) -> Path:
 def cells_of(request: Request, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """Plan as the suite does, without a child process."""
 
-    def here(questions: Sequence[Any], data: Path | None, **how: Any) -> list[Finding]:
-        return [look(question, data, **how) for question in questions]
+    def here(questions: Sequence[Any], data: Path | None, **how: Any) -> list[RecipeReport]:
+        return [inspect_recipe(question, data, **how) for question in questions]
 
-    monkeypatch.setattr(planning, "survey", here)
+    monkeypatch.setattr(planning, "preflight", here)
     return make_cells(load_manifest(), [read_candidate(checkpoint)], request)
 
 
@@ -205,7 +205,7 @@ def test_voc_benchmarks_run_as_the_suite_runs_them(
     cells = cells_of(request, checkpoint, monkeypatch)
     assert [cell.problem for cell in cells] == ["", "", ""]
     for cell in cells:
-        result = evaluate(cell.order, cell.folder)
+        result = evaluate(cell.run, cell.folder)
         assert 0 < result.metrics["miou"] <= 100
         assert "miou" in result.intervals
         assert result.figures[0].values.keys() == {"background", "aeroplane", "person", "tvmonitor"}

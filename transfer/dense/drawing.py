@@ -31,12 +31,13 @@ def draw(tally: Tally, bank: PatchBank, names: Sequence[str], *, by_patch: bool)
     found = []
     for row, seen in sorted(tally.kept.items()):
         pixels = bank.spec.preprocess(bank.images.open(row), row)
-        maps = [
+        guess, truth = (
             unpatchify(m, bank.spec.grid) if by_patch else m for m in (seen.predicted, seen.truth)
-        ]
+        )
         panels = compose(
             pixels.permute(1, 2, 0).numpy(),
-            *maps,
+            guess,
+            truth,
             class_colours(len(names)),
             names,
             largest=SMALL,
