@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from mimbench.data.label_maps import class_indices
-from mimbench.logistic.grid import Grid, GridProgress, solve
-from mimbench.logistic.solver import Solutions
+from mimbench.features.logistic.grid import Grid, GridProgress, solve
+from mimbench.features.logistic.solver import Solutions
 from mimbench.model import Weights
 from mimbench.networks.kinds import plain_vit
 from mimbench.system.memory import Halving
