@@ -21,7 +21,7 @@ from mimbench.benchmarks.cells import Request, make_cells, read_candidate
 from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, load_manifest
 from mimbench.checkpoints.files import write_weights
-from mimbench.report.curves import HEIGHT, WIDTH, Line, chart
+from mimbench.suite.report.curves import HEIGHT, WIDTH, Line, chart
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import value_digest, write_json, write_text
@@ -156,7 +156,7 @@ def timeline(run: Path, manifest: Manifest, request: Request, which: str) -> lis
         logger.info("%s: %.2f", cell.label, result.metrics[result.main_metric])
         for metric, value in result.metrics.items():
             if metric == result.main_metric or metric in ("lidar", "alpha", "two_nn"):
-                scores[cell.order.name][f"{cell.order.benchmark} {metric}"] = value
+                scores[cell.run.name][f"{cell.run.benchmark} {metric}"] = value
         rows = [row_of(state, scores[name]) for name, state in states.items()]
         write_json(request.out / "timeline.json", rows)
         write_text(request.out / "timeline.svg", drawing(rows))
