@@ -102,8 +102,9 @@ def test_folders_of_sharded_states_are_told_their_command(tmp_path: Path) -> Non
 
 def test_the_command_makes_a_file_of_a_sharded_state(tmp_path: Path) -> None:
     """The command that a refusal names works on what torch writes."""
-    from torch.distributed.checkpoint import FileSystemWriter, save
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     save(
         {"model": canonical(TINY)}, storage_writer=FileSystemWriter(tmp_path / "dcp"), no_dist=True
@@ -144,7 +145,7 @@ def normalised(weights: Any, images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def test_torchvisions_vit_sees_what_torchvision_sees(tmp_path: Path) -> None:
-    model = randomised(TorchvisionVit(64, 16, 2, 3, 48, 96, num_classes=5))
+    model: Any = randomised(TorchvisionVit(64, 16, 2, 3, 48, 96, num_classes=5))
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     weights = read_vit(tmp_path / "vit.pth", num_heads=3)
     assert weights.format == "torchvision"
@@ -155,7 +156,7 @@ def test_torchvisions_vit_sees_what_torchvision_sees(tmp_path: Path) -> None:
     torch.testing.assert_close(build_backbone(weights)(images).cls, x[:, 0], atol=1e-5, rtol=0)
 
 
-PE_ARGUMENTS = {
+PE_ARGUMENTS: dict[str, Any] = {
     "img_size": 64,
     "embed_dim": 48,
     "depth": 2,
@@ -196,7 +197,7 @@ def test_a_clip_with_a_text_tower_is_no_perception_encoder(tmp_path: Path) -> No
     assert read_vit(tmp_path / "pe.pt", num_heads=3).format == "pe"
 
 
-SAM = {
+SAM: dict[str, Any] = {
     "img_size": 64,
     "embed_dim": 48,
     "depth": 2,

@@ -100,13 +100,13 @@ def _head(spec: LevelSpec, raw: Raw) -> set[str]:
 
 def _renamed(spec: LevelSpec, raw: Raw, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors under today's names: timm's own converter knows those of before."""
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in spec.options.items()
+    }
+    given |= {"pretrained_cfg_overlay": {"state_dict": tensors, "num_classes": _classes(raw)}}
     try:
-        model: Any = timm.create_model(
-            spec.architecture,
-            pretrained=True,
-            pretrained_cfg_overlay={"state_dict": tensors, "num_classes": _classes(raw)},
-            num_classes=_classes(raw),
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in spec.options.items()},
+        model = timm.create_model(
+            spec.architecture, pretrained=True, num_classes=_classes(raw), **given
         )
     except (RuntimeError, KeyError) as error:
         raise UserError(

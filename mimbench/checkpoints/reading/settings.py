@@ -36,14 +36,16 @@ def told_by_architecture(raw: Raw) -> dict[str, Any]:
 def _of_vit(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = timm.create_model(name)
-    block = model.blocks[0] if isinstance(model, VisionTransformer) else None
-    if not isinstance(block, Block):
+    block: Any = model.get_submodule("blocks.0") if isinstance(model, VisionTransformer) else None
+    if not isinstance(model, VisionTransformer) or not isinstance(block, Block):
         return {}
-    activations = {kind: ours for ours, kind in ACTIVATIONS.items()}
+    act: Any = block.mlp.get_submodule("act")
     return {
         "heads": {model.embed_dim: block.attn.num_heads},
-        "norm_eps": block.norm1.eps,
-        "activation": activations.get(type(getattr(block.mlp, "act", None)), "gelu"),
+        "norm_eps": getattr(block.norm1, "eps", 1e-6),
+        "activation": next(
+            (ours for ours, kind in ACTIVATIONS.items() if type(act) is kind), "gelu"
+        ),
     }
 
 

@@ -166,15 +166,9 @@ def _labelled(
         fit = [(p, r) for p, r in mine if _has_classes(r)]
         if not fit:
             continue
-<<<<<<< HEAD:mimbench/report/page.py
-        order = read_order(fit[0][0] / ORDER_FILE)
-        if present(order.checkpoint):
-            found.append((row[0], order, Path(fit[0][1].data)))
-=======
         run = read_run_config(fit[0][0] / CONFIG_FILE)
-        if run.checkpoint.exists():
+        if present(run.checkpoint):
             found.append((row[0], run, Path(fit[0][1].data)))
->>>>>>> main:mimbench/suite/report/page.py
         else:
             logger.warning("%s is gone: no pictures are computed for %s", run.checkpoint, row[0])
     return found
@@ -182,15 +176,9 @@ def _labelled(
 
 def _masks(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
     found = []
-<<<<<<< HEAD:mimbench/report/page.py
-    for name, order, data in _labelled(runs, rows):
-        weights = read_weights(order.checkpoint, which=order.which, num_heads=order.num_heads)
-        if shown := masks(locate(order.checkpoint).path, weights, data):
-=======
     for name, run, data in _labelled(runs, rows):
         weights = read_weights(run.checkpoint, which=run.which, num_heads=run.num_heads)
-        if shown := masks(run.checkpoint, weights, data):
->>>>>>> main:mimbench/suite/report/page.py
+        if shown := masks(locate(run.checkpoint).path, weights, data):
             found.append(f'<h3>{text(name)}</h3><div class="wide">{"".join(shown)}</div>')
     return found
 
