@@ -155,9 +155,14 @@ def test_state_and_source_are_told_apart() -> None:
 
 def test_a_module_comes_back_even_from_an_error() -> None:
     module = Pyramid().train()
-    with pytest.raises(ValueError, match="stop"), as_it_was(module):
-        module.eval().requires_grad_(requires_grad=False)
-        raise ValueError("stop")
+
+    def fail() -> None:
+        with as_it_was(module):
+            module.eval().requires_grad_(requires_grad=False)
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
     assert module.training
     assert all(part.training for part in module.modules())
     assert all(p.requires_grad for p in module.parameters())
