@@ -96,7 +96,7 @@ def test_a_segmenter_trains_a_copy() -> None:
     weights = adapted(frozen=["stem"])
     config = upernet.Config(data=Path(), crop=(64, 64), channels=16)
     found = upernet.model_recipe(weights.spec, config)
-    assert "no layer decay" in found.unpublished
+    assert any("no layer decay" in note for note in found.notes)
     trunk = MODELS.build(found.backbone)
     backbones.load(trunk, weights, found.kind, (64, 64), tap_norm=False)
     head = MODELS.build({**found.decode_head, "num_classes": 3, "norm_cfg": {"type": "BN"}})

@@ -153,7 +153,11 @@ def read_candidate(
 def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Request) -> list[Cell]:
     """Return the cells in running order: checkpoint by checkpoint, benchmarks in the file's order."""
     manifest.check_overrides(request.overrides)
-    specs = list(dict.fromkeys(who.spec for who in candidates if who.spec))
+    specs: list[Spec] = []
+    for who in candidates:
+        # the options of a network with levels have no hash
+        if who.spec and who.spec not in specs:
+            specs.append(who.spec)
     asked = manifest.choose(request.profile, request.benchmarks)
     suited = {who.folder: _suited(manifest, who, asked, request) for who in candidates}
     wanted = {name for names in suited.values() for name in names}
