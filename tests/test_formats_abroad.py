@@ -171,7 +171,7 @@ PE_ARGUMENTS: dict[str, Any] = {
 )
 def test_a_perception_encoder_sees_what_timms_sees(name: str, tmp_path: Path) -> None:
     """At the size of training, where timm's rotation and Meta's agree; rows and columns matter."""
-    extra = {"attn_pool_num_heads": 3} if "core" in name else {}
+    extra: dict[str, Any] = {"attn_pool_num_heads": 3} if "core" in name else {}
     model: Any = randomised(timm.create_model(name, num_classes=0, **PE_ARGUMENTS, **extra))
     state = {n: t for n, t in model.state_dict().items() if not n.startswith("attn_pool")}
     named = pe(state | {"cls_token": state["cls_token"]})

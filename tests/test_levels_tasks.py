@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.optim import Lamb
+from timm.optim.lamb import Lamb
 
 import knn.classify
 import transfer.classification.finetune as finetune

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import mimbench
 from mimbench.benchmarks.cells import Candidate, Request, make_cells
 from mimbench.benchmarks.manifest import load_manifest
+from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport
 from mimbench.networks.levels import random_levels
 from mimbench.networks.module import ModuleWeights, adapt, as_it_was
 from mimbench.results.record import NOT_AUDITED
@@ -195,10 +196,18 @@ def candidate(weights: Any, name: str) -> Candidate:
 
 
 def test_networks_with_levels_take_the_counterpart_of_vitdet(
-    tiny_spec: VitSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_spec: VitSpec,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each column keeps one protocol: the counterpart has a column of its own, whatever was asked for."""
     manifest = load_manifest()
+
+    def answered(queries: Sequence[RecipeQuery], *_: Any, **__: Any) -> list[RecipeReport]:
+        return [RecipeReport(protocol=query.benchmark) for query in queries]
+
+    monkeypatch.setattr("mimbench.benchmarks.cells.preflight", answered)
     both = [
         candidate(random_levels(CONVNEXT, 0), "convnext"),
         candidate(random_weights(tiny_spec, 0), "vit"),

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from timm.loss import BinaryCrossEntropy
-from timm.optim import Lamb
+from timm.loss.binary_cross_entropy import BinaryCrossEntropy
+from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 from typing_extensions import Self
 
