@@ -5,7 +5,7 @@ MIMBENCH_RENEW_RECIPES=1 .venv/bin/python -m pytest -q tests/test_golden_recipes
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mimbench.benchmarks.manifest import PROFILES, load_manifest
+from mimbench.benchmarks.manifest import PROFILES, Effect, Manifest, load_manifest
+from mimbench.benchmarks.orders import NOT_PROTOCOL
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_text
@@ -72,7 +73,7 @@ def size_tables() -> Recipes:
     from transfer.detection.protocol import TABLE
     from transfer.segmentation import levels, protocol
 
-    tables: dict[str, Mapping[str, Any]] = {
+    tables: dict[str, Mapping[Any, Any]] = {
         "sizes of fine-tuning": RECIPES,
         "sizes of fine-tuning with levels": STAGED,
         "sizes of detection": TABLE,
@@ -149,3 +150,36 @@ def test_a_changed_field_is_named_with_what_to_do() -> None:
     ]
     assert "Numbers in CHANGELOG" in advice(found)
     assert RENEW in advice(found)
+
+
+def unmatched(effects: Sequence[Effect], manifest: Manifest, kept: Recipes) -> list[str]:
+    """Names of effects that no field of any benchmark of their groups has, and groups that match none."""
+    words: dict[str, set[str]] = {}
+    for name, benchmark in manifest.benchmarks.items():
+        for recipe in (kept[key] for key in kept if key.split(" ")[0] == name):
+            for field in {f for f in recipe if f.split(".")[0] not in NOT_PROTOCOL}:
+                words.setdefault(benchmark.group, set()).update({field, *field.split(".")})
+    found = []
+    for effect in effects:
+        groups = effect.groups or tuple(words)
+        found += [f for f in effect.fields if not any(f in words[group] for group in groups)]
+        found += [group for group in groups if not words[group] & set(effect.fields)]
+    return found
+
+
+def test_every_known_effect_belongs_to_a_field() -> None:
+    """10 of 26 named a field that nothing has (`multi_scale`), so that `compare` never showed them."""
+    manifest, kept = load_manifest(), json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert unmatched(manifest.effects, manifest, kept) == []
+    wrong = [
+        Effect(fields=("multi_scale",), known="x", source="y", groups=("segmentation",)),
+        Effect(fields=("multiscale",), known="x", source="y", groups=("segmentation", "knn")),
+        Effect(fields=("seed",), known="x", source="y", groups=("finetune",)),
+    ]
+    assert unmatched(wrong, manifest, kept) == [
+        "multi_scale",
+        "segmentation",
+        "knn",
+        "seed",
+        "finetune",
+    ]

@@ -1,6 +1,6 @@
 """Do the tests notice a small fault? Plant many, one at a time, and run the tests that go there.
 
-python -m bench.mutation                     the sample: 3 mutants of a module and more of a long one
+python -m bench.mutation                     the sample: 2 to 6 mutants of a module
 python -m bench.mutation --seed 1            another sample
 python -m bench.mutation --module 'knn.*'    only these modules
 python -m bench.mutation --planted           the faults that once slipped through, by name
@@ -45,7 +45,7 @@ def equivalents() -> dict[str, str]:
 def drawn(module: str, count: int, seed: int) -> tuple[list[Mutant], int]:
     """Return the sample of a module and how many it was drawn from."""
     found = mutants(module, source_path(module).read_text(encoding="utf-8"))
-    return sample(found, count or min(9, 3 + len(found) // 70), seed), len(found)
+    return sample(found, count or min(6, 2 + len(found) // 90), seed), len(found)
 
 
 def judge_all(options: argparse.Namespace, memory: Memory, chooser: Chooser) -> list[Judged]:

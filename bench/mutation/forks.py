@@ -1,6 +1,8 @@
 """A child for each trial: torch and pytest are imported once, the project in the child alone."""
 
 import contextlib
+import gc
+import importlib
 import json
 import os
 import resource
@@ -25,16 +27,17 @@ HEAVY = (
 """What nobody here wrote; a line whose packages are not installed is left out."""
 
 
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
 def import_heavy() -> None:
     """Import what the project stands on, once, before the first fork."""
-    os.environ.update({name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})  # fmt: skip
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     for line in HEAVY:
         with contextlib.suppress(ImportError):
-            exec(f"import {line}")
-    import gc  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-
-    torch.set_num_threads(1)
+            for name in line.split(", "):
+                importlib.import_module(name)
+    sys.modules["torch"].set_num_threads(1)
     gc.collect()
     gc.freeze()  # keeps the pages of these packages shared
 

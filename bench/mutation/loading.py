@@ -26,6 +26,7 @@ class OtherSource(SourceFileLoader):
 
     def get_code(self, fullname: str) -> CodeType:
         """Compile the tree; nothing is cached on the disk."""
+        del fullname
         return compile(self.tree, self.path, "exec")
 
     def exec_module(self, module: ModuleType) -> None:
@@ -50,6 +51,7 @@ class Replacing(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the spec of a replaced module, None for all others."""
+        del path, target
         if fullname not in self.trees:
             return None
         file = source_path(fullname, self.root)

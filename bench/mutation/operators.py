@@ -126,9 +126,8 @@ def call(node: ast.Call) -> Iterator[Change]:
     name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
     if isinstance(node.func, ast.Attribute) and name not in NO_VALUE_MOVED and not names_a_module(node.func.value):  # fmt: skip
         yield "call left out", copy.deepcopy(node.func.value)
-    elif len(node.args) == 1 and not node.keywords and name not in CASTS:
-        if not isinstance(node.args[0], ast.Starred):
-            yield "call left out", copy.deepcopy(node.args[0])
+    elif len(node.args) == 1 and not node.keywords and name not in CASTS and not starred(node):
+        yield "call left out", copy.deepcopy(node.args[0])
     if len(node.args) >= 2 and name not in {"isinstance", "getattr", "hasattr", "max", "min"}:
         changed = copy.deepcopy(node)
         changed.args[0], changed.args[1] = changed.args[1], changed.args[0]
@@ -138,6 +137,11 @@ def call(node: ast.Call) -> Iterator[Change]:
             changed = copy.deepcopy(node)
             del changed.keywords[i]
             yield "keyword left out", changed
+
+
+def starred(node: ast.Call) -> bool:
+    """Whether its first argument is `*several`."""
+    return isinstance(node.args[0], ast.Starred)
 
 
 def names_a_module(node: ast.AST) -> bool:
@@ -161,19 +165,21 @@ def slices(node: ast.Slice) -> Iterator[Change]:
 
 def statement(node: ast.AST) -> Iterator[Change]:
     """A call for its effect, an update or a refusal is left out; loops end early or go on."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        yield "statement left out", ast.Pass()
-    elif isinstance(node, ast.Raise | ast.AugAssign):
-        yield "statement left out", ast.Pass()
-    elif isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple):
+    called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    stored = isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)
+    if called or stored or isinstance(node, ast.Raise | ast.AugAssign):
         yield "statement left out", ast.Pass()
     elif isinstance(node, ast.Break):
         yield "loop", ast.Continue()
     elif isinstance(node, ast.Continue):
         yield "loop", ast.Break()
-    elif isinstance(node, ast.Return) and node.value is not None:
-        if not (isinstance(node.value, ast.Constant) and node.value.value is None):
-            yield "returned value", ast.Return(ast.Constant(None))
+    elif isinstance(node, ast.Return) and not gives_nothing(node):
+        yield "returned value", ast.Return(ast.Constant(None))
+
+
+def gives_nothing(node: ast.Return) -> bool:
+    """Whether it returns None already."""
+    return node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None)
 
 
 KINDS: tuple[tuple[type[ast.AST], Any], ...] = (

@@ -61,6 +61,7 @@ def source_path(module: str, root: Path = ROOT) -> Path:
 
 
 def is_docstring(node: ast.AST) -> bool:
+    """Whether the statement is a text by itself."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 

@@ -60,7 +60,7 @@ class Watching:
         self.skipped: set[str] = set()
         self.spent = 0.0
 
-    def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> None:
+    def pytest_runtest_protocol(self, item: Any) -> None:
         """Begin a test: forget what collection or the last one entered."""
         if self.spent > PATIENCE:
             item.session.shouldstop = "long enough"

@@ -7,7 +7,10 @@ from pathlib import Path
 from bench.mutation.places import ROOT
 
 SUBJECTS: dict[str, tuple[str, ...]] = {
-    "scores": ("mimbench.scores.*",),
+    "scores": tuple(f"mimbench.scores.{name}" for name in (
+        "confidence", "confusion", "hits", "matches", "metrics", "neighbours", "outcomes", "shares",
+        "spectra", "verdicts",
+    )),
     "features and search": (
         "mimbench.features.extract", "mimbench.features.patches", "mimbench.features.protocol",
         "mimbench.features.search", "mimbench.features.storage",
