@@ -20,7 +20,7 @@ import yaml
 
 from bench.mutation import subjects
 from bench.mutation.forks import import_heavy
-from bench.mutation.memory import Memory
+from bench.mutation.memory import KeptResults
 from bench.mutation.page import ALIVE, Judged, page, summary, survivors, table
 from bench.mutation.places import ROOT, Mutant, mutants, mutated, sample, source_path
 from bench.mutation.planted import planted
@@ -48,7 +48,7 @@ def drawn(module: str, count: int, seed: int) -> tuple[list[Mutant], int]:
     return sample(found, count or min(6, 2 + len(found) // 90), seed), len(found)
 
 
-def judge_all(options: argparse.Namespace, memory: Memory, chooser: Chooser) -> list[Judged]:
+def judge_all(options: argparse.Namespace, memory: KeptResults, chooser: Chooser) -> list[Judged]:
     """Try each mutant of the sample; a line for each that lives."""
     reasons, found = equivalents(), []
     for module, subject in subjects.modules(options.module).items():
@@ -66,7 +66,7 @@ def judge_all(options: argparse.Namespace, memory: Memory, chooser: Chooser) -> 
     return found
 
 
-def judge(mutant: Mutant, source: str, memory: Memory, chooser: Chooser) -> Verdict:
+def judge(mutant: Mutant, source: str, memory: KeptResults, chooser: Chooser) -> Verdict:
     """Try one mutant, unless it is known."""
     nodes = chooser.nodes(mutant.module, mutant.place)
     verdict = memory.verdict(mutant.key, mutant.module, nodes)
@@ -96,7 +96,7 @@ def judge_planted(chooser: Chooser, names: Sequence[str]) -> tuple[str, int]:
     return "\n".join([head, "", *lines]), alive
 
 
-def watch(memory: Memory) -> dict[str, FileReach]:
+def watch(memory: KeptResults) -> dict[str, FileReach]:
     """Find out which test enters which function of the modules of interest."""
     names = {*subjects.modules(), *(fault.module for fault in planted())}
     sources = {name: source_path(name).read_text(encoding="utf-8") for name in sorted(names)}
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(f"{mutant.line:4} {mutant.key}")
         return 0
     import_heavy()
-    memory = Memory(fresh=options.fresh)
+    memory = KeptResults(fresh=options.fresh)
     chooser = Chooser(watch(memory))
     if options.planted is not None:
         faults, alive = judge_planted(chooser, options.planted)

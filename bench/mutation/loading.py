@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from pathlib import Path
 from types import CodeType, ModuleType
 
-from bench.mutation.places import ROOT, is_docstring, source_path
+from bench.mutation.places import is_docstring, source_path
 
 MARK = "__mark_reached__"
 
@@ -43,9 +42,8 @@ class Replacing(MetaPathFinder):
         self,
         trees: Mapping[str, ast.Module],
         mark: Callable[[int], None] | None = None,
-        root: Path = ROOT,
     ) -> None:
-        self.trees, self.mark, self.root = trees, mark, root
+        self.trees, self.mark = trees, mark
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -54,7 +52,7 @@ class Replacing(MetaPathFinder):
         del path, target
         if fullname not in self.trees:
             return None
-        file = source_path(fullname, self.root)
+        file = source_path(fullname)
         loader = OtherSource(fullname, str(file), self.trees[fullname], self.mark)
         inside = [str(file.parent)] if file.name == "__init__.py" else None
         return importlib.util.spec_from_file_location(

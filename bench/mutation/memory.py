@@ -14,7 +14,7 @@ from mimbench.system.files import write_json
 FILE = ROOT / ".mutation" / "memory.json"
 
 
-class Memory:
+class KeptResults:
     """Reach by test file and verdicts by mutant, each under the digest of what it depends on."""
 
     def __init__(self, path: Path = FILE, *, fresh: bool = False) -> None:

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-Change = tuple[str, ast.AST]
+Fault = tuple[str, ast.AST]
 """(operator, the node that replaces the given one)."""
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
@@ -52,7 +52,7 @@ NO_VALUE_KEYWORDS = frozenset(
 """Keywords about places, speed and declarations (and zip's `strict`, an assertion of ours)."""
 
 
-def compare(node: ast.Compare) -> Iterator[Change]:
+def compare(node: ast.Compare) -> Iterator[Fault]:
     """`<` becomes `<=` and `>=`, `==` becomes `!=`, `in` becomes `not in`."""
     for i, op in enumerate(node.ops):
         for other in COMPARISONS[type(op)]:
@@ -61,7 +61,7 @@ def compare(node: ast.Compare) -> Iterator[Change]:
             yield "comparison", changed
 
 
-def arithmetic(node: ast.BinOp) -> Iterator[Change]:
+def arithmetic(node: ast.BinOp) -> Iterator[Fault]:
     """`+` becomes `-`, `*` becomes `/`; the sides of a matrix product change places."""
     changed = copy.deepcopy(node)
     if isinstance(node.op, ast.MatMult):
@@ -79,7 +79,7 @@ def is_a_type(node: ast.AST) -> bool:
     return any(name[0].isupper() or name in {"int", "str", "float", "bool"} for name in names)
 
 
-def augmented(node: ast.AugAssign) -> Iterator[Change]:
+def augmented(node: ast.AugAssign) -> Iterator[Fault]:
     """`+=` becomes `-=`."""
     changed = copy.deepcopy(node)
     if type(node.op) in ARITHMETIC:
@@ -87,7 +87,7 @@ def augmented(node: ast.AugAssign) -> Iterator[Change]:
         yield "arithmetic", changed
 
 
-def constant(node: ast.Constant) -> Iterator[Change]:
+def constant(node: ast.Constant) -> Iterator[Fault]:
     """Integers grow by one, other numbers by a tenth, and truth is turned."""
     value: Any = node.value
     if isinstance(value, bool):
@@ -98,14 +98,14 @@ def constant(node: ast.Constant) -> Iterator[Change]:
         yield "constant", ast.Constant(value * 1.1 if value else 0.1)
 
 
-def condition(node: ast.If | ast.IfExp | ast.While) -> Iterator[Change]:
+def condition(node: ast.If | ast.IfExp | ast.While) -> Iterator[Fault]:
     """The condition is turned."""
     changed = copy.deepcopy(node)
     changed.test = ast.UnaryOp(ast.Not(), changed.test)
     yield "condition", changed
 
 
-def boolean(node: ast.BoolOp) -> Iterator[Change]:
+def boolean(node: ast.BoolOp) -> Iterator[Fault]:
     """`and` becomes `or`, and each term is left out once."""
     changed = copy.deepcopy(node)
     changed.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
@@ -115,13 +115,13 @@ def boolean(node: ast.BoolOp) -> Iterator[Change]:
         yield "boolean", rest[0] if len(rest) == 1 else ast.BoolOp(copy.deepcopy(node.op), rest)
 
 
-def unary(node: ast.UnaryOp) -> Iterator[Change]:
+def unary(node: ast.UnaryOp) -> Iterator[Fault]:
     """`-x` and `not x` become `x`."""
     if isinstance(node.op, ast.USub | ast.Not | ast.Invert):
         yield "sign", copy.deepcopy(node.operand)
 
 
-def call(node: ast.Call) -> Iterator[Change]:
+def call(node: ast.Call) -> Iterator[Fault]:
     """Left out around its argument, with its first two arguments changed over, without a keyword."""
     name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
     if isinstance(node.func, ast.Attribute) and name not in NO_VALUE_MOVED and not names_a_module(node.func.value):  # fmt: skip
@@ -153,7 +153,7 @@ def names_a_module(node: ast.AST) -> bool:
     )
 
 
-def slices(node: ast.Slice) -> Iterator[Change]:
+def slices(node: ast.Slice) -> Iterator[Fault]:
     """Either end moves by one."""
     for end in ("lower", "upper"):
         value = getattr(node, end)
@@ -163,7 +163,7 @@ def slices(node: ast.Slice) -> Iterator[Change]:
             yield "off by one", changed
 
 
-def statement(node: ast.AST) -> Iterator[Change]:
+def statement(node: ast.AST) -> Iterator[Fault]:
     """A call for its effect, an update or a refusal is left out; loops end early or go on."""
     called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     stored = isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)
@@ -198,7 +198,7 @@ KINDS: tuple[tuple[type[ast.AST], Any], ...] = (
 )
 
 
-def changes(node: ast.AST) -> Iterator[Change]:
+def changes(node: ast.AST) -> Iterator[Fault]:
     """Yield every fault this node can have."""
     for kind, operator in KINDS:
         if isinstance(node, kind):

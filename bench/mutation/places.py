@@ -54,10 +54,10 @@ class Site:
             getattr(self.parent, self.field)[self.item] = node
 
 
-def source_path(module: str, root: Path = ROOT) -> Path:
+def source_path(module: str) -> Path:
     """Return the file of a module by its dotted name."""
-    path = root / (module.replace(".", "/") + ".py")
-    return path if path.is_file() else root / module.replace(".", "/") / "__init__.py"
+    path = ROOT / (module.replace(".", "/") + ".py")
+    return path if path.is_file() else ROOT / module.replace(".", "/") / "__init__.py"
 
 
 def is_docstring(node: ast.AST) -> bool:

@@ -11,7 +11,7 @@ LIST = ROOT / "bench" / "mutation" / "planted.yaml"
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedFault:
     """One realistic fault."""
 
     name: str
@@ -50,7 +50,7 @@ def place_of_line(tree: ast.AST, line: int, place: str = "") -> str:
     return place
 
 
-def planted() -> list[Planted]:
+def planted() -> list[PlantedFault]:
     """Read the list."""
     entries = yaml.safe_load(LIST.read_text(encoding="utf-8"))
-    return [Planted(name=name, **entry) for name, entry in entries.items()]
+    return [PlantedFault(name=name, **entry) for name, entry in entries.items()]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.mutation.forks import Ended, in_child
-from bench.mutation.loading import Replacing
+from bench.mutation.loading import Marks, Replacing
+from bench.mutation.places import source_path
 from bench.mutation.reach import QUIET, FileReach, mentions
 
 LONGEST = 8.0
@@ -19,6 +20,14 @@ FIRST, ALL = 1.0, 12.0
 """Seconds of the tests tried first, which kill most, and of all of them together."""
 
 mentions_once = cache(mentions)
+
+
+@cache
+def functions(module: str) -> frozenset[str]:
+    """Return the qualified names of a module's functions, whose entering is marked."""
+    marks = Marks()
+    marks.instrument(module, source_path(module).read_text(encoding="utf-8"))
+    return frozenset(place for _, place in marks.names)
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class Chooser:
     def nodes(self, module: str, place: str) -> list[tuple[str, float]]:
         """Return (node id, seconds) of the tests to run, in this order."""
         entering = self._entering(module, place)
-        if not entering:
+        if not entering and place not in functions(module):
+            # declared in a class or at the top: whoever uses the module may notice
             entering = self._entering(module, "") or self._loading(module)
         order = sorted(entering, key=lambda n: (-self.kills[module, n[0]], n[2], n[1]))
         chosen, spent = [], 0.0
