@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mimbench.benchmarks.manifest import PROFILES, Effect, Manifest, load_manifest
-from mimbench.benchmarks.orders import NOT_PROTOCOL
+from mimbench.benchmarks.run_config import NOT_PROTOCOL
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_text
@@ -22,7 +22,7 @@ from mimbench.tables.differences import flatten
 from mimbench.tables.recipes import spec_of
 from mimbench.task import Machine, load_task, traits_of
 from pretrain.config import CONFIGS
-from pretrain.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
+from pretrain.objectives.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
 
 GOLDEN = Path(__file__).parent / "golden_tables" / "recipes.json"
 RENEW = "MIMBENCH_RENEW_RECIPES"
@@ -101,6 +101,9 @@ def changes(before: Recipes, after: Recipes) -> list[str]:
     lines = []
     for name in sorted({*before, *after}):
         old, new = before.get(name, {}), after.get(name, {})
+        if not old or not new:
+            lines.append(f"{name}: {'a new recipe' if new else 'no longer there'}")
+            continue
         lines += [
             f"{name}: {field}: {old.get(field, 'absent')!r} -> {new.get(field, 'absent')!r}"
             for field in sorted({*old, *new})
@@ -143,9 +146,11 @@ def test_a_changed_field_is_named_with_what_to_do() -> None:
     after = {k: dict(v) for k, v in before.items()}
     after["in-ft-mae paper"]["min_lr"] = 0.0
     del after["pretrain hpm_vit_base_16"]["mask.ratio"]
+    after["in-new paper"] = {"k": 1}
     found = changes(before, after)
     assert found == [
         "in-ft-mae paper: min_lr: 1e-06 -> 0.0",
+        "in-new paper: a new recipe",
         "pretrain hpm_vit_base_16: mask.ratio: 0.75 -> 'absent'",
     ]
     assert "Numbers in CHANGELOG" in advice(found)

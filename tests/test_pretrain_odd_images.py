@@ -10,7 +10,7 @@ from mimbench.system.generators import seeded
 from pretrain.config import CONFIGS, Config
 from pretrain.objectives.distill.config import DistillConfig
 from pretrain.objectives.distill.views import MultiCrops
-from pretrain.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
+from pretrain.objectives.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
 from pretrain.sources.crops import Crops, DataConfig
 from pretrain.sources.images import ImageSource, open_source
 from tests.support.odd_images import MODES, SHAPES, odd_images

@@ -84,12 +84,13 @@ def test_the_papers_transforms_on_2000_odd_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if min(shape) == 1])
-def test_a_picture_one_pixel_wide_is_refused_by_name(shape: tuple[int, int], tmp_path: Path) -> None:
+def test_a_picture_one_pixel_wide_is_refused_by_name(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
     source = write_pairs(tmp_path, ("RGB",), [shape])
     pictures = dataset_of(source, config_of(tmp_path))
     with pytest.raises(UserError, match=f"RGB_{shape[0]}x{shape[1]}.png"):
-        for position in range(20):
-            pictures[StreamItem(0, position)]
+        [pictures[StreamItem(0, position)] for position in range(20)]
 
 
 def test_labels_are_cropped_and_flipped_with_their_picture(tmp_path: Path) -> None:

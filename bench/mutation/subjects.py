@@ -17,7 +17,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     ),
     "k-NN": ("knn.classify", "knn.vote"),
     "probes": (
-        "mimbench.logistic.*", "mimbench.training.optim",
+        "mimbench.features.logistic.*", "mimbench.training.optim",
         *(f"transfer.classification.{name}" for name in (
             "attentive", "heads", "layers", "linear", "logreg", "lowshot", "pooling", "probe", "tokens",
         )),
@@ -42,7 +42,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "transfer.detection.crop", "transfer.detection.data", "transfer.detection.order",
         "transfer.detection.protocol", "transfer.detection.score",
     ),
-    "digests": ("mimbench.benchmarks.orders",),
+    "digests": ("mimbench.benchmarks.run_config",),
     "masks": tuple(f"pretrain.masks.{name}" for name in (
         "adversarial", "attention", "block", "colour", "contrast", "even", "grid", "hard", "harder",
         "multiblock", "rolled", "salience", "uniform",
