@@ -166,6 +166,8 @@ def slices(node: ast.Slice) -> Iterator[Fault]:
 def statement(node: ast.AST) -> Iterator[Fault]:
     """A call for its effect, an update or a refusal is left out; loops end early or go on."""
     called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    if isinstance(node, ast.Expr) and moves_no_value(node.value):
+        return
     stored = isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)
     if called or stored or isinstance(node, ast.Raise | ast.AugAssign):
         yield "statement left out", ast.Pass()
@@ -175,6 +177,12 @@ def statement(node: ast.AST) -> Iterator[Fault]:
         yield "loop", ast.Break()
     elif isinstance(node, ast.Return) and not gives_nothing(node):
         yield "returned value", ast.Return(ast.Constant(None))
+
+
+def moves_no_value(node: ast.expr) -> bool:
+    """Whether a call only says where a value lies: `network.to(device)`."""
+    call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    return call and node.func.attr in NO_VALUE_MOVED
 
 
 def gives_nothing(node: ast.Return) -> bool:
