@@ -64,9 +64,9 @@ HOLDING: tuple[str, ...] = (
     "golden_core", "golden_recipes", "hpm_cheap", "image_targets", "knn", "knn_task", "linear_logreg",
     "linear_probe", "lowshot", "masks_baselines", "masks_contract", "masks_golden", "masks_shapes",
     "neighbours", "normalise", "numbers_*", "optim", "patches", "pretrain_accumulation_features",
-    "pretrain_golden", "pretrain_images", "pretrain_linear", "pretrain_losses_teacher_rates",
+    "pretrain_golden", "pretrain_images", "pretrain_odd_images", "pretrain_linear", "pretrain_losses_teacher_rates",
     "pretrain_shapes_targets_masks", "protocol_digest", "runtime", "segmentation_data",
-    "segmentation_multiscale", "segmentation_recipe", "segmentation_score", "sizes", "spectra",
+    "segmentation_multiscale", "segmentation_pipeline", "segmentation_recipe", "segmentation_score", "sizes", "spectra",
 )  # fmt: skip
 """The test files that hold numbers (`tests/test_*.py`); others are about commands, processes, pages."""
 

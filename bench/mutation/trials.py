@@ -14,9 +14,9 @@ from bench.mutation.loading import Marks, Replacing
 from bench.mutation.places import source_path
 from bench.mutation.reach import QUIET, FileReach, mentions
 
-LONGEST = 8.0
+LONGEST = 5.0
 """A test of more processor seconds is not run for single mutants."""
-FIRST, ALL = 1.0, 12.0
+FIRST, ALL = 1.0, 6.0
 """Seconds of the tests tried first, which kill most, and of all of them together."""
 
 mentions_once = cache(mentions)
