@@ -161,6 +161,15 @@ def test_a_default_spelled_out_is_the_same_recipe(
     assert "layer_decay: 0.65 | 0.75" in text
 
 
+def test_the_verdict_follows_the_direction_of_the_metric(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "bad"):
+        [path] = (out / "runs").glob(f"{name.encode().hex()[:12]}*/in-knn/result.json")
+        write_result(path, replace(read_result(path), lower_is_better=True))
+    assert "in-knn: bad is better than good (good - bad = +" in said(out, "good", "bad", capsys)
+
+
 def test_runs_over_other_data_are_not_compared(out: Path) -> None:
     for name, digest in (("seen", "aaaa"), ("unseen", "bbbb")):
         folder = write_run(out / "runs", name, share=0.8)
