@@ -175,7 +175,7 @@ def measure(
 def observe(cell: Cell, order: Order, patience: float, command: Command, slot: Slot) -> Seen:
     """Start an order in a scratch folder and watch it until it ends or patience does."""
     with _scratch() as folder:
-        write_order(folder / ORDER_FILE, order)
+        write_order(folder / ORDER_FILE, replace(order, beside=cell.folder.parent.absolute()))
         began = time.monotonic()
         slot = replace(slot, environment={**slot.environment, INTERVAL: "1"})
         process = start(command(replace(cell, folder=folder), slot), folder, slot)
