@@ -180,7 +180,7 @@ def test_made_corruptions_hurt_and_an_interrupted_run_goes_on(
 ) -> None:
     config = {"head": "logreg", "made": True, "part": "val", "per_class": 2}
     calls = []
-    real = corrupted.Judge.predict
+    real = corrupted.HeadJudge.predict
 
     def count(self, *args, **kwargs):
         calls.append(kwargs.get("label", ""))
@@ -188,7 +188,7 @@ def test_made_corruptions_hurt_and_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(corrupted.Judge, "predict", count)
+    monkeypatch.setattr(corrupted.HeadJudge, "predict", count)
     with pytest.raises(KeyboardInterrupt):
         finish(head, "rob-made", weights, place / "data", task=CORRUPTED, config=config)
     result = finish(head, "rob-made", weights, place / "data", task=CORRUPTED, config=config)

@@ -11,7 +11,7 @@ import torch
 
 from mimbench.benchmarks.cells import Candidate, Cell
 from mimbench.benchmarks.lifecycle import finished
-from mimbench.benchmarks.orders import read_order, write_order
+from mimbench.benchmarks.run_config import read_run_config, write_run_config
 from mimbench.results.record import read_result, write_result
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
@@ -19,8 +19,8 @@ from mimbench.task import Machine
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.support.finished_cells import HEADS, finish
 from transfer.classification.robustness.classifiers import KINDS
-from transfer.classification.robustness.finished import FinishedCell, find_cell
-from transfer.classification.robustness.scoring import Judge
+from transfer.classification.robustness.finished import HeadRun, find_cell
+from transfer.classification.robustness.scoring import HeadJudge
 
 SHIFTED = "transfer.classification.robustness.shifted"
 MACHINE = Machine(device="cpu", workers=0, max_batch=16)
@@ -56,7 +56,7 @@ def cells(place: Path, data: Path, weights: VitWeights) -> Path:
     return out
 
 
-def cell_of(cells: Path, name: str, weights: VitWeights) -> FinishedCell:
+def cell_of(cells: Path, name: str, weights: VitWeights) -> HeadRun:
     return find_cell(cells / "mine", name, weights, seed=0)
 
 
@@ -65,7 +65,7 @@ def test_a_head_answers_as_its_finished_run_did(
     name: str, cells: Path, weights: VitWeights
 ) -> None:
     cell = cell_of(cells, name, weights)
-    judge = Judge.of(cell, weights, MACHINE, Ranks())
+    judge = HeadJudge.of(cell, weights, MACHINE, Ranks())
     found = judge.predict(cell.val())
     top1 = 100 * float((found == cell.hits.labels).mean())
     assert top1 == pytest.approx(cell.result.metrics["top1"])
@@ -81,7 +81,7 @@ def test_a_head_of_the_best_epoch_is_not_taken_from_the_last(
     cells: Path, weights: VitWeights
 ) -> None:
     cell = cell_of(cells, "linear-best", weights)
-    best = Judge.of(cell, weights, MACHINE, Ranks()).predict(cell.val())
+    best = HeadJudge.of(cell, weights, MACHINE, Ranks()).predict(cell.val())
     assert 100 * (best == cell.hits.labels).mean() == pytest.approx(
         cell.result.metrics["top1_best"]
     )
@@ -97,7 +97,7 @@ def test_another_states_head_is_refused(
     state["model"]["head.bias"] = torch.tensor([0.0, 0.0, 50.0, 0.0])
     torch.save(state, path)
     with pytest.raises(UserError, match="not of one run; run tune again"):
-        Judge.of(cell_of(out, "tune", weights), weights, MACHINE, Ranks())
+        HeadJudge.of(cell_of(out, "tune", weights), weights, MACHINE, Ranks())
 
 
 def test_a_head_that_is_gone_is_named(
@@ -107,7 +107,7 @@ def test_a_head_that_is_gone_is_named(
     finish(out, "logreg", weights, data)
     (out / "logreg" / "head.safetensors").unlink()
     with pytest.raises(UserError, match=r"head cannot be read from .*head.safetensors"):
-        Judge.of(cell_of(out, "logreg", weights), weights, MACHINE, Ranks())
+        HeadJudge.of(cell_of(out, "logreg", weights), weights, MACHINE, Ranks())
 
 
 def test_the_cell_is_that_of_the_same_checkpoint_seed_and_profile(
@@ -119,12 +119,16 @@ def test_the_cell_is_that_of_the_same_checkpoint_seed_and_profile(
         find_cell(cells / "mine", "tune", other, seed=0)
     with pytest.raises(UserError, match="run both: ./run_all.sh CKPT --only tune"):
         find_cell(cells / "mine", "tune", weights, seed=1)
-    mine = replace(read_order(cells / "tune" / "config.yaml"), profile="quick", benchmark="rob")
-    write_order(tmp_path / "mine" / "config.yaml", replace(mine, beside=cells))
+    mine = replace(
+        read_run_config(cells / "tune" / "config.yaml"), profile="quick", benchmark="rob"
+    )
+    write_run_config(tmp_path / "mine" / "config.yaml", replace(mine, beside=cells))
     with pytest.raises(UserError, match="--profile quick --only tune,rob"):
         find_cell(tmp_path / "mine", "tune", weights, seed=0)
-    # measured in a scratch folder: the other runs are where the order says
-    write_order(tmp_path / "mine" / "config.yaml", replace(mine, beside=cells, profile="paper"))
+    # measured in a scratch folder: the other runs are where its configuration says
+    write_run_config(
+        tmp_path / "mine" / "config.yaml", replace(mine, beside=cells, profile="paper")
+    )
     assert find_cell(tmp_path / "mine", "tune", weights, seed=0).folder == cells / "tune"
 
 
@@ -152,7 +156,7 @@ def test_a_number_is_out_of_date_once_its_head_is_another(
     finish(out, "rob", weights, data, task=SHIFTED, config=config)
     result = read_result(out / "rob" / "result.json")
     cell = Cell(
-        order=read_order(out / "rob" / "config.yaml"),
+        run=read_run_config(out / "rob" / "config.yaml"),
         folder=out / "rob",
         candidate=Candidate(path=out, weights=result.weights),
         after=(),

@@ -25,9 +25,9 @@ from mimbench.task import Machine
 from transfer.classification.robustness import sets
 from transfer.classification.robustness.backgrounds import Backgrounds, numbered_classes
 from transfer.classification.robustness.classifiers import Classifier
-from transfer.classification.robustness.drops import Drops
+from transfer.classification.robustness.drops import DropFromClean
 from transfer.classification.robustness.maps import in9_classes
-from transfer.classification.robustness.scoring import Cut, Judge, hits
+from transfer.classification.robustness.scoring import BorderCut, HeadJudge, hits
 
 MACHINE = Machine(device="cpu", workers=0, max_batch=64)
 SYNSETS = tuple(ImageNetInfo().label_names())
@@ -39,7 +39,7 @@ def paint(path: Path, colour: Sequence[int] = (10, 20, 30), side: int = 8) -> No
     Image.new("RGB", (side, side), tuple(colour)).save(path)
 
 
-def judge_of(scores: Tensor, side: int = 8) -> Judge:
+def judge_of(scores: Tensor, side: int = 8) -> HeadJudge:
     """A head that gives every image these logits."""
     classifier = Classifier(
         logits=lambda batch: scores.expand(len(batch), -1).clone(),
@@ -47,7 +47,7 @@ def judge_of(scores: Tensor, side: int = 8) -> Judge:
         device=torch.device("cpu"),
     )
     cell: Any = SimpleNamespace()
-    return Judge(cell=cell, classifier=classifier, machine=MACHINE, ranks=Ranks())
+    return HeadJudge(cell=cell, classifier=classifier, machine=MACHINE, ranks=Ranks())
 
 
 # lists and maps against the facts
@@ -160,7 +160,7 @@ def test_objectnets_border_is_cut_and_its_two_rules_differ(tmp_path: Path) -> No
         Image.fromarray(pixels).save(path)
     largest = sets.objects(tmp_path, "images", groups, rule="max")
     assert (len(largest.images), largest.border, largest.restrict) == (2, 2, True)
-    inner = Cut(inner=Preprocess(size=8, resize=None), border=2)
+    inner = BorderCut(inner=Preprocess(size=8, resize=None), border=2)
     assert (inner(largest.images.open(0)) == 50).all()
     scores = torch.tensor([[0.0, 1.0, 9.0, 3.0, 2.0]])
     judge = judge_of(scores)
@@ -196,13 +196,13 @@ def test_nine_classes_are_folders_numbers_and_every_class_competes(tmp_path: Pat
 # outcomes
 
 
-def drops(paired: bool) -> Drops:
+def drops(paired: bool) -> DropFromClean:
     rng = np.random.default_rng(0)
     names = tuple(f"a/{i}" for i in range(200))
     clean = (rng.random(200) < 0.9).astype(float)
     right = clean * (rng.random(200) < 0.7)
     other = names if paired else tuple(f"b/{i}" for i in range(200))
-    return Drops(
+    return DropFromClean(
         images=names,
         predicted=rng.integers(0, 5, 200),
         right=right,

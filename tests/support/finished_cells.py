@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.evaluation import evaluate
-from mimbench.benchmarks.orders import Order, write_order
+from mimbench.benchmarks.run_config import RunConfig, write_run_config
 from mimbench.results.record import Result
 from mimbench.vit.weights import VitWeights
 
@@ -59,11 +59,11 @@ def finish(
     *,
     task: str = "",
     config: Mapping[str, Any] | None = None,
-    **order: Any,
+    **run: Any,
 ) -> Result:
     """Run a cell in `out`/`name` as the suite would, and return its result."""
     own_task, own = HEADS.get(name, (task, {}))
-    made = Order(
+    made = RunConfig(
         benchmark=name,
         task=task or own_task,
         profile="paper",
@@ -71,7 +71,7 @@ def finish(
         checkpoint=out / "checkpoint.pth",
         config={**own, **(config or {}), "data": str(data), "seed": 0, "machine": CPU},
         weights_digest=weights.digest,
-        **order,
+        **run,
     )
-    write_order(out / name / "config.yaml", made)
+    write_run_config(out / name / "config.yaml", made)
     return evaluate(made, out / name, weights)

@@ -31,7 +31,7 @@ from mimbench.vit.footprint import frozen
 from transfer.classification.robustness.finished import find_cell
 from transfer.classification.robustness.maps import in9_classes
 from transfer.classification.robustness.pictures import mistakes
-from transfer.classification.robustness.scoring import Judge, hits
+from transfer.classification.robustness.scoring import HeadJudge, hits
 from transfer.classification.robustness.sets import TestSet
 
 VERSION = 1
@@ -132,7 +132,7 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     right: list[NDArray[np.float64]] = []
     pictures = []
     with process_group(config.machine.device) as ranks:
-        judge = Judge.of(cell, weights, config.machine, ranks)
+        judge = HeadJudge.of(cell, weights, config.machine, ranks)
         for variation in config.variations:
             listed = numbered_classes(
                 read_folder(config.data / variation, config.split), len(names)

@@ -26,7 +26,7 @@ from transfer.classification.attentive_probe import Together, make_heads, pick
 from transfer.classification.classifier import at_size, build_classifier
 from transfer.classification.heads import Heads, head_name
 from transfer.classification.logreg import HEAD_FILE, scale
-from transfer.classification.robustness.finished import FinishedCell
+from transfer.classification.robustness.finished import HeadRun
 from transfer.classification.tokens import join_tokens, token_rule
 
 Logits = Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ class Classifier:
     device: torch.device
 
 
-def classifier_of(cell: FinishedCell, weights: Weights, device: torch.device) -> Classifier:
+def classifier_of(cell: HeadRun, weights: Weights, device: torch.device) -> Classifier:
     """Return the classifier of a finished run.
 
     Args:
@@ -50,17 +50,17 @@ def classifier_of(cell: FinishedCell, weights: Weights, device: torch.device) ->
         weights: Its checkpoint.
         device: Where it is to run.
     """
-    make = KINDS.get(cell.order.task)
+    make = KINDS.get(cell.run.task)
     if make is None:
         known = ", ".join(name.rpartition(".")[2] for name in KINDS)
         raise UserError(
-            f"{cell.order.benchmark} leaves no head ({cell.order.task}); choose a benchmark of: {known}"
+            f"{cell.run.benchmark} leaves no head ({cell.run.task}); choose a benchmark of: {known}"
         )
     logits: Logits = torch.no_grad()(make(cell, cell.config, weights, device))
     return Classifier(logits=logits, preprocess=cell.config.preprocess(), device=device)
 
 
-def _fine_tuned(cell: FinishedCell, config: Any, weights: Weights, device: torch.device) -> Logits:
+def _fine_tuned(cell: HeadRun, config: Any, weights: Weights, device: torch.device) -> Logits:
     recipe = config.resolve(weights.spec.embed_dim, weights.spec.model)
     sized = at_size(weights, config.image_size)
     model, _ = build_classifier(
@@ -91,7 +91,7 @@ def _vectors(
     return vectors
 
 
-def _linear(cell: FinishedCell, config: Any, weights: Weights, device: torch.device) -> Logits:
+def _linear(cell: HeadRun, config: Any, weights: Weights, device: torch.device) -> Logits:
     config = config.for_width(weights.spec.embed_dim)
     vectors = _vectors(weights, config.blocks, config.precision, device)
     last = config.report == "last"
@@ -109,7 +109,7 @@ def _linear(cell: FinishedCell, config: Any, weights: Weights, device: torch.dev
     return lambda pixels: heads.only(which, join(vectors(pixels), choice))
 
 
-def _attentive(cell: FinishedCell, config: Any, weights: Weights, device: torch.device) -> Logits:
+def _attentive(cell: HeadRun, config: Any, weights: Weights, device: torch.device) -> Logits:
     vit = plain_vit(weights)
     rule = token_rule(vit, config.tokens, config.norm)
     chosen = pick(_whole_state(cell, LAST)["learner"]["history"], "held")
@@ -132,7 +132,7 @@ def _attentive(cell: FinishedCell, config: Any, weights: Weights, device: torch.
     return logits
 
 
-def _logistic(cell: FinishedCell, config: Any, weights: Weights, device: torch.device) -> Logits:
+def _logistic(cell: HeadRun, config: Any, weights: Weights, device: torch.device) -> Logits:
     vectors = _vectors(weights, 4, config.precision, device)
     path = cell.folder / HEAD_FILE
     try:
@@ -146,7 +146,7 @@ def _logistic(cell: FinishedCell, config: Any, weights: Weights, device: torch.d
     )
 
 
-KINDS: dict[str, Callable[[FinishedCell, Any, Weights, torch.device], Logits]] = {
+KINDS: dict[str, Callable[[HeadRun, Any, Weights, torch.device], Logits]] = {
     finetune.__name__: _fine_tuned,
     linear.__name__: _linear,
     attentive.__name__: _attentive,
@@ -155,29 +155,29 @@ KINDS: dict[str, Callable[[FinishedCell, Any, Weights, torch.device], Logits]] =
 """Task that leaves a head -> what makes it again."""
 
 
-def _whole_state(cell: FinishedCell, name: str) -> dict[str, Any]:
+def _whole_state(cell: HeadRun, name: str) -> dict[str, Any]:
     path = cell.folder / "checkpoints" / name
     if not path.is_file():
         raise _lacking(cell, path, FileNotFoundError("no such file"))
     return read_state(path, lazily=True)
 
 
-def _state(cell: FinishedCell, name: str) -> dict[str, Tensor]:
+def _state(cell: HeadRun, name: str) -> dict[str, Tensor]:
     return _whole_state(cell, name)["model"]
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], cell: FinishedCell) -> None:
+def _load(model: nn.Module, state: dict[str, Tensor], cell: HeadRun) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
-            f"the state in {cell.folder} does not fit {cell.order.benchmark}: {error}; run that "
+            f"the state in {cell.folder} does not fit {cell.run.benchmark}: {error}; run that "
             "benchmark again (--fresh)"
         ) from error
 
 
-def _lacking(cell: FinishedCell, path: Path, error: Exception) -> UserError:
+def _lacking(cell: HeadRun, path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{cell.order.benchmark} is finished, but its head cannot be read from {path} ({error}); run "
+        f"{cell.run.benchmark} is finished, but its head cannot be read from {path} ({error}); run "
         "that benchmark again (--fresh)"
     )

@@ -33,10 +33,10 @@ from mimbench.system.runtime import Ranks, process_group
 from mimbench.task import Machine, TaskResult, Traits
 from mimbench.vit.footprint import frozen
 from transfer.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from transfer.classification.robustness.finished import FinishedCell, find_cell
+from transfer.classification.robustness.finished import HeadRun, find_cell
 from transfer.classification.robustness.mce import CorruptionErrors, corruption_error, levels
 from transfer.classification.robustness.pictures import worst_corruptions
-from transfer.classification.robustness.scoring import Judge
+from transfer.classification.robustness.scoring import HeadJudge
 
 VERSION = 1
 MAIN_METRIC = "mce"
@@ -88,13 +88,13 @@ class CorruptedLists:
     """Corrupted images, list by list, each beside how it is read."""
 
     config: Config
-    cell: FinishedCell
+    cell: HeadRun
     clean: ImageList
     ready_made: Preprocess
     own: Preprocess
 
     @classmethod
-    def of(cls, config: Config, judge: Judge) -> "CorruptedLists":
+    def of(cls, config: Config, judge: HeadJudge) -> "CorruptedLists":
         """Return the source of a run."""
         clean = judge.cell.val()
         if config.per_class is not None:
@@ -120,7 +120,7 @@ class CorruptedLists:
         if lacking:
             raise UserError(
                 f"{found.where} lacks {first_few(lacking, 3)}; expected one file for each val image of "
-                f"{self.cell.order.benchmark}, under the same name"
+                f"{self.cell.run.benchmark}, under the same name"
             )
         ordered = found.subset([place[_key(name)] for name in self.clean.names])
         return ordered.relabel(self.clean.labels), self.ready_made
@@ -130,7 +130,7 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return mCE, mean top-1 over corruptions, clean top-1, and the drop between the two."""
     cell = find_cell(out, config.head, weights, seed=config.seed)
     with process_group(config.machine.device) as ranks:
-        judge = Judge.of(cell, weights, config.machine, ranks)
+        judge = HeadJudge.of(cell, weights, config.machine, ranks)
         source = CorruptedLists.of(config, judge)
         labels = source.clean.labels
         right = np.stack([found == labels for found in _answers(judge, source, out, ranks)])
@@ -164,7 +164,9 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     )
 
 
-def _answers(judge: Judge, source: CorruptedLists, out: Path, ranks: Ranks) -> list[NDArray[np.int64]]:
+def _answers(
+    judge: HeadJudge, source: CorruptedLists, out: Path, ranks: Ranks
+) -> list[NDArray[np.int64]]:
     """Return the answers of each corruption and severity; those of an interrupted run are kept."""
     config = replace(source.config, machine=Machine(), data=Path())
     key = value_digest([VERSION, judge.cell.result.checksum, source.clean.digest, repr(config)])[

@@ -10,8 +10,8 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 from mimbench.benchmarks.lifecycle import number_in
-from mimbench.benchmarks.orders import ORDER_FILE, STALE, Order, read_order
 from mimbench.benchmarks.records import outcomes_of
+from mimbench.benchmarks.run_config import CONFIG_FILE, STALE, RunConfig, read_run_config
 from mimbench.data.lists import ImageList
 from mimbench.features.protocol import ImageConfig
 from mimbench.model import Weights
@@ -28,19 +28,19 @@ MAIN = "top1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinishedCell:
-    """A finished classification run: its folder, order, result, and what it predicted on val."""
+class HeadRun:
+    """A finished classification run: its folder, configuration, result, and what it predicted on val."""
 
     folder: Path
-    order: Order
+    run: RunConfig
     result: Result
     hits: Hits
 
     @property
     def config(self) -> ImageConfig:
         """The run's own configuration."""
-        task = load_task(self.order.task)
-        return from_mapping(task.Config, self.order.config, f"{self.order.benchmark}.config")
+        task = load_task(self.run.task)
+        return from_mapping(task.Config, self.run.config, f"{self.run.benchmark}.config")
 
     @property
     def classes(self) -> int:
@@ -74,22 +74,22 @@ class FinishedCell:
         config = self.config
         if not Path(config.data).is_dir():
             raise UserError(
-                f"{self.order.benchmark} was scored on {config.data}, which is not there any more; the "
+                f"{self.run.benchmark} was scored on {config.data}, which is not there any more; the "
                 "clean images are needed: put the data back, or run that benchmark again with --data"
             )
         images = config.source.split(Path(config.data), config.source.val)
         if tuple(images.names) != self.hits.images:
             raise UserError(
                 f"{config.data} does not hold the {len(self.hits.images):,} images that "
-                f"{self.order.benchmark} was scored on; run that benchmark again (--fresh)"
+                f"{self.run.benchmark} was scored on; run that benchmark again (--fresh)"
             )
         return images
 
     def described(self) -> dict[str, Any]:
         """Return what a result says about the head."""
         return {
-            "benchmark": self.order.benchmark,
-            "profile": self.order.profile,
+            "benchmark": self.run.benchmark,
+            "profile": self.run.profile,
             "protocol": self.result.protocol,
             "folder": self.folder.name,
             MAIN: self.result.metrics[MAIN],
@@ -104,7 +104,7 @@ class FinishedCell:
         return {"head": self.result.protocol} if self.result.overrides else {}
 
 
-def find_cell(out: Path, benchmark: str, weights: Weights, *, seed: int) -> FinishedCell:
+def find_cell(out: Path, benchmark: str, weights: Weights, *, seed: int) -> HeadRun:
     """Return the finished run of a benchmark on the same checkpoint, with the same profile and seed.
 
     Args:
@@ -113,29 +113,29 @@ def find_cell(out: Path, benchmark: str, weights: Weights, *, seed: int) -> Fini
         weights: The checkpoint.
         seed: Of the run.
     """
-    mine = read_order(out / ORDER_FILE) if (out / ORDER_FILE).is_file() else None
+    mine = read_run_config(out / CONFIG_FILE) if (out / CONFIG_FILE).is_file() else None
     place = mine.beside if mine and mine.beside else out.parent
     found = []
-    for path in sorted(place.glob(f"*/{ORDER_FILE}")):
+    for path in sorted(place.glob(f"*/{CONFIG_FILE}")):
         if STALE in path.parent.name:
             continue
-        order = read_order(path)
-        if order.benchmark != benchmark or order.weights_digest not in ("", weights.digest):
+        run = read_run_config(path)
+        if run.benchmark != benchmark or run.weights_digest not in ("", weights.digest):
             continue
-        if int(order.config.get("seed", 0)) != seed or (mine and order.profile != mine.profile):
+        if int(run.config.get("seed", 0)) != seed or (mine and run.profile != mine.profile):
             continue
         result = number_in(path.parent)
         if result is not None and result.weights["digest"] == weights.digest:
-            found.append((path.parent, order, result))
+            found.append((path.parent, run, result))
     plain = [one for one in found if not one[2].overrides]
     chosen = plain or found
     if len(chosen) != 1:
         _refuse(place, benchmark, [folder.name for folder, _, _ in chosen], mine)
-    folder, order, result = chosen[0]
-    return FinishedCell(folder=folder, order=order, result=result, hits=_hits(folder, result))
+    folder, run, result = chosen[0]
+    return HeadRun(folder=folder, run=run, result=result, hits=_hits(folder, result))
 
 
-def _refuse(place: Path, benchmark: str, names: list[str], mine: Order | None) -> None:
+def _refuse(place: Path, benchmark: str, names: list[str], mine: RunConfig | None) -> None:
     if names:
         raise UserError(
             f"{place} holds several changed runs of {benchmark} ({first_few(names)}) and none of its own "

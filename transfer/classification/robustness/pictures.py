@@ -12,7 +12,7 @@ from mimbench.data.lists import ImageList
 from mimbench.data.preprocess import Pixels
 from mimbench.scores.figures import Picture
 from mimbench.system.errors import UserError
-from transfer.classification.robustness.finished import FinishedCell
+from transfer.classification.robustness.finished import HeadRun
 from transfer.classification.robustness.sets import TestSet
 
 SIDE, LINE = 112, 14
@@ -39,7 +39,7 @@ def mistakes(
     test: TestSet,
     predicted: NDArray[np.int64],
     right: NDArray[np.float64],
-    cell: FinishedCell,
+    cell: HeadRun,
 ) -> list[Picture]:
     """Return a picture of wrong answers, spread over the set; none where there are none."""
     wrong = np.flatnonzero(right == 0)
@@ -76,7 +76,7 @@ def worst_corruptions(
     return [Picture(name="worst_corruptions", image=sheet(tiles, COLUMNS), caption=caption)]
 
 
-def _names(cell: FinishedCell) -> dict[int, str]:
+def _names(cell: HeadRun) -> dict[int, str]:
     try:
         return {index: name for name, index in cell.class_names().items()}
     except UserError:

@@ -19,7 +19,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.task import Machine
 from transfer.classification.robustness.classifiers import Classifier, classifier_of
-from transfer.classification.robustness.finished import FinishedCell
+from transfer.classification.robustness.finished import HeadRun
 from transfer.classification.robustness.maps import Groups
 from transfer.classification.robustness.sets import TestSet
 from transfer.classification.training import answers
@@ -33,7 +33,7 @@ PUBLISHED_SIDE = 224
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class BorderCut:
     """Cuts a border off before anything else."""
 
     inner: Preprocess
@@ -50,16 +50,16 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class HeadJudge:
     """A head at work: answers for images, on as many processes as run."""
 
-    cell: FinishedCell
+    cell: HeadRun
     classifier: Classifier
     machine: Machine
     ranks: Ranks
 
     @classmethod
-    def of(cls, cell: FinishedCell, weights: Weights, machine: Machine, ranks: Ranks) -> "Judge":
+    def of(cls, cell: HeadRun, weights: Weights, machine: Machine, ranks: Ranks) -> "HeadJudge":
         """Return the head of a finished run, after a look whether it still answers as it did there."""
         device = pick_device(machine.device, ranks.local)
         judge = cls(
@@ -110,7 +110,9 @@ class Judge:
     def score(self, test: TestSet, label: str = "images") -> NDArray[np.int64]:
         """Return the class answered for each image of a test set."""
         among = sorted({c for group in test.groups for c in group}) if test.restrict else ()
-        pixels = Cut(inner=self.classifier.preprocess, border=test.border) if test.border else None
+        pixels = (
+            BorderCut(inner=self.classifier.preprocess, border=test.border) if test.border else None
+        )
         return self.predict(test.images, pixels=pixels, among=among, label=label)
 
     def ready_made(self) -> Preprocess:
@@ -131,7 +133,7 @@ class Judge:
             raise UserError(
                 f"the head in {self.cell.folder} answers {100 * same:.0f} % of {len(rows)} clean images as its "
                 f"finished run did: its state and its result are not of one run; run "
-                f"{self.cell.order.benchmark} again (--fresh)"
+                f"{self.cell.run.benchmark} again (--fresh)"
             )
         logger.info("the head answers %.1f %% of clean images as it did", 100 * same)
 

@@ -25,10 +25,10 @@ from mimbench.system.runtime import process_group
 from mimbench.task import Machine, TaskResult, Traits
 from mimbench.vit.footprint import frozen
 from transfer.classification.robustness import sets
-from transfer.classification.robustness.drops import Drops
-from transfer.classification.robustness.finished import FinishedCell, find_cell
+from transfer.classification.robustness.drops import DropFromClean
+from transfer.classification.robustness.finished import HeadRun, find_cell
 from transfer.classification.robustness.pictures import mistakes
-from transfer.classification.robustness.scoring import Judge, hits
+from transfer.classification.robustness.scoring import HeadJudge, hits
 from transfer.classification.robustness.sets import TestSet
 
 VERSION = 1
@@ -42,7 +42,7 @@ TRAITS = Traits(
 Kind = Literal["real", "v2", "a", "r", "sketch", "objectnet"]
 Clean = tuple[tuple[str, ...], NDArray[np.float64]]
 """Names of clean images, and which of them were right."""
-__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "Drops", "run"]
+__all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "DropFromClean", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Config:
         table = None if self.table is None else by_content(self.data / self.table)
         return replace(self, rule=rule, table=table)
 
-    def open(self, cell: FinishedCell) -> TestSet:
+    def open(self, cell: HeadRun) -> TestSet:
         """Return the set, its labels in the head's classes."""
         table = None if self.table is None else self.data / self.table
         if self.kind == "real":
@@ -91,11 +91,11 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     cell = find_cell(out, config.head, weights, seed=config.seed)
     test = config.open(cell)
     with process_group(config.machine.device) as ranks:
-        judge = Judge.of(cell, weights, config.machine, ranks)
+        judge = HeadJudge.of(cell, weights, config.machine, ranks)
         predicted = judge.score(test, config.kind)
         right = hits(predicted, test.images.labels, test.groups)
         names, clean_right = _clean(test, predicted, config, judge)
-    found = Drops(
+    found = DropFromClean(
         images=tuple(test.images.names),
         predicted=predicted,
         right=right,
@@ -120,7 +120,7 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     )
 
 
-def _clean(test: TestSet, predicted: NDArray[np.int64], config: Config, judge: Judge) -> Clean:
+def _clean(test: TestSet, predicted: NDArray[np.int64], config: Config, judge: HeadJudge) -> Clean:
     """Return how clean images of the same classes fare under the same rule."""
     cell = judge.cell
     if config.kind == "real":
