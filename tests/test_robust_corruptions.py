@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from mimbench.sample.cards import make_card
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.support.finished_cells import finish
-from transfer.classification.robustness import corrupted
 from transfer.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from transfer.classification.robustness.maps import alexnet_errors
 from transfer.classification.robustness.mce import (
@@ -22,6 +22,7 @@ from transfer.classification.robustness.mce import (
     levels,
     mean_corruption_error,
 )
+from transfer.classification.robustness.scoring import HeadJudge
 
 CORRUPTED = "transfer.classification.robustness.corrupted"
 BACKGROUNDS = "transfer.classification.robustness.backgrounds"
@@ -180,15 +181,15 @@ def test_made_corruptions_hurt_and_an_interrupted_run_goes_on(
 ) -> None:
     config = {"head": "logreg", "made": True, "part": "val", "per_class": 2}
     calls = []
-    real = corrupted.HeadJudge.predict
+    real = HeadJudge.predict
 
-    def count(self, *args, **kwargs):
+    def count(self: HeadJudge, *args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs.get("label", ""))
         if len(calls) == 12:
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(corrupted.HeadJudge, "predict", count)
+    monkeypatch.setattr(HeadJudge, "predict", count)
     with pytest.raises(KeyboardInterrupt):
         finish(head, "rob-made", weights, place / "data", task=CORRUPTED, config=config)
     result = finish(head, "rob-made", weights, place / "data", task=CORRUPTED, config=config)

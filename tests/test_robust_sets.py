@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, RealLabelsImagenet
+from timm.data.imagenet_info import ImageNetInfo
+from timm.data.real_labels import RealLabelsImagenet
 from torch import Tensor
 
 from mimbench.data.lists import read_folder

@@ -89,12 +89,17 @@ def _write_objects(root: Path) -> None:
         lines.append(f"pair_{digit},{digit} {digit + 1}")
     for index in range(FIRST, FIRST + CARDS):
         digit = card_digit(index)
-        framed = np.empty((36, 36, 3), dtype=np.uint8)
-        framed[:] = RED
-        framed[2:-2, 2:-2] = make_card("val", index)
-        _save(framed, root / "images" / f"pair_{digit - digit % 2}" / f"{index:06d}.png")
-    _save(framed, root / "images" / "no_class_of_ours" / "000000.png")
+        path = root / "images" / f"pair_{digit - digit % 2}" / f"{index:06d}.png"
+        _save(_framed(make_card("val", index)), path)
+    _save(_framed(make_card("val", FIRST)), root / "images" / "no_class_of_ours" / "000000.png")
     write_text(root / "classes.csv", "\n".join(lines) + "\n")
+
+
+def _framed(card: Card) -> Card:
+    framed = np.empty((len(card) + 4, len(card) + 4, 3), dtype=np.uint8)
+    framed[:] = RED
+    framed[2:-2, 2:-2] = card
+    return framed
 
 
 def _write_backgrounds(root: Path) -> None:

@@ -20,7 +20,7 @@ from scipy import ndimage
 from mimbench.system.seeds import sequence_generator
 from transfer.classification.robustness.fractals import clouds, crystals
 
-Pixels = NDArray[np.float32]
+Pixels = NDArray[np.floating]
 """(h, w, 3) in [0, 1]."""
 Corruption = Callable[[Pixels, int, Generator], Pixels]
 SIDE = 224
@@ -86,7 +86,8 @@ def zoom_blur(x: Pixels, severity: int, rng: Generator) -> Pixels:
         severity - 1
     ]
     factors = np.arange(1, last, step)
-    return (x + sum(_zoomed(x, f) for f in factors)) / (len(factors) + 1)
+    zoomed = np.sum([_zoomed(x, f) for f in factors], axis=0)
+    return (x + zoomed) / (len(factors) + 1)
 
 
 def snow(x: Pixels, severity: int, rng: Generator) -> Pixels:
@@ -239,11 +240,11 @@ def _gaussian(x: Pixels, sigma: float) -> Pixels:
     return ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
 
 
-def _filter(x: Pixels, kernel: NDArray[np.float32]) -> Pixels:
+def _filter(x: Pixels, kernel: Pixels) -> Pixels:
     return np.stack([ndimage.convolve(x[..., c], kernel, mode="mirror") for c in range(3)], axis=-1)
 
 
-def _disk(radius: float, soft: float) -> NDArray[np.float32]:
+def _disk(radius: float, soft: float) -> Pixels:
     reach = int(np.ceil(radius)) + 1
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     # the share of a pixel inside, so that a radius below a pixel blurs a little
@@ -252,7 +253,7 @@ def _disk(radius: float, soft: float) -> NDArray[np.float32]:
     return (softened / softened.sum()).astype(np.float32)
 
 
-def _line(radius: float, sigma: float, angle: float) -> NDArray[np.float32]:
+def _line(radius: float, sigma: float, angle: float) -> Pixels:
     reach = max(1, int(np.ceil(radius)))
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1), dtype=np.float32)
     for step in np.linspace(0, radius, 4 * reach + 1):

@@ -16,7 +16,7 @@ CLEAN = "clean: "
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drops(Outcomes):
+class DropFromClean(Outcomes):
     """Which images were right; `drop` is paired where the clean images are the same ones.
 
     Of two different sets of images both are resampled, as one pool: the interval of `drop` then holds
@@ -62,7 +62,7 @@ class Drops(Outcomes):
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Drops:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> DropFromClean:
         """Return what `arrays` described."""
         return cls(
             images=tuple(map(str, arrays["images"])),

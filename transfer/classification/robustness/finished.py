@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 
 from mimbench.benchmarks.lifecycle import number_in
 from mimbench.benchmarks.records import outcomes_of
