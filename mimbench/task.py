@@ -82,6 +82,8 @@ class Traits:
     how often is looked, where a list lies): two configurations of one recipe become equal."""
     resolved: Callable[[Spec, Any], Mapping[str, Any]] | None = None
     """(architecture, config) -> fields that the configuration leaves to the model's size, filled in."""
+    uses: Callable[[Any], tuple[str, ...]] | None = None
+    """config -> benchmarks whose finished run on the same checkpoint it takes something from."""
     free_fields: frozenset[str] = frozenset()
     """Fields of `Config` that move no number, besides data, seed and machine: comparisons skip them."""
     footprint: Callable[[Spec, Any, int], Footprint] | None = None

@@ -184,7 +184,8 @@ def test_names_that_point_nowhere_are_refused(
 
 def test_a_method_nobody_published_has_to_be_said_unknown(tmp_path: Path) -> None:
     text = (PAPERS / "hpm.yaml").read_text().replace("method: HPM,", "method: HMP,")
-    (tmp_path / "hpm.yaml").write_text(text.replace("unknown: [", "notes: ["))
+    lines = [line for line in text.splitlines() if not line.strip().startswith("unknown:")]
+    (tmp_path / "hpm.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match="nothing is published of 'HMP'.*HPM.*say so in `unknown`"):
         load_papers(MANIFEST, tmp_path)
 

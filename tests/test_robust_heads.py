@@ -11,6 +11,7 @@ import torch
 
 from mimbench.benchmarks.cells import Candidate, Cell
 from mimbench.benchmarks.lifecycle import finished
+from mimbench.benchmarks.preflight import RecipeQuery, inspect_recipe
 from mimbench.benchmarks.run_config import read_run_config, write_run_config
 from mimbench.results.record import read_result, write_result
 from mimbench.system.errors import UserError
@@ -184,3 +185,16 @@ def test_oracle_and_drop(cells: Path, weights: VitWeights, data: Path) -> None:
         "tune"
     }
     assert np.isfinite(result.intervals["drop"])
+
+
+@pytest.mark.parametrize(
+    "task", ["shifted", "corrupted", "backgrounds"], ids=["shifted", "corrupted", "backgrounds"]
+)
+def test_a_cell_waits_for_the_run_whose_head_it_uses(task: str) -> None:
+    name = f"transfer.classification.robustness.{task}"
+    config = {"head": "in-lin-mae"} | ({"kind": "v2"} if task == "shifted" else {})
+    found = inspect_recipe(
+        RecipeQuery(benchmark="rob", task=name, dataset="x", config=config, needs_data=False), None
+    )
+    assert found.problem == ""
+    assert found.uses == ("in-lin-mae",)

@@ -236,7 +236,7 @@ def _cell(
         run=run,
         folder=request.out / who.folder / ".".join(parts),
         candidate=who,
-        after=benchmark.after,
+        after=tuple(dict.fromkeys((*benchmark.after, *report.uses))),
         version=report.version,
         main_metric=report.main_metric,
         protocol=report.protocol,

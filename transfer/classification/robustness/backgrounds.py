@@ -52,6 +52,7 @@ VARIATIONS: tuple[Variation, ...] = (
 SAME, RANDOM, GAP = "mixed_same", "mixed_rand", "gap"
 TRAITS = Traits(
     footprint=frozen,
+    uses=lambda config: (config.head,),
     beside={GAP: "background gap", "original": "original", SAME: "mixed same"},
 )
 

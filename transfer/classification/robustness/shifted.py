@@ -35,6 +35,7 @@ VERSION = 1
 MAIN_METRIC = "top1"
 TRAITS = Traits(
     footprint=frozen,
+    uses=lambda config: (config.head,),
     canonical=lambda config: config.canonical(),
     beside={"drop": "drop from clean"},
 )
