@@ -268,6 +268,7 @@ def _zoomed(x: Pixels, factor: float) -> Pixels:
     # the middle part, as large as is needed to fill the picture
     part = int(np.ceil(side / factor))
     top = (side - part) // 2
-    out = ndimage.zoom(x[top : top + part, top : top + part], (factor, factor, 1), order=1)
+    middle = x[top : top + part, top : top + part]
+    out: Pixels = np.asarray(ndimage.zoom(middle, (factor, factor, 1), order=1))
     trim = (out.shape[0] - side) // 2
     return out[trim : trim + side, trim : trim + side]
