@@ -70,6 +70,8 @@ class RecipeReport:
     """Benchmarks whose finished run it takes something from: they come first."""
     labelled_images: bool = False
     """The data is a folder of images by class."""
+    free_fields: tuple[str, ...] = ()
+    """Fields of the configuration that move no number."""
     footprints: tuple[Footprint, ...] = ()
     """What a run takes at least, for each architecture that was asked about."""
 
@@ -164,6 +166,7 @@ def inspect_recipe(
         effort=traits.effort,
         uses=traits.uses(config) if traits.uses else (),
         labelled_images=traits.labelled_images,
+        free_fields=tuple(sorted(traits.free_fields)),
         footprints=tuple(estimate(spec, config, images) for spec in specs),
     )
 
