@@ -231,10 +231,12 @@ def _check(manifest: Manifest, path: Path) -> None:
                 )
             manifest.change(name, "paper")
     for name, benchmark in manifest.benchmarks.items():
-        for other in filter(None, (*benchmark.after, benchmark.with_levels)):
+        named = [("after", other) for other in benchmark.after]
+        named += [("with_levels", benchmark.with_levels)] if benchmark.with_levels else []
+        for key, other in named:
             if other not in manifest.benchmarks:
                 raise UserError(
-                    f"{path.name}.{name}: no benchmark '{other}'"
+                    f"{path.name}.{name}.{key}: no benchmark '{other}'"
                     + did_you_mean(other, manifest.benchmarks)
                 )
     _check_published(manifest)
