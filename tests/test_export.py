@@ -239,12 +239,12 @@ def test_what_a_target_cannot_hold_is_refused(
 def test_the_command_corrects_what_a_file_cannot_say(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = LAYOUTS["openclip"].save(TINY, tmp_path)
+    source = LAYOUTS["openai-clip"].save(TINY, tmp_path)
     out = tmp_path / "ours.safetensors"
     command: list[Any] = ["export", str(source), "--num-heads", "3", "-o", str(out)]
-    assert dispatch([*command, "--set", "activation=quick_gelu", "--set", "mean=[0,0,0]"]) == 0
+    assert dispatch([*command, "--set", "norm_eps=1e-6", "--set", "mean=[0,0,0]"]) == 0
     weights = read_vit(out)
-    assert (weights.spec.activation, weights.spec.mean) == ("quick_gelu", (0.0, 0.0, 0.0))
-    assert "set by hand: activation=quick_gelu" in weights.notes
+    assert (weights.spec.norm_eps, weights.spec.mean) == (1e-6, (0.0, 0.0, 0.0))
+    assert "set by hand: norm_eps=1e-6" in weights.notes
     with pytest.raises(UserError, match="--set contradicts the tensors"):
         dispatch([*command, "--set", "depth=4"])

@@ -33,15 +33,22 @@ class Reading:
     """Canonical name -> how the file stores it; `converted` holds float32."""
 
 
-def read_weights(path: Path, *, which: str | None = None, num_heads: int | None = None) -> Weights:
+def read_weights(
+    path: Path,
+    *,
+    which: str | None = None,
+    num_heads: int | None = None,
+    activation: str | None = None,
+) -> Weights:
     """Return the canonical weights in a file of any known format.
 
     Args:
         path: The checkpoint: a file, or a folder as Hugging Face writes them.
         which: The network where a file holds several: student, teacher or ema.
         num_heads: The number of attention heads, for widths that no published model has.
+        activation: gelu or quick_gelu, for CLIP's files that do not say it.
     """
-    reading = read_checkpoint(path, which=which, num_heads=num_heads)
+    reading = read_checkpoint(path, which=which, num_heads=num_heads, activation=activation)
     if reading.faults:
         raise UserError(
             f"{path}: read as {reading.format}, but not exactly its tensors: "
@@ -72,11 +79,15 @@ def read_vit(
 
 
 def read_checkpoint(
-    path: Path, *, which: str | None = None, num_heads: int | None = None
+    path: Path,
+    *,
+    which: str | None = None,
+    num_heads: int | None = None,
+    activation: str | None = None,
 ) -> Reading:
     """Return what a file holds and every way in which it is not what its format promises."""
     try:
-        return _read(path, Options(which=which, num_heads=num_heads))
+        return _read(path, Options(which=which, num_heads=num_heads, activation=activation))
     except UserError as error:
         # a file's own name must not break the message into lines that look like ours
         shown = str(UserError(str(path)))

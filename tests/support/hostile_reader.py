@@ -45,7 +45,7 @@ def _wanted(layout: str) -> dict[str, torch.Tensor]:
 def judged(path: Path, layout: str) -> dict[str, object]:
     """Return the verdict on a file."""
     Path("/proc/self/clear_refs").write_text("5")
-    before, start = _peak(), time.monotonic()
+    before, start = _peak(), time.process_time()
     shown, same = "", False
     try:
         reading = read_checkpoint(path, num_heads=3)
@@ -58,7 +58,7 @@ def judged(path: Path, layout: str) -> dict[str, object]:
     except BaseException as error:  # noqa: BLE001 (what gets here is what is being counted)
         outcome, message = "traceback", "".join(traceback.format_exception_only(error))
         shown = ""
-    seconds, memory = time.monotonic() - start, _peak() - before
+    seconds, memory = time.process_time() - start, _peak() - before
     if outcome == "read":
         same = _same(path, layout)
     return {"outcome": outcome, "message": message, "shown": shown, "same": same,

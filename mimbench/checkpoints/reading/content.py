@@ -28,7 +28,12 @@ MISTAKEN = [
     (b"\x93NUMPY", "a numpy array, not a checkpoint"),
     (b"\x89HDF", "an HDF5 file (Keras): convert it to safetensors first"),
 ]
-SINGLE = ("model.safetensors", "pytorch_model.bin")
+SINGLE = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 """Weight files of a folder, the preferred first; each may have an index beside it instead."""
 
 
@@ -78,7 +83,7 @@ def source_digest(path: Path) -> str:
     return value_digest([[file.name, file_digest(file)] for file in files])
 
 
-SETTINGS = ("config.json", "preprocessor_config.json")
+SETTINGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -116,7 +121,7 @@ def _read_folder(folder: Path) -> Raw:
         top |= part.top
         metadata |= part.metadata
         notes |= dict.fromkeys(part.notes)
-    config, preprocessor = (
+    config, preprocessor, open_clip = (
         _json(folder / name) if (folder / name).is_file() else {} for name in SETTINGS
     )
     return Raw(
@@ -125,6 +130,7 @@ def _read_folder(folder: Path) -> Raw:
         metadata=metadata,
         config=config,
         preprocessor=preprocessor,
+        open_clip=open_clip,
         notes=tuple(notes),
     )
 
