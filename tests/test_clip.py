@@ -39,7 +39,7 @@ def test_a_state_dict_that_does_not_say_its_activation_is_refused_with_a_way_tha
     route = ["export", str(path), "--to", "native", "-o", str(ours), "--num-heads", "3"]
     assert main([*route, "--set", f"activation={activation}"]) == 0
     weights = read_vit(ours)
-    assert weights.spec == replace(SPEC, activation=activation)  # type: ignore[arg-type]
+    assert weights.spec == replace(SPEC, activation=activation)
 
 
 def test_the_two_activations_give_other_features(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mimbench.benchmarks.evaluation import describe_weights
 from mimbench.benchmarks.manifest import Manifest, Profile
@@ -22,6 +22,8 @@ from mimbench.task import Machine
 from mimbench.vit.footprint import Footprint
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +159,7 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     request = replace(request, benchmarks=manifest.choose(request.profile, request.benchmarks))
     findings = _ask(manifest, request, specs)
     cells = [
-        replace(
-            _cell(manifest, who, name, findings[name], seed, request),
-            footprint=_footprint(findings[name], specs, who.spec),
-        )
+        _cell(manifest, who, name, findings[name], seed, request, specs)
         for who in candidates
         for name in request.benchmarks
         for seed in range(request.first_seed, request.first_seed + request.seeds)
@@ -171,10 +170,9 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     return cells
 
 
-def _footprint(finding: Finding, specs: Sequence[Spec], spec: Spec | None) -> Footprint:
-    if spec is None or not finding.footprints:
-        return Footprint()
-    return finding.footprints[specs.index(spec)]
+def _own(each: Sequence[T], specs: Sequence[Spec], spec: Spec | None, nothing: T) -> T:
+    """Return what a finding says of one architecture."""
+    return each[specs.index(spec)] if spec is not None and each else nothing
 
 
 def _ask(manifest: Manifest, request: Request, specs: Sequence[Spec]) -> dict[str, Finding]:
@@ -187,10 +185,17 @@ def _ask(manifest: Manifest, request: Request, specs: Sequence[Spec]) -> dict[st
                 task=manifest.benchmarks[name].task,
                 dataset=dataset,
                 config={**config, "machine": _machine(manifest, request, name, config)},
+                overrides=_changes(manifest, name, request.overrides),
             )
         )
     found = survey(questions, request.data, own=request.own_data, specs=specs)
     return dict(zip(request.benchmarks, found, strict=True))
+
+
+def _changes(manifest: Manifest, name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's changes of one benchmark, by its id or group."""
+    group = manifest.benchmarks[name].group
+    return {k: v for k, v in overrides.items() if k in (name, group)}
 
 
 def _machine(
@@ -205,16 +210,23 @@ def _machine(
 
 
 def _cell(
-    manifest: Manifest, who: Candidate, name: str, finding: Finding, seed: int, request: Request
+    manifest: Manifest,
+    who: Candidate,
+    name: str,
+    finding: Finding,
+    seed: int,
+    request: Request,
+    specs: Sequence[Spec],
 ) -> Cell:
+    protocol = _own(finding.protocols, specs, who.spec, "")
     benchmark = manifest.benchmarks[name]
     dataset, _ = manifest.recipe(name, request.profile)
-    overrides = {k: v for k, v in request.overrides.items() if k in (name, benchmark.group)}
+    overrides = _changes(manifest, name, request.overrides)
     parts = [name]
     parts += [request.profile] if request.profile != "paper" else []
     # the machine moves no number: the run goes on in the same folder
     recipe_changed = any(set(change) - {"machine"} for change in overrides.values())
-    parts += [finding.protocol[:6] or "changed"] if recipe_changed else []
+    parts += [protocol[:6] or "changed"] if recipe_changed else []
     parts += [f"seed{seed}"] if seed else []
     order = Order(
         benchmark=name,
@@ -237,9 +249,10 @@ def _cell(
         after=benchmark.after,
         version=finding.version,
         main_metric=finding.main_metric,
-        protocol=finding.protocol,
+        protocol=protocol,
         problem=finding.problem,
         rehearsal={**finding.rehearsal, "seed": seed} if finding.rehearsal else {},
         effort=finding.effort,
         labelled_images=finding.labelled_images,
+        footprint=_own(finding.footprints, specs, who.spec, Footprint()),
     )

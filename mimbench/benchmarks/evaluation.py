@@ -83,9 +83,11 @@ def make_result(
         trains=traits.trains(config) if callable(traits.trains) else traits.trains,
         ran=dict(found.ran),
         profile=order.profile,
-        protocol=order_protocol(order.task, task.VERSION, order.dataset, config, traits),
+        protocol=order_protocol(
+            order.task, task.VERSION, order.dataset, config, traits, weights.spec, order.overrides
+        ),
         metrics=dict(found.metrics),
-        config=protocol_config(order.dataset, config, traits),
+        config=protocol_config(order.dataset, config, traits, weights.spec, order.overrides),
         weights=describe_weights(weights, order.name),
         status="done",
         provenance=provenance(

@@ -41,6 +41,8 @@ class Question:
     task: str
     dataset: str
     config: Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Which of the recipe's values the user said."""
     needs_data: bool = True
     """False: only resolve the recipe, wherever the data may be."""
 
@@ -53,9 +55,10 @@ class Finding:
     """Why the recipe cannot run here, and how to fix it."""
     version: int = 0
     main_metric: str = ""
-    protocol: str = ""
+    protocols: tuple[str, ...] = ()
+    """For each architecture that was asked about: a size's own value may be spelled out or not."""
     canonical: Mapping[str, Any] = field(default_factory=dict)
-    """What the protocol is a digest of."""
+    """What the protocol is a digest of, as the configuration says it."""
     dataset: str = ""
     """The name under which results remember the data."""
     data_digest: DataDigest = field(default_factory=DataDigest)
@@ -150,7 +153,12 @@ def look(
     return Finding(
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
-        protocol=order_protocol(question.task, task.VERSION, dataset, config, traits),
+        protocols=tuple(
+            order_protocol(
+                question.task, task.VERSION, dataset, config, traits, spec, question.overrides
+            )
+            for spec in specs
+        ),
         canonical=protocol_config(dataset, config, traits),
         dataset=dataset,
         data_digest=found,

@@ -22,6 +22,7 @@ from mimbench.scores.outcomes import TOLERANCE, Statistic
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError, printable
 from mimbench.system.listing import first_few
+from mimbench.tables.recipes import spec_of
 from mimbench.task import load_task, traits_of
 
 UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError)
@@ -121,8 +122,14 @@ def _check_metric(found: Checked, result: Result, metric: str, statistic: Statis
         (found.unproven if older else found.faults).append(shown)
 
 
-def _counted(order: Order, tasks: Collection[str]) -> Mapping[str, Any]:
-    """Return the order's recipe as a result keeps it: without what cannot move the number."""
+def _counted(order: Order, tasks: Collection[str], model: str) -> Mapping[str, Any]:
+    """Return the order's recipe as a result keeps it: without what cannot move the number.
+
+    Args:
+        order: Of the run.
+        tasks: Whose code may be asked.
+        model: The architecture's name; of published sizes it tells which values are theirs anyway.
+    """
     try:
         task = load_task(order.task) if order.task in tasks else None
     except UserError:
@@ -130,11 +137,15 @@ def _counted(order: Order, tasks: Collection[str]) -> Mapping[str, Any]:
     if task is None:
         return order.config
     config = from_mapping(task.Config, order.config, "the order")
-    return protocol_config(order.dataset, config, traits_of(task))
+    return protocol_config(order.dataset, config, traits_of(task), spec_of(model), order.overrides)
 
 
 def _check_order(found: Checked, order: Order, result: Result, tasks: Collection[str]) -> None:
-    asked_for = order.config if result.format == legacy.FORMAT else _counted(order, tasks)
+    asked_for = (
+        order.config
+        if result.format == legacy.FORMAT
+        else _counted(order, tasks, result.weights.get("model", ""))
+    )
     config = {k: v for k, v in result.config.items() if k != "dataset"}
     found.expect(
         protocol_digest(result.task, result.version, result.config) == result.protocol,
@@ -164,10 +175,14 @@ def _check_order(found: Checked, order: Order, result: Result, tasks: Collection
     same = alike(changed(order), result.overrides) and alike(result.overrides, changed(order))
     found.expect(same, "the order and the result differ in what was changed")
     for key, value in config.items():
-        found.expect(
-            key in asked_for and alike(value, asked_for[key]),
-            f"the order and the result differ in {key}",
-        )
+        if key in asked_for and alike(value, asked_for[key]):
+            continue
+        if key in result.resolved and alike(result.resolved[key], asked_for.get(key)):
+            # spelled out, and said to be what this architecture gets anyway
+            model = result.weights.get("model")
+            found.unproven.append(f"{key} of the order is said to be that of every {model}")
+            continue
+        found.faults.append(f"the order and the result differ in {key}")
 
 
 def _check_place(found: Checked, folder: Path, order: Order, result: Result) -> None:

@@ -18,7 +18,7 @@ from mimbench.benchmarks.manifest import Manifest, Profile, load_manifest
 from mimbench.benchmarks.orders import Order, safe_name
 from mimbench.benchmarks.survey import Finding, Question, look
 from mimbench.checkpoints.files import read_weights, write_weights
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.networks.module import ModuleWeights, adapt
 from mimbench.results.record import Result
 from mimbench.system.config import merge, to_mapping
@@ -102,7 +102,7 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         own=own_data,
         machine=Machine(device=device, workers=workers),
     )
-    found = {benchmark: study.look(benchmark) for benchmark in names}
+    found = {benchmark: study.look(benchmark, weights.spec) for benchmark in names}
     if problems := [f"{b}: {f.problem}" for b, f in found.items() if f.problem]:
         raise UserError("\n".join(problems))
     return {b: study.run(b, finding, weights, label, row) for b, finding in found.items()}
@@ -151,8 +151,8 @@ class Study:
     own: bool
     machine: Machine
 
-    def look(self, benchmark: str) -> Finding:
-        """Return the benchmark's whole configuration, or why it cannot run."""
+    def look(self, benchmark: str, spec: Spec) -> Finding:
+        """Return the benchmark's whole configuration for an architecture, or why it cannot run."""
         dataset, config = self.manifest.recipe(benchmark, self.profile, self.settings)
         machine = merge(to_mapping(self.machine), self.manifest.limits(benchmark, self.profile))
         question = Question(
@@ -160,15 +160,17 @@ class Study:
             task=self.manifest.benchmarks[benchmark].task,
             dataset=dataset,
             config={**config, "machine": merge(machine, config.get("machine", {}))},
+            overrides=self.settings,
         )
-        return look(question, self.data, own=self.own)
+        return look(question, self.data, own=self.own, specs=[spec])
 
     def run(
         self, benchmark: str, finding: Finding, weights: Weights, label: str, row: Path
     ) -> Result:
         """Return the benchmark's result, from its folder if it is there already."""
+        [protocol] = finding.protocols
         parts = [benchmark] + ([self.profile] if self.profile != "paper" else [])
-        folder = row / ".".join([*parts, finding.protocol[:6]] if self.settings else parts)
+        folder = row / ".".join([*parts, protocol[:6]] if self.settings else parts)
         row.mkdir(parents=True, exist_ok=True)
         order = Order(
             benchmark=benchmark,
@@ -189,7 +191,7 @@ class Study:
             after=(),
             version=finding.version,
             main_metric=finding.main_metric,
-            protocol=finding.protocol,
+            protocol=protocol,
         )
         return run_here(cell, weights=weights)
 

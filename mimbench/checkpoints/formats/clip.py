@@ -84,7 +84,8 @@ def _unsqueezed(tensors: Tensors) -> Tensors:
 
 def _family(raw: Raw, state: dict[str, Any], said: str | None) -> tuple[Family, tuple[str, ...]]:
     vision, settings = _settings(raw)
-    family = Family(position_rule="bicubic-antialias", **(settings or STATISTICS))
+    family = Family(position_rule="bicubic-antialias", mean=CLIP_MEAN, std=CLIP_STD)
+    family = replace(family, **settings)
     if any(name.startswith("visual.trunk.") for name in state):
         pooled = any(".attn_pool." in name for name in state)
         notes = () if settings else ("a timm tower: CLIP's image statistics assumed",)
@@ -100,7 +101,6 @@ def _family(raw: Raw, state: dict[str, Any], said: str | None) -> tuple[Family, 
     return family, (note,)
 
 
-STATISTICS = {"mean": CLIP_MEAN, "std": CLIP_STD}
 UNSAID = (
     "the file does not say whether its activation is GELU or QuickGELU, and either gives features. "
     "Say it once and evaluate what comes out: `python -m mimbench export FILE --to native -o "
