@@ -120,3 +120,17 @@ def test_the_documented_conversion_of_openais_archive_is_read_as_it_was_trained(
         )
     )
     assert read_vit(converted, num_heads=3).spec == SPEC
+
+
+def test_timms_names_for_clip_say_as_little(tmp_path: Path) -> None:
+    """`vit_base_patch16_clip_224` and its quickgelu twin have the same tensors."""
+    torch.save(canonical(SPEC), tmp_path / "timm.pth")
+    with pytest.raises(UserError, match=r"timm\.pth.*GELU or QuickGELU.*its config\.json"):
+        read_vit(tmp_path / "timm.pth", num_heads=3)
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    torch.save(canonical(SPEC), folder / "pytorch_model.bin")
+    for middle, activation in (("", "gelu"), ("quickgelu_", "quick_gelu")):
+        said = {"architecture": f"vit_base_patch16_clip_{middle}224"}
+        (folder / "config.json").write_text(json.dumps(said))
+        assert read_vit(folder, num_heads=3).spec.activation == activation

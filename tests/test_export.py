@@ -17,7 +17,8 @@ from torch import nn
 
 from mimbench.__main__ import dispatch
 from mimbench.checkpoints.export import export
-from mimbench.checkpoints.files import read_vit
+from mimbench.checkpoints.files import read_vit, read_weights
+from mimbench.networks.kinds import plain
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale, random_weights
@@ -66,7 +67,8 @@ TIMM_CASES = [
 def test_timm_round_trip_gives_the_same_features(name: str, tmp_path: Path) -> None:
     weights = weights_of(LAYOUTS[name].spec(TINY))
     export(weights, "timm", tmp_path / "w.safetensors")
-    back = read_vit(tmp_path / "w.safetensors", num_heads=3)
+    said = weights.spec.activation if weights.spec.pre_norm else None
+    back = plain(read_weights(tmp_path / "w.safetensors", num_heads=3, activation=said), "this")
     images = torch.rand(2, 3, 64, 64)
     says_nothing = replace(back, spec=replace(weights.spec, position_rule=back.spec.position_rule))
     assert back.tensors.keys() == weights.tensors.keys()

@@ -32,7 +32,8 @@ def _same(path: Path, layout: str) -> bool:
     """Return whether a file gives the tensors that the layout's files are written with."""
     tensors, wanted = read_weights(path, num_heads=3).tensors, _wanted(layout)
     return tensors.keys() == wanted.keys() and all(
-        torch.allclose(tensor, wanted[name], atol=ROUNDING, rtol=0)
+        tensor.shape == wanted[name].shape
+        and torch.allclose(tensor, wanted[name], atol=ROUNDING, rtol=0)
         for name, tensor in tensors.items()
     )
 

@@ -2,11 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from mimbench.checkpoints.reading.architecture import CLIP_MEAN, CLIP_STD, PARTS, Family, infer_spec
+from mimbench.checkpoints.reading.architecture import (
+    CLIP_MEAN,
+    CLIP_STD,
+    PARTS,
+    UNSAID,
+    Activation,
+    Family,
+    activation_of,
+    infer_spec,
+)
 from mimbench.checkpoints.reading.huggingface import normalisation
 from mimbench.checkpoints.reading.layout import (
     PLAIN,
@@ -21,7 +30,6 @@ from mimbench.checkpoints.reading.layout import (
 from mimbench.system.errors import UserError
 
 NAME = "clip"
-Activation = Literal["gelu", "quick_gelu"]
 
 BLOCK = r"visual\.transformer\.resblocks\.(\d+)\."
 NAMES = [
@@ -89,7 +97,8 @@ def _family(raw: Raw, state: dict[str, Any], said: str | None) -> tuple[Family, 
     if any(name.startswith("visual.trunk.") for name in state):
         pooled = any(".attn_pool." in name for name in state)
         notes = () if settings else ("a timm tower: CLIP's image statistics assumed",)
-        return replace(family, requires=PARTS[1:] if pooled else PARTS), notes
+        family = replace(family, requires=PARTS[1:] if pooled else PARTS, bare_rows=True)
+        return family, notes
     activation, note = _activation(vision, state, said)
     family = replace(
         family,
@@ -99,15 +108,6 @@ def _family(raw: Raw, state: dict[str, Any], said: str | None) -> tuple[Family, 
         requires=("cls_token", "norm_pre.weight", "norm.weight"),
     )
     return family, (note,)
-
-
-UNSAID = (
-    "the file does not say whether its activation is GELU or QuickGELU, and either gives features. "
-    "Say it once and evaluate what comes out: `python -m mimbench export FILE --to native -o "
-    "OURS.safetensors --set activation=quick_gelu` for OpenAI's weights and OpenCLIP's configurations "
-    "with quickgelu in their name, `--set activation=gelu` for OpenCLIP's others; or give the folder "
-    "that holds open_clip_config.json beside the weights"
-)
 
 
 def _activation(
@@ -123,11 +123,9 @@ def _activation(
             raise UserError("open_clip_config.json: quick_gelu is neither true nor false")
         kind: Activation = "quick_gelu" if quick else "gelu"
         return kind, f"open_clip_config.json: {kind}"
-    if said == "gelu" or said == "quick_gelu":
-        return said, f"{said}, as said by hand"
-    if said is not None:
-        raise UserError(f"activation is {said!r}, expected gelu or quick_gelu")
-    raise UserError(UNSAID)
+    if said is None:
+        raise UserError(UNSAID.format(folder="open_clip_config.json"))
+    return activation_of(said), f"{said}, as said by hand"
 
 
 def _settings(raw: Raw) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
