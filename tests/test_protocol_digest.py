@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.benchmarks.orders import order_protocol
+from mimbench.benchmarks.run_config import task_protocol
 from mimbench.data.digest import data_digest
 from mimbench.system.config import from_mapping, merge
 from mimbench.tables.recipes import spec_of
@@ -26,7 +26,7 @@ def digest(name: str, spec: VitSpec | None = None, **changes: Any) -> str:
     task = load_task(manifest.benchmarks[name].task)
     config = from_mapping(task.Config, {**merge(recipe, changes), "data": "x"}, name)
     said = {name: changes}
-    return order_protocol("t", task.VERSION, dataset, config, traits_of(task), spec, said)
+    return task_protocol("t", task.VERSION, dataset, config, traits_of(task), spec, said)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_what_a_recipe_says_for_every_size_stays_even_where_it_is_one_sizes_own(
     task = load_task("transfer.classification.finetune")
     config = from_mapping(task.Config, {"data": "x", "recipe": "hpm", "epochs": 100})
     sizes = [spec_of(model) for model in ("B/16", "L/16")]
-    one, two = (order_protocol("t", 1, "d", config, traits_of(task), spec) for spec in sizes)
-    assert one == two == order_protocol("t", 1, "d", config)
+    one, two = (task_protocol("t", 1, "d", config, traits_of(task), spec) for spec in sizes)
+    assert one == two == task_protocol("t", 1, "d", config)
 
 
 def test_a_list_is_what_it_holds_wherever_it_lies(tmp_path: Path) -> None:
