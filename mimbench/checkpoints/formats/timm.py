@@ -69,8 +69,8 @@ def family(raw: Raw, said: str | None = None) -> Family:
             activation=_activation(raw.config.get("architecture"), said),
         )
     if _says_normalisation(raw):
-        said = raw.config["pretrained_cfg"]
-        return replace(settings, mean=tuple(said["mean"]), std=tuple(said["std"]))
+        images = raw.config["pretrained_cfg"]
+        return replace(settings, mean=tuple(images["mean"]), std=tuple(images["std"]))
     return replace(settings, mean=HALF, std=HALF) if _classes(raw) in (21841, 21843) else settings
 
 
