@@ -115,7 +115,7 @@ def test_a_metric_without_outcomes_is_listed_and_fails_strictly(
     path = changed(packed, tmp_path, EDITS["metric invented"], "whole")
     asked = ["verify", str(path), "--benchmarks", str(packed / "benchmarks.yaml")]
     assert main(asked) == 0
-    assert "no outcomes were kept that determine top5" in capsys.readouterr().err
+    assert "no outcomes were kept that determine top3" in capsys.readouterr().err
     assert main([*asked, "--strict"]) == 1
     assert "NOT VERIFIED" in capsys.readouterr().out
 

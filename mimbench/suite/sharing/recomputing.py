@@ -43,6 +43,11 @@ class Checked:
         if not same:
             self.faults.append(printable(fault, 300))
 
+    def lacks(self, metric: str, result: Result, what: str) -> None:
+        """Note that a result lacks a number: of the table's own a fault, of others it may be older."""
+        kind = self.faults if metric == result.main_metric else self.unproven
+        kind.append(printable(f"{metric} {what}", 300))
+
     def add(self, where: str, other: "Checked") -> None:
         """Take over what was found in one run."""
         self.faults += [f"{where}: {fault}" for fault in other.faults]
@@ -89,7 +94,7 @@ def _check_numbers(found: Checked, result: Result, offered: Mapping[str, Statist
     for metric, statistic in offered.items():
         stored = result.metrics.get(metric)
         if stored is None:
-            found.faults.append(f"{metric} is missing, the outcomes give it")
+            found.lacks(metric, result, "is missing, the outcomes give it")
             continue
         try:
             _check_metric(found, result, metric, statistic)
@@ -114,7 +119,7 @@ def _check_metric(found: Checked, result: Result, metric: str, statistic: Statis
         return
     half = statistic.interval().half
     if stated is None:
-        found.faults.append(f"the interval of {metric} is missing, the outcomes give ±{half:.4f}")
+        found.lacks(metric, result, f"has no interval, the outcomes give ±{half:.4f}")
     elif not abs(stated - half) <= TOLERANCE:
         # results of the first format were resampled by an earlier method
         older = result.format == legacy.FORMAT
