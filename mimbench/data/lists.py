@@ -110,7 +110,12 @@ class ImageList:
 
 
 def check_classes(train: ImageList, val: ImageList) -> None:
-    """Raise unless both lists have the same classes; the message lists the difference."""
+    """Raise unless both lists have the same classes, two or more; the message lists the difference."""
+    if len(train.classes) == len(val.classes) == 1:
+        raise UserError(
+            f"{train.where} and {val.where} have one class alone, '{train.classes[0]}': every answer "
+            "is right, so 100 % would say nothing; give each split two class folders or more"
+        )
     if train.classes == val.classes:
         return
     only = {

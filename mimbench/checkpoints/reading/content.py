@@ -13,6 +13,7 @@ from torch import Tensor
 from mimbench.checkpoints.reading import limits
 from mimbench.checkpoints.reading.archive import read_torch
 from mimbench.checkpoints.reading.layout import Raw
+from mimbench.checkpoints.reading.mistaken import absent, inside
 from mimbench.checkpoints.reading.tensorfile import read_safetensors
 from mimbench.system.errors import UserError, printable
 from mimbench.system.files import file_digest, value_digest
@@ -40,6 +41,8 @@ SINGLE = (
 def read_raw(path: Path) -> Raw:
     """Return the content of a file or of a folder as Hugging Face writes them."""
     try:
+        if not path.exists():
+            raise UserError(f"{path}: {absent(path)}")
         raw = _read_folder(path) if path.is_dir() else _read_file(path)
         check_names(raw.top)
     except OSError as error:
@@ -97,6 +100,8 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(parts, dict) or not parts:
                 raise UserError(f"{index}: has no 'weight_map'")
             return [_inside(folder, part, index) for part in sorted(set(map(str, parts.values())))]
+    if meant := inside(folder, SINGLE):
+        raise UserError(f"{folder}: no checkpoint itself; {meant}")
     some = itertools.islice(folder.iterdir(), 1000)
     found = first_few(sorted(p.name for p in some), 8)
     raise UserError(
