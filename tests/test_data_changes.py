@@ -14,6 +14,7 @@ from mimbench.benchmarks.lifecycle import finished, run_here
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_recipe
 from mimbench.checkpoints.files import write_weights
+from mimbench.results.record import Result
 from mimbench.suite.running.runner import run_cells
 from mimbench.tables.table import read_results
 from mimbench.task import Machine
@@ -56,6 +57,11 @@ def planned(
     return plan
 
 
+def same(found: Result | None, wanted: Result) -> bool:
+    """Return whether a result that was read is the one that was written."""
+    return found is not None and replace(found, checksum="") == replace(wanted, checksum="")
+
+
 def test_a_cell_runs_again_when_an_image_or_a_label_changed(
     planned: Callable[..., Cell], tmp_path: Path
 ) -> None:
@@ -72,12 +78,9 @@ def test_a_cell_runs_again_when_an_image_or_a_label_changed(
     Image.new("RGB", (32, 32), (250, 250, 250)).save(image)
     changed = planned(**recipe)
     assert finished(changed) is None
-    assert (
-        finished(replace(first, folder=changed.folder)) != before or first.folder == changed.folder
-    )
     after = run_here(changed)
     assert after.data_digest.digest != before.data_digest.digest
-    assert finished(planned(**recipe)) == after
+    assert same(finished(planned(**recipe)), after)
 
     names = sorted(p.name for p in (val / "class_1").iterdir())
     for name in names:
@@ -100,12 +103,12 @@ def test_a_list_counts_by_what_it_holds_wherever_it_lies(
     two.write_text(one.read_text())
     first = planned("in-1pct", **FEW, files=[str(one)])
     before = run_here(first)
-    same = planned("in-1pct", **FEW, files=[str(two)])
-    assert (same.protocol, same.folder) == (first.protocol, first.folder)
-    assert finished(same) == before
+    alike = planned("in-1pct", **FEW, files=[str(two)])
+    assert (alike.protocol, alike.folder) == (first.protocol, first.folder)
+    assert same(finished(alike), before)
     one.write_text("\n".join(names[::2]) + "\n")
     other = planned("in-1pct", **FEW, files=[str(one)])
     assert other.protocol != first.protocol
     assert finished(other) is None
     assert run_here(other).protocol != before.protocol
-    assert finished(same) == before, "the first list's number is still there"
+    assert same(finished(alike), before), "the first list's number is still there"
