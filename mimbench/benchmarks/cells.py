@@ -106,6 +106,8 @@ class Cell:
     """How heavy the task is; 0 is light."""
     labelled_images: bool = False
     """The data is a folder of images by class, which the canary may use."""
+    free_fields: frozenset[str] = frozenset()
+    """Fields of the configuration that move no number: a run goes on when they change."""
     footprint: Footprint = field(default_factory=Footprint)
     """What the run takes at least."""
 
@@ -255,4 +257,5 @@ def _cell(
         effort=report.effort,
         labelled_images=report.labelled_images,
         footprint=_own(report.footprints, specs, who.spec, Footprint()),
+        free_fields=frozenset(report.free_fields),
     )
