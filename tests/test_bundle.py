@@ -132,6 +132,22 @@ def test_every_kind_of_file_is_hashed(kind: str, packed: Path, tmp_path: Path) -
     assert f"more/{kind} was added" in faults
 
 
+def test_no_file_of_the_readers_machine_is_opened(packed: Path, tmp_path: Path) -> None:
+    """Even one that would do: a whole reference file outside of the bundle."""
+
+    def lead_outside(root: Path) -> None:
+        path = root / "benchmarks.yaml"
+        named = f"reference_file: {packed / 'reference.yaml'}"
+        path.write_text(path.read_text().replace("reference_file: reference.yaml", named))
+        assert named in path.read_text()
+
+    path = changed(packed, tmp_path, Edit("outside", lead_outside), "whole")
+    assert (
+        "benchmarks.yaml names a reference file outside of the bundle"
+        in verified(packed, path).faults
+    )
+
+
 def test_a_metric_without_outcomes_is_listed_and_fails_strictly(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
