@@ -214,8 +214,6 @@ READ = {
                           extras=("attentional pooling",)),
     "SigLIP": Abroad(hf_clip, "hf-clip", {**TIMM, **PATCHES, **HALF, "activation": "gelu_tanh"},
                      extras=("attentional pooling", "text tower")),
-    "HF CLIP": Abroad(hf_clip, "hf-clip", {**TIMM, **CLIP_SAYS, "activation": "quick_gelu", "norm_eps": 1e-5,
-                      "pre_norm": True, "patch_bias": False}, extras=("text tower",)),
     "PE core": Abroad(pe_core, "pe", PE, extras=("attentional pooling", "text tower", "projection")),
     "PE spatial": Abroad(lambda t: {"state_dict": prefixed(pe(t), "module.visual.")}, "pe",
                          {**PE, "final_norm": "none", "layer_scale": True}),
