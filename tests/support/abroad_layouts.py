@@ -171,10 +171,11 @@ MAE = {"position_rule": "bicubic"}
 OFFSET = {"position_rule": "bicubic-offset"}
 TIMM = {"position_rule": "bicubic-antialias"}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-CLIP_SAYS = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-}
+CLIP = {
+    "mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711),
+    "position_rule": "bicubic-antialias", "activation": "quick_gelu", "norm_eps": 1e-5,
+    "pre_norm": True, "patch_bias": False,
+}  # fmt: skip
 PATCHES = {"class_token": False, "pool": "avg"}
 PE = {**HALF, "position": "absolute+rotary", "rotation": "stepped", "position_rule": "bilinear",
       "pre_norm": True, "patch_bias": False, "norm_eps": 1e-5}  # fmt: skip
