@@ -8,13 +8,14 @@ from mimbench.checkpoints.reading.architecture import (
     CLIP_STD,
     HALF,
     UNSAID,
-    Activation,
     Family,
     activation_of,
 )
 from mimbench.checkpoints.reading.layout import PLAIN, Converted, Options, Raw
 from mimbench.checkpoints.reading.plain import EMA, convert_plain, plain_kind
+from mimbench.checkpoints.reading.settings import said_statistics, told_by_architecture
 from mimbench.system.errors import UserError
+from mimbench.vit.weights import Activation
 
 NAME = "timm"
 
@@ -27,7 +28,11 @@ PARTS_OF_TIMM = (
     "patch_embed.proj.bias|norm_pre.weight",
     "norm.weight|fc_norm.weight",
 )
-EXTRAS = [(r"(head|head_dist|head_drop)\..*", "classifier head"), (r"mask_token", "mask token")]
+EXTRAS = [
+    (r"(head|head_dist|head_drop)\..*", "classifier head"),
+    (r"mask_token", "mask token"),
+    (r"attn_pool\..*", "attentional pooling"),
+]
 
 
 def claims(raw: Raw) -> bool:
@@ -46,9 +51,9 @@ def convert(raw: Raw, options: Options) -> Converted:
         extras=EXTRAS,
         family=family(raw, options.activation),
     )
-    notes = (
-        () if _says_normalisation(raw) else (normalisation_note(family(raw, options.activation)),)
-    )
+    notes = () if said_statistics(raw) else (normalisation_note(family(raw, options.activation)),)
+    if "attentional pooling" in converted.extras:
+        notes += ("the attentional pooling head is left out: features are the tokens",)
     return replace(converted, notes=notes)
 
 
@@ -60,6 +65,8 @@ def family(raw: Raw, said: str | None = None) -> Family:
         said: The activation, as the user says it.
     """
     settings = Family(position_rule="bicubic-antialias", requires=PARTS_OF_TIMM, bare_rows=True)
+    if "cls_token" not in raw.names:
+        settings = replace(settings, pool="avg", requires=PARTS_OF_TIMM[1:])
     if "norm_pre.weight" in raw.names:
         settings = replace(
             settings,
@@ -68,9 +75,9 @@ def family(raw: Raw, said: str | None = None) -> Family:
             std=CLIP_STD,
             activation=_activation(raw.config.get("architecture"), said),
         )
-    if _says_normalisation(raw):
-        images = raw.config["pretrained_cfg"]
-        return replace(settings, mean=tuple(images["mean"]), std=tuple(images["std"]))
+    settings = replace(settings, **told_by_architecture(raw))
+    if images := said_statistics(raw):
+        return replace(settings, mean=images[0], std=images[1])
     return replace(settings, mean=HALF, std=HALF) if _classes(raw) in (21841, 21843) else settings
 
 
@@ -90,18 +97,6 @@ def normalisation_note(settings: Family) -> str:
         f"the file does not say how images are normalised: {used} assumed; "
         "if the model's card says otherwise, `export --to native --set mean=[...] --set std=[...]`"
     )
-
-
-def _says_normalisation(raw: Raw) -> bool:
-    said = raw.config.get("pretrained_cfg")
-    values = [said.get(k) for k in ("mean", "std")] if isinstance(said, dict) else [None]
-    for value in values:
-        numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
-        if value is not None and not (numbers and len(value) == 3):
-            raise UserError(
-                "config.json: mean and std of pretrained_cfg are not three numbers each"
-            )
-    return None not in values
 
 
 def _classes(raw: Raw) -> int:

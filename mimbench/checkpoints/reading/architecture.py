@@ -11,7 +11,7 @@ from torch import Tensor
 from mimbench.system.errors import UserError
 from mimbench.vit import sizes
 from mimbench.vit.positions import PositionRule, Rotation
-from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, Triple, VitSpec
+from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, Activation, Triple, VitSpec
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -21,7 +21,6 @@ HEADS = sizes.HEADS | {1536: 24, 4096: 32}
 """Width -> heads of the published sizes: head width 64, but 80 for H."""
 
 
-Activation = Literal["gelu", "quick_gelu"]
 UNSAID = (
     "a CLIP whose file does not say whether its activation is GELU or QuickGELU, and either gives "
     "features. Say it once and evaluate what comes out: `python -m mimbench export FILE --to native "
