@@ -14,8 +14,10 @@ from mimbench.benchmarks.lifecycle import finished, run_here
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_recipe
 from mimbench.checkpoints.files import write_weights
+from mimbench.data.sources import Source
 from mimbench.results.record import Result
 from mimbench.suite.running.runner import run_cells
+from mimbench.system.errors import UserError
 from mimbench.tables.table import read_results
 from mimbench.task import Machine
 from mimbench.vit.weights import VitSpec, random_weights
@@ -112,3 +114,12 @@ def test_a_list_counts_by_what_it_holds_wherever_it_lies(
     assert finished(other) is None
     assert run_here(other).protocol != before.protocol
     assert same(finished(alike), before), "the first list's number is still there"
+
+
+def test_a_single_class_is_refused(painted_images: Callable[..., Path], tmp_path: Path) -> None:
+    """It gives 100 % whatever the features are."""
+    data = painted_images(tmp_path / "one", classes=1)
+    with pytest.raises(UserError, match="one class alone, 'class_0': every answer is right"):
+        Source().open(data)
+    train, val = Source().open(painted_images(tmp_path / "two", classes=2))
+    assert len(train.classes) == len(val.classes) == 2

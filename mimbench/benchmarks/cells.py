@@ -182,6 +182,11 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     return cells
 
 
+def _own(each: Sequence[T], specs: Sequence[Spec], spec: Spec | None, nothing: T) -> T:
+    """Return what a report says of one architecture."""
+    return each[specs.index(spec)] if spec is not None and each else nothing
+
+
 def _suited(manifest: Manifest, who: Candidate, asked: Sequence[str], request: Request) -> set[str]:
     """Return the benchmarks that suit a candidate; say where one stands in for what was asked."""
     levels = len(who.spec.levels) if who.spec else 1
@@ -198,11 +203,6 @@ def _suited(manifest: Manifest, who: Candidate, asked: Sequence[str], request: R
             )
         found.add(suited)
     return found
-
-
-def _own(each: Sequence[T], specs: Sequence[Spec], spec: Spec | None, nothing: T) -> T:
-    """Return what a report says of one architecture."""
-    return each[specs.index(spec)] if spec is not None and each else nothing
 
 
 def _ask(manifest: Manifest, request: Request, specs: Sequence[Spec]) -> dict[str, RecipeReport]:

@@ -11,7 +11,6 @@ from mimbench.checkpoints.reading.architecture import (
     CLIP_STD,
     PARTS,
     UNSAID,
-    Activation,
     Family,
     activation_of,
     infer_spec,
@@ -28,6 +27,7 @@ from mimbench.checkpoints.reading.layout import (
     rename,
 )
 from mimbench.system.errors import UserError
+from mimbench.vit.weights import Activation
 
 NAME = "clip"
 

@@ -8,7 +8,6 @@ from mimbench.checkpoints.reading.architecture import (
     CLIP_STD,
     HALF,
     UNSAID,
-    Activation,
     Family,
     activation_of,
 )
@@ -16,6 +15,7 @@ from mimbench.checkpoints.reading.layout import PLAIN, Converted, Options, Raw
 from mimbench.checkpoints.reading.plain import EMA, convert_plain, plain_kind
 from mimbench.checkpoints.reading.settings import said_statistics, told_by_architecture
 from mimbench.system.errors import UserError
+from mimbench.vit.weights import Activation
 
 NAME = "timm"
 
@@ -51,8 +51,7 @@ def convert(raw: Raw, options: Options) -> Converted:
         extras=EXTRAS,
         family=family(raw, options.activation),
     )
-    assumed = family(raw, options.activation)
-    notes = () if said_statistics(raw) else (normalisation_note(assumed),)
+    notes = () if said_statistics(raw) else (normalisation_note(family(raw, options.activation)),)
     if "attentional pooling" in converted.extras:
         notes += ("the attentional pooling head is left out: features are the tokens",)
     return replace(converted, notes=notes)
@@ -77,8 +76,8 @@ def family(raw: Raw, said: str | None = None) -> Family:
             activation=_activation(raw.config.get("architecture"), said),
         )
     settings = replace(settings, **told_by_architecture(raw))
-    if stated := said_statistics(raw):
-        return replace(settings, mean=stated[0], std=stated[1])
+    if images := said_statistics(raw):
+        return replace(settings, mean=images[0], std=images[1])
     return replace(settings, mean=HALF, std=HALF) if _classes(raw) in (21841, 21843) else settings
 
 

@@ -101,9 +101,7 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(parts, dict) or not parts:
                 raise UserError(f"{index}: has no 'weight_map'")
             return [_inside(folder, part, index) for part in sorted(set(map(str, parts.values())))]
-    if elsewhere := sharded(folder):
-        raise UserError(f"{folder}: {elsewhere}")
-    if meant := inside(folder, SINGLE):
+    if meant := sharded(folder) or inside(folder, SINGLE):
         raise UserError(f"{folder}: no checkpoint itself; {meant}")
     some = itertools.islice(folder.iterdir(), 1000)
     found = first_few(sorted(p.name for p in some), 8)
@@ -121,8 +119,7 @@ def sharded(folder: Path) -> str:
             "library may open. Make one file of it, where it was written: python -m "
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(folder))} {whole}"
         )
-    named = "*mp_rank_*_model_states.pt"
-    states = sorted([*folder.glob(named), *folder.glob(f"*/{named}")])
+    states = sorted(folder.glob("**/*mp_rank_*_model_states.pt"))
     if any(state.name.startswith("zero_pp_rank_") for state in states):
         return (
             "this is a DeepSpeed checkpoint whose weights are cut into parts (ZeRO-3); make one file of them "

@@ -34,8 +34,8 @@ def absent(path: Path) -> str:
         return f"no such file; did you mean {shlex.quote(str(near))}?"
     if HUB_NAME.fullmatch(text) and not path.suffix.lower().endswith(FILES):
         return (
-            "no such file or folder here; if it is a model on the Hugging Face hub, its name here is "
-            f"hf:{text}, and `python -m mimbench fetch hf:{text}` gets it"
+            f"no such file or folder here; if it is a model on the Hugging Face hub, write hf:{text} "
+            f"(python -m mimbench fetch hf:{text} brings it here)"
         )
     return "no such file or folder"
 
