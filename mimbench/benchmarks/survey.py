@@ -141,7 +141,7 @@ def look(
     found = DataDigest()
     if question.needs_data:
         try:
-            found = data_digest(folder, plain)
+            found = data_digest(folder, plain, whole=traits.whole_folder)
         except UserError as error:
             return Finding(problem=str(error))
     dataset = data_name(question.dataset, own=own, digest=found.digest)

@@ -18,7 +18,7 @@ WHOLE = 256 * 2**20
 """Data sets of no more bytes are read whole."""
 SAMPLED = 512
 """Of larger ones so many files are, evenly spread over the sorted names, beside every list."""
-LISTS = frozenset({".json", ".txt", ".csv", ".tsv", ".xml", ".yaml"})
+LISTS = frozenset({".json", ".txt", ".csv", ".tsv", ".xml", ".yaml", ".mat", ".pkl"})
 """Files that hold labels or names: always read whole."""
 
 
@@ -54,15 +54,16 @@ class Item(NamedTuple):
         return digest.hexdigest()
 
 
-def data_digest(folder: Path, config: Mapping[str, Any]) -> DataDigest:
+def data_digest(folder: Path, config: Mapping[str, Any], *, whole: bool = False) -> DataDigest:
     """Return the digest of the parts of a data folder that a configuration names.
 
     Args:
         folder: The data set.
         config: A task's configuration: every text in it that names something in the folder is a part.
+        whole: The folder's every file is a part.
     """
-    items: dict[str, Item] = {}
-    for name in sorted(set(_texts(config))):
+    items: dict[str, Item] = dict(_files(folder)) if whole else {}
+    for name in sorted(set() if whole else set(_texts(config))):
         for path in (folder / name, folder / f"{name}.tar"):
             if name and path.exists() and _inside(path, folder):
                 items |= {f"{name}/{inner}": item for inner, item in _files(path)}
