@@ -25,7 +25,7 @@ from pretrain.objectives.distill.learner import Distillation
 from pretrain.objectives.distill.views import MultiCrops
 from pretrain.objectives.learner import Pretraining
 from pretrain.sources.crops import Crops
-from pretrain.sources.images import Part, open_source
+from pretrain.sources.images import EvenSubset, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: boo
     seed_everything(config.training.seed)
     source = open_source(config.data.name, config.data.root, config.data.split)
     if config.data.images is not None:
-        source = Part(source, config.data.images)
+        source = EvenSubset(source, config.data.images)
     learner: Pretraining | Distillation
     if isinstance(config, DistillConfig):
         learner, start = Distillation(config, device, out), 0

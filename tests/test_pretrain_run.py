@@ -234,8 +234,10 @@ def test_torchrun_on_two_nodes_equals_one_process(folder: Path, tmp_path: Path) 
 
 
 def test_every_option_of_the_slurm_and_torchrun_examples_is_understood() -> None:
-    """What docs/pretraining.md shows: each command names recipes and overrides that exist."""
-    text = (Path(__file__).parents[1] / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    """What docs/howto/pretraining.md shows: each command names recipes and overrides that exist."""
+    text = (Path(__file__).parents[1] / "docs" / "howto" / "pretraining.md").read_text(
+        encoding="utf-8"
+    )
     block = text.split("```")[1].replace("\\\n", " ")
     commands = [
         line.split("#")[0].split("-m pretrain ")[1].split() for line in block.strip().splitlines()

@@ -52,7 +52,7 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class GridProgress:
     """How many values of C are solved at once, and how far they are."""
 
     room: Halving
@@ -95,8 +95,8 @@ def choose_and_fit(
     tiled = np.tile(labels, views)
     began = time.perf_counter()
     bar = Progress(f"{label}: values of C", len(grid.values)) if label else None
-    pace = Pace(room=Halving(size=len(grid.values)), bar=bar)
-    tried = solve(features[every], tiled[every], classes, grid.values, grid, pace=pace)
+    progress = GridProgress(room=Halving(size=len(grid.values)), bar=bar)
+    tried = solve(features[every], tiled[every], classes, grid.values, grid, progress=progress)
     found = [
         held_out_score(tried.logits(i, features[held]), labels[held], grid.criterion)
         for i in range(len(grid.values))
@@ -114,8 +114,8 @@ def choose_and_fit(
         "iterations": tried.iterations,
         "unconverged": sum(not c for c in tried.converged),
         "solver": grid.solver,
-        "values_at_once": pace.room.size if grid.solver == "torch" else 1,
-        "memory_halved": pace.room.halved,
+        "values_at_once": progress.room.size if grid.solver == "torch" else 1,
+        "memory_halved": progress.room.halved,
         "seconds": time.perf_counter() - began,
     }
     return Fitted(solution=final, c=grid.values[best], record=record)
@@ -137,16 +137,16 @@ def solve(
     grid: Grid,
     *,
     start: tuple[Tensor, Tensor] | None = None,
-    pace: Pace | None = None,
+    progress: GridProgress | None = None,
 ) -> Solutions:
     """Return the classifiers for all values of C by the solver that the grid names."""
-    pace = pace or Pace(room=Halving(size=len(cs)))
+    progress = progress or GridProgress(room=Halving(size=len(cs)))
     if grid.solver == "torch":
-        found = _solve_by_torch(features, labels, classes, cs, grid, start, pace)
+        found = _solve_by_torch(features, labels, classes, cs, grid, start, progress)
     else:
-        found = _solve_by_sklearn(features.cpu().numpy(), labels, classes, cs, grid, pace.bar)
-    if pace.bar is not None:
-        pace.bar.close()
+        found = _solve_by_sklearn(features.cpu().numpy(), labels, classes, cs, grid, progress.bar)
+    if progress.bar is not None:
+        progress.bar.close()
     return found
 
 
@@ -157,16 +157,16 @@ def _solve_by_torch(
     cs: list[float],
     grid: Grid,
     start: tuple[Tensor, Tensor] | None,
-    pace: Pace,
+    progress: GridProgress,
 ) -> Solutions:
     on_device = torch.from_numpy(labels).to(features.device)
     parts: list[Solutions] = []
     done = 0
 
     def attempt(size: int) -> Solutions:
-        if pace.bar is not None:
+        if progress.bar is not None:
             # what a failed attempt had counted is void
-            pace.bar.done = done
+            progress.bar.done = done
         return fit_grid(
             features,
             on_device,
@@ -174,11 +174,11 @@ def _solve_by_torch(
             cs[done : done + size],
             until=Until(tolerance=grid.tolerance, max_iterations=grid.max_iterations),
             start=start,
-            finished=pace.bar.step if pace.bar is not None else None,
+            finished=progress.bar.step if progress.bar is not None else None,
         )
 
     while done < len(cs):
-        parts.append(pace.room.attempt(attempt))
+        parts.append(progress.room.attempt(attempt))
         done += len(parts[-1].iterations)
     return Solutions(
         weight=torch.cat([p.weight for p in parts]),

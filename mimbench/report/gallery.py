@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from mimbench.benchmarks.preflight import child_environment
 from mimbench.benchmarks.records import PICTURES, pictures_of
-from mimbench.benchmarks.survey import child_environment
 from mimbench.features.cards import embed, read_cards
 from mimbench.model import Weights
 from mimbench.networks.kinds import build_network

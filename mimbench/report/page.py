@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.benchmarks.orders import ORDER_FILE, Order, read_order
+from mimbench.benchmarks.run_config import CONFIG_FILE, RunConfig, read_run_config
 from mimbench.checkpoints.files import read_weights
 from mimbench.report.classes import draw_figure, figures_of
 from mimbench.report.curves import charts, read_curves
@@ -157,35 +157,35 @@ def _classes(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Man
 
 def _labelled(
     runs: Sequence[Run], rows: Sequence[tuple[str, str]]
-) -> list[tuple[str, Order, Path]]:
-    """Return (row, order, data) for each row whose checkpoint and labelled images are still there."""
+) -> list[tuple[str, RunConfig, Path]]:
+    """Return (row, run, data) for each row whose checkpoint and labelled images are still there."""
     found = []
     for row in rows:
         mine = [(p, r) for p, r in runs if (r.weights["name"], r.weights["digest"]) == row]
         fit = [(p, r) for p, r in mine if _has_classes(r)]
         if not fit:
             continue
-        order = read_order(fit[0][0] / ORDER_FILE)
-        if order.checkpoint.exists():
-            found.append((row[0], order, Path(fit[0][1].data)))
+        run = read_run_config(fit[0][0] / CONFIG_FILE)
+        if run.checkpoint.exists():
+            found.append((row[0], run, Path(fit[0][1].data)))
         else:
-            logger.warning("%s is gone: no pictures are computed for %s", order.checkpoint, row[0])
+            logger.warning("%s is gone: no pictures are computed for %s", run.checkpoint, row[0])
     return found
 
 
 def _masks(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
     found = []
-    for name, order, data in _labelled(runs, rows):
-        weights = read_weights(order.checkpoint, which=order.which, num_heads=order.num_heads)
-        if shown := masks(order.checkpoint, weights, data):
+    for name, run, data in _labelled(runs, rows):
+        weights = read_weights(run.checkpoint, which=run.which, num_heads=run.num_heads)
+        if shown := masks(run.checkpoint, weights, data):
             found.append(f'<h3>{text(name)}</h3><div class="wide">{"".join(shown)}</div>')
     return found
 
 
 def _neighbours(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
     found = []
-    for name, order, data in _labelled(runs, rows):
-        weights = read_weights(order.checkpoint, which=order.which, num_heads=order.num_heads)
+    for name, run, data in _labelled(runs, rows):
+        weights = read_weights(run.checkpoint, which=run.which, num_heads=run.num_heads)
         shown = neighbours(weights, data, pick_device("auto"))
         found.append(f'<h3>{text(name)}</h3><div class="grid">{"".join(shown)}</div>')
     return found
@@ -236,7 +236,7 @@ def _provenance(runs: Sequence[Run]) -> str:
 
 def _repeat(out: Path, runs: Sequence[Run]) -> str:
     commands = [
-        f"python -m mimbench eval {shlex.quote(str(path / ORDER_FILE))}" for path, _ in runs
+        f"python -m mimbench eval {shlex.quote(str(path / CONFIG_FILE))}" for path, _ in runs
     ]
     shown = "\n".join([f"python -m mimbench table {shlex.quote(str(out))}", *commands])
     return f"<p>Each cell alone, with the recipe that it was run with:</p><pre><code>{text(shown)}</code></pre>"

@@ -1,4 +1,4 @@
-"""One run of a bundle, recomputed: every number from its outcomes, every word from its order."""
+"""One run of a bundle, recomputed: every number from its outcomes, every field from its config.yaml."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.benchmarks.orders import (
+from mimbench.benchmarks.records import outcomes_of
+from mimbench.benchmarks.run_config import (
+    CONFIG_FILE,
     NOT_PROTOCOL,
-    ORDER_FILE,
-    Order,
+    RunConfig,
     changed,
     protocol_config,
-    read_order,
+    read_run_config,
     safe_name,
 )
-from mimbench.benchmarks.records import outcomes_of
 from mimbench.results import legacy
 from mimbench.results.record import Result, protocol_digest
 from mimbench.scores.outcomes import TOLERANCE, Statistic
@@ -49,7 +49,7 @@ class Checked:
 
 
 def check_run(folder: Path, result: Result, manifest: Manifest, tasks: Collection[str]) -> Checked:
-    """Return what in a result does not follow from its order and outcomes.
+    """Return what in a result does not follow from its config.yaml and outcomes.
 
     Args:
         folder: The run's folder.
@@ -58,10 +58,10 @@ def check_run(folder: Path, result: Result, manifest: Manifest, tasks: Collectio
         tasks: Tasks whose own kinds of outcomes may be imported: the reader's.
     """
     found = Checked()
-    order = read_order(folder / ORDER_FILE)
-    _check_order(found, order, result, tasks)
-    _check_place(found, folder, order, result)
-    _check_recipe(found, order, manifest)
+    run = read_run_config(folder / CONFIG_FILE)
+    _check_config(found, run, result, tasks)
+    _check_place(found, folder, run, result)
+    _check_recipe(found, run, manifest)
     if result.status == "done":
         found.expect(result.main_metric in result.metrics, f"lacks its metric {result.main_metric}")
         _check_numbers(found, result, statistics(folder, result, tasks, found))
@@ -121,91 +121,89 @@ def _check_metric(found: Checked, result: Result, metric: str, statistic: Statis
         (found.unproven if older else found.faults).append(shown)
 
 
-def _counted(order: Order, tasks: Collection[str]) -> Mapping[str, Any]:
-    """Return the order's recipe as a result keeps it: without what cannot move the number."""
+def _counted(run: RunConfig, tasks: Collection[str]) -> Mapping[str, Any]:
+    """Return the run's recipe as a result keeps it: without what cannot move the number."""
     try:
-        task = load_task(order.task) if order.task in tasks else None
+        task = load_task(run.task) if run.task in tasks else None
     except UserError:
         task = None
     if task is None:
-        return order.config
-    config = from_mapping(task.Config, order.config, "the order")
-    return protocol_config(order.dataset, config, traits_of(task))
+        return run.config
+    config = from_mapping(task.Config, run.config, "config.yaml")
+    return protocol_config(run.dataset, config, traits_of(task))
 
 
-def _check_order(found: Checked, order: Order, result: Result, tasks: Collection[str]) -> None:
-    asked_for = order.config if result.format == legacy.FORMAT else _counted(order, tasks)
+def _check_config(found: Checked, run: RunConfig, result: Result, tasks: Collection[str]) -> None:
+    asked_for = run.config if result.format == legacy.FORMAT else _counted(run, tasks)
     config = {k: v for k, v in result.config.items() if k != "dataset"}
     found.expect(
         protocol_digest(result.task, result.version, result.config) == result.protocol,
         "the protocol digest does not belong to the configuration",
     )
     for name in ("benchmark", "task", "profile"):
-        asked, got = getattr(order, name), getattr(result, name)
-        found.expect(asked == got, f"the order says {name} {asked}, the result {got}")
+        asked, got = getattr(run, name), getattr(result, name)
+        found.expect(asked == got, f"config.yaml says {name} {asked}, the result {got}")
     data = result.config.get("dataset")
+    found.expect(run.dataset == data, f"config.yaml says data set {run.dataset}, the result {data}")
     found.expect(
-        order.dataset == data, f"the order says data set {order.dataset}, the result {data}"
+        run.weights_digest == result.weights.get("digest", ""),
+        "config.yaml names other weights than the result",
     )
     found.expect(
-        order.weights_digest == result.weights.get("digest", ""),
-        "the order names other weights than the result",
+        not run.name or run.name == result.weights.get("name"),
+        "config.yaml names another checkpoint than the result",
     )
     found.expect(
-        not order.name or order.name == result.weights.get("name"),
-        "the order names another checkpoint than the result",
+        run.which in (None, result.weights.get("which")), "config.yaml names another network"
     )
     found.expect(
-        order.which in (None, result.weights.get("which")), "the order names another network"
+        int(run.config.get("seed", 0)) == result.provenance.seed, "config.yaml names another seed"
     )
-    found.expect(
-        int(order.config.get("seed", 0)) == result.provenance.seed, "the order names another seed"
-    )
-    same = alike(changed(order), result.overrides) and alike(result.overrides, changed(order))
-    found.expect(same, "the order and the result differ in what was changed")
+    same = alike(changed(run), result.overrides) and alike(result.overrides, changed(run))
+    found.expect(same, "config.yaml and the result differ in what was changed")
     for key, value in config.items():
         found.expect(
             key in asked_for and alike(value, asked_for[key]),
-            f"the order and the result differ in {key}",
+            f"config.yaml and the result differ in {key}",
         )
 
 
-def _check_place(found: Checked, folder: Path, order: Order, result: Result) -> None:
+def _check_place(found: Checked, folder: Path, run: RunConfig, result: Result) -> None:
     """A run's folder is named for what it holds: a copy elsewhere is another claim."""
     weights = result.weights
     candidate = f"{weights.get('digest', '')[:12]}-{safe_name(weights.get('name', ''))}"
     found.expect(folder.parent.name == candidate, f"belongs into the folder {candidate}")
-    profile = [] if order.profile == "paper" else [order.profile]
-    seed = int(order.config.get("seed", 0))
-    recipe = [result.protocol[:6]] if changed(order) else []
-    cell = ".".join([order.benchmark, *profile, *recipe, *([f"seed{seed}"] if seed else [])])
+    profile = [] if run.profile == "paper" else [run.profile]
+    seed = int(run.config.get("seed", 0))
+    recipe = [result.protocol[:6]] if changed(run) else []
+    cell = ".".join([run.benchmark, *profile, *recipe, *([f"seed{seed}"] if seed else [])])
     found.expect(folder.name == cell, f"belongs into a folder named {cell}")
 
 
-def _check_recipe(found: Checked, order: Order, manifest: Manifest) -> None:
-    """The order must be what the manifest's recipe and the user's changes give."""
-    known = manifest.benchmarks.get(order.benchmark)
+def _check_recipe(found: Checked, run: RunConfig, manifest: Manifest) -> None:
+    """config.yaml must be what the manifest's recipe and the user's changes give."""
+    known = manifest.benchmarks.get(run.benchmark)
     if known is None:
-        found.faults.append(f"benchmarks.yaml has no benchmark {order.benchmark}")
+        found.faults.append(f"benchmarks.yaml has no benchmark {run.benchmark}")
         return
-    found.expect(known.task == order.task, f"benchmarks.yaml gives {order.benchmark} another task")
-    profile: Any = order.profile
+    found.expect(known.task == run.task, f"benchmarks.yaml gives {run.benchmark} another task")
+    profile: Any = run.profile
     try:
-        dataset, config = manifest.recipe(order.benchmark, profile, order.overrides)
+        dataset, config = manifest.recipe(run.benchmark, profile, run.overrides)
     except UserError as error:
         found.faults.append(str(error))
         return
-    own = order.dataset.startswith("own-")
+    own = run.dataset.startswith("own-")
     found.expect(
-        own or order.dataset == dataset,
-        f"profile {order.profile} uses {dataset}, the order says {order.dataset}",
+        own or run.dataset == dataset,
+        f"profile {run.profile} uses {dataset}, config.yaml says {run.dataset}",
     )
     for key, value in config.items():
         if key in NOT_PROTOCOL:
             continue
         found.expect(
-            key in order.config and alike(value, order.config[key]),
-            f"the order's {key} is not that of {order.benchmark} in profile {order.profile}",
+            key in run.config and alike(value, run.config[key]),
+            f"{key} in config.yaml is not that of {run.benchmark} in profile {run.profile}",
         )
 
 

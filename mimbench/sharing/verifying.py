@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, Manifest, load_manifest
-from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE
 from mimbench.benchmarks.records import files_of
+from mimbench.benchmarks.run_config import CONFIG_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results import legacy
 from mimbench.results.record import EDITED, Result, read_result
 from mimbench.sharing.recomputing import UNFIT, Checked, check_run
@@ -30,12 +30,12 @@ HEAD, SIGNATURE, TABLE, BENCHMARKS = (
     "benchmarks.yaml",
 )
 VERSION = 2
-RUN_FILES = (RESULT_FILE, ORDER_FILE, LOG_FILE, CURVE_FILE)
+RUN_FILES = (RESULT_FILE, CONFIG_FILE, LOG_FILE, CURVE_FILE)
 JSON_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verification:
     """What is known of a bundle."""
 
     digest: str
@@ -54,7 +54,7 @@ def verify_bundle(
     benchmarks: Path = DEFAULT_FILE,
     digest: str = "",
     signers: Path | None = None,
-) -> Verdict:
+) -> Verification:
     """Return everything in which a bundle is not what it says.
 
     Args:
@@ -82,7 +82,7 @@ def verify_bundle(
             results = _check_runs(found, root, manifest, own.tasks)
             _check_table(found, root, results, manifest)
             _check_published(found, manifest, own)
-    return Verdict(
+    return Verification(
         digest=sealed, faults=tuple(found.faults), unproven=tuple(found.unproven), signer=signer
     )
 

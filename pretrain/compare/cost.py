@@ -13,7 +13,7 @@ from mimbench.training.optim import set_lr
 from pretrain.compare.design import Design
 from pretrain.objectives.learner import Pretraining
 from pretrain.sources.crops import Crops
-from pretrain.sources.images import Part, open_source
+from pretrain.sources.images import EvenSubset, open_source
 from pretrain.train import build_learner
 
 ROUNDS = 9
@@ -29,7 +29,7 @@ def over_reference(design: Design, data: Path) -> dict[str, float]:
     learners = {arm: _learner(design, arm, data) for arm in design.arms}
     config = next(iter(learners.values())).config
     source = open_source("", data, "train")
-    crops = Crops(Part(source, config.training.batch), config.data)
+    crops = Crops(EvenSubset(source, config.training.batch), config.data)
     times: dict[str, list[float]] = {arm: [] for arm in learners}
     for turn in range(ROUNDS):
         # loading is part of a step: what costs no arithmetic still costs time

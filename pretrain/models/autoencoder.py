@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mimbench.vit.positions import resize_table, sincos_table
 from mimbench.vit.weights import VitSpec
 from pretrain.models.blocks import Block, run_block
-from pretrain.models.decoders import Decoder, DecoderConfig, Head
+from pretrain.models.decoders import Decoder, DecoderConfig, TokenHead
 from pretrain.models.initial import Source, fill, stream
 from pretrain.models.linear import Linear, linear
 
@@ -166,7 +166,7 @@ class Outputs(NamedTuple):
 class MaskedAutoencoder(nn.Module):
     """The student: encoder, reconstruction decoder and, for HPM, a loss predictor."""
 
-    predictor: Decoder | Head | None
+    predictor: Decoder | TokenHead | None
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class MaskedAutoencoder(nn.Module):
         self.reconstructor = Decoder(decoder, outputs or pixels, spec.norm_eps)
         self.predictor = None
         if predictor and leave is not None:
-            self.predictor = Head(decoder.width, 1, spec.norm_eps)
+            self.predictor = TokenHead(decoder.width, 1, spec.norm_eps)
         elif predictor:
             self.predictor = Decoder(decoder, 1, spec.norm_eps)
         self.initialise(stream)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mimbench.vit.weights import VitSpec
 from pretrain.models.autoencoder import Encoder, MaskedAutoencoder, Outputs
 from pretrain.models.cross import CrossDecoder, Queries
-from pretrain.models.decoders import DecoderConfig, Head
+from pretrain.models.decoders import DecoderConfig, TokenHead
 from pretrain.models.initial import Source, stream
 
 
@@ -41,7 +41,7 @@ class CrossAutoencoder(MaskedAutoencoder):
         self.reconstructor = cast(Any, build(outputs or 3 * spec.patch_size**2))
         self.predictor = None
         if predictor and leave is not None:
-            self.predictor = Head(decoder.width, 1, spec.norm_eps)
+            self.predictor = TokenHead(decoder.width, 1, spec.norm_eps)
         elif predictor:
             self.predictor = cast(Any, build(1))
         self.initialise(stream)

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from mimbench.data.images import decode
 from pretrain.sections import ImagesConfig
-from pretrain.sources.images import Source
+from pretrain.sources.images import ImageSource
 
 MARGIN = 4
 """Pixels that a gentle crop may lie beyond an edge."""
@@ -31,7 +31,7 @@ class DataConfig(ImagesConfig):
 class Crops:
     """A source's images as uint8 tensors (3, S, S); all randomness is torch's global generator."""
 
-    def __init__(self, source: Source, config: DataConfig) -> None:
+    def __init__(self, source: ImageSource, config: DataConfig) -> None:
         self.source, self.config = source, config
         self.mode = InterpolationMode(config.interpolation)
         self.crop = RandomResizedCrop(config.image_size, config.scale, config.ratio)

@@ -33,7 +33,7 @@ from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import scaled_lr
 from mimbench.vit.footprint import stored_patches
 from mimbench.vit.weights import VitWeights
-from transfer.classification.attentive_probe import AttentiveProbe, Part, Scored
+from transfer.classification.attentive_probe import AttentiveProbe, Part, ScoredTokens
 from transfer.classification.pooling import Head
 from transfer.classification.tokens import CachedTokens, Where, Which, token_rule
 from transfer.classification.training import Crop, TrainImages
@@ -119,9 +119,9 @@ def train_heads(
     def bank(images: ImageList) -> PatchBank:
         return token_bank(weights, images, config, ranks)
 
-    scored: dict[Part, Scored] = {
-        "val": Scored(bank=bank(val), labels=val.labels),
-        "held": Scored(bank=bank(train.subset(held)), labels=train.labels[held]),
+    scored: dict[Part, ScoredTokens] = {
+        "val": ScoredTokens(bank=bank(val), labels=val.labels),
+        "held": ScoredTokens(bank=bank(train.subset(held)), labels=train.labels[held]),
     }
     part = train.subset(kept)
     probe = AttentiveProbe(weights, config, rule, scored, ranks, classes=len(train.classes))

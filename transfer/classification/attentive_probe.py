@@ -36,7 +36,7 @@ SCORED_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoredTokens:
     """Images that heads are scored on, and their tokens, computed once."""
 
     bank: PatchBank
@@ -58,7 +58,7 @@ class AttentiveProbe(Learner):
         weights: VitWeights,
         config: Config,
         rule: TokenRule,
-        scored: Mapping[Part, Scored],
+        scored: Mapping[Part, ScoredTokens],
         ranks: Ranks,
         *,
         classes: int,

@@ -113,7 +113,7 @@ def as_published(weights: VitWeights, config: Config) -> VitWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class TrainingView:
     """One view of the training pictures: chosen patches and their class shares."""
 
     patches: Patches
@@ -172,7 +172,7 @@ def part_of(
     ranks: Ranks,
     norm: FinalNorm,
     epoch: int,
-) -> Part:
+) -> TrainingView:
     """Return one random view of every training picture; rare classes' patches where memory is short."""
     view = BankView(size=config.image_size, epoch=epoch, seed=config.seed)
     grid, patch = patch_grid(weights, config.image_size), weights.spec.patch_size
@@ -185,7 +185,7 @@ def part_of(
     bank = extract_patches(weights, maps.images, spec, config.machine, ranks=ranks)
     rows = [pixels[i] if kept is None else pixels[i][kept[i]] for i in range(len(pixels))]
     shares = np.concatenate([frequencies(without_void(p), classes) for p in rows])
-    return Part(patches=Patches(bank, norm, device=config.machine.device), shares=shares)
+    return TrainingView(patches=Patches(bank, norm, device=config.machine.device), shares=shares)
 
 
 def without_void(pixels: Labels) -> Labels:

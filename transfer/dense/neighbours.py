@@ -63,7 +63,7 @@ class KeptLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bank:
+class LabelledPatches:
     """Patches of some pictures that may answer: those whose own modal label is a class."""
 
     patches: Patches
@@ -73,7 +73,7 @@ class Bank:
     """(pictures, m)"""
 
     @classmethod
-    def of(cls, patches: Patches, truth: Truth, pictures: NDArray[np.int64]) -> "Bank":
+    def of(cls, patches: Patches, truth: Truth, pictures: NDArray[np.int64]) -> "LabelledPatches":
         """Return the bank of some pictures; patches whose modal label is ignored are left out."""
         per_image = truth.pixels.shape[1]
         kept = np.empty((len(pictures), per_image), dtype=bool)

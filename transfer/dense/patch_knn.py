@@ -49,7 +49,7 @@ from transfer.dense.confusion import (
     pixel_accuracy,
     ratios,
 )
-from transfer.dense.neighbours import Answers, Bank, Truth, measured_recall, vote
+from transfer.dense.neighbours import Answers, LabelledPatches, Truth, measured_recall, vote
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def evaluate(ready: Ready, config: Config) -> TaskResult:
     chosen, tried = choose(ready, config, kept, held)
     k, distance = chosen
     metric = METRICS[distance]
-    bank = Bank.of(ready.train, ready.train_truth, every(len(ready.train_truth.names)))
+    bank = LabelledPatches.of(ready.train, ready.train_truth, every(len(ready.train_truth.names)))
     answers = exact = bank.exact(metric, config.machine.device)
     notes: dict[str, Any] = {}
     if config.index.kind != "exact":
@@ -178,7 +178,7 @@ def choose(
     settings = list(itertools.product(config.k, config.distances))
     if len(settings) == 1:
         return settings[0], {}
-    bank = Bank.of(ready.train, ready.train_truth, kept)
+    bank = LabelledPatches.of(ready.train, ready.train_truth, kept)
     found: dict[tuple[int, Distance], float] = {}
     for distance in config.distances:
         tallies = vote(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mimbench.data.label_maps import class_indices
-from mimbench.logistic.grid import Grid, Pace, solve
+from mimbench.logistic.grid import Grid, GridProgress, solve
 from mimbench.logistic.solver import Solutions
 from mimbench.model import Weights
 from mimbench.networks.kinds import plain_vit
@@ -101,9 +101,9 @@ def fit(
     """Return the classifiers for some values of C, and how they were found."""
     features, labels = labelled_patches(ready, config, pictures)
     bar = Progress(label, len(values)) if label else None
-    pace = Pace(room=Halving(size=len(values)), bar=bar)
+    progress = GridProgress(room=Halving(size=len(values)), bar=bar)
     truth = ready.train_truth
-    found = solve(features, labels, truth.classes, values, config.grid, pace=pace)
+    found = solve(features, labels, truth.classes, values, config.grid, progress=progress)
     record = {
         "patches": len(labels),
         "iterations": list(found.iterations),

@@ -27,7 +27,7 @@ SCALES = (4.0, 2.0, 1.0, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class SizeRecipe:
     """A column of the recipe table: what the official configs change with the model's size."""
 
     layer_decay: float
@@ -39,10 +39,10 @@ class Column:
 
 
 TABLE = {
-    "S": Column(layer_decay=0.7, drop_path=0.1),
-    "B": Column(layer_decay=0.7, drop_path=0.1),
-    "L": Column(layer_decay=0.8, drop_path=0.4),
-    "H": Column(layer_decay=0.9, drop_path=0.5, share=Fraction(3, 4), decay_all=True),
+    "S": SizeRecipe(layer_decay=0.7, drop_path=0.1),
+    "B": SizeRecipe(layer_decay=0.7, drop_path=0.1),
+    "L": SizeRecipe(layer_decay=0.8, drop_path=0.4),
+    "H": SizeRecipe(layer_decay=0.9, drop_path=0.5, share=Fraction(3, 4), decay_all=True),
 }
 """By the model's size. S has no official config: it takes B's values."""
 
@@ -150,7 +150,7 @@ def column_of(spec: VitSpec) -> Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ResolvedRecipe:
     """A recipe with nothing left open, for one model."""
 
     steps: int
@@ -169,7 +169,7 @@ class Plan:
         return {i: size for i in range(self.depth) if i not in self.global_blocks}
 
 
-def plan(config: Config, spec: VitSpec) -> Plan:
+def plan(config: Config, spec: VitSpec) -> ResolvedRecipe:
     """Return what the recipe means for a model of this size."""
     size = column_of(spec)
     column = TABLE[size.letter]
@@ -185,7 +185,7 @@ def plan(config: Config, spec: VitSpec) -> Plan:
             notes.append("ViT-S has no official config: it takes B's values")
     share = column.share if config.images is None else Fraction(1)
     first, second = (int(round(drop * STEPS) * share) for drop in config.drops)
-    return Plan(
+    return ResolvedRecipe(
         steps=length,
         schedule=(first, second, int(STEPS * share)),
         warmup=config.warmup,

@@ -2,7 +2,7 @@
 
 Paper: Exploring Plain Vision Transformer Backbones for Object Detection (arXiv 2203.16527).
 Protocols: `coco-vitdet-100` (the defaults of `Config`) and `coco-vitdet-12` (batch 16, 88,750 steps,
-the one behind HPM's figures); docs/detection.md gives the recipe line by line.
+the one behind HPM's figures); docs/howto/detection.md gives the recipe line by line.
 Expected with MAE-1600 ViT-B under coco-vitdet-100: 51.6 box AP, 45.9 mask AP; standard deviation over
 seeds 0.10 (published). Cost of that: about 1,030 A100-hours; coco-vitdet-12: about 124.
 Command: python -m transfer.detection CKPT --benchmark coco-vitdet-12 --data COCO
@@ -27,7 +27,7 @@ from mimbench.training.identity import claim, run_identity
 from transfer.detection import recipe
 from transfer.detection.convert import convert, target_patch
 from transfer.detection.inference import judge
-from transfer.detection.prepare import Design, Designer, Job, prepare
+from transfer.detection.prepare import Designer, DetectorSetup, Job, prepare
 from transfer.detection.protocol import Config, DetectorConfig, plan, resolved
 from transfer.detection.score import Scores, read_detections
 from transfer.detection.train import fit_job
@@ -53,7 +53,7 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     return detect(weights, config, out, design, task=(TASK, VERSION))
 
 
-def design(weights: Weights, config: Config, *, classes: int) -> Design:
+def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
     """Return ViTDet over a plain ViT; a network with levels has another detector."""
     if len(weights.spec.levels) > 1:
         raise UserError(
@@ -71,7 +71,7 @@ def design(weights: Weights, config: Config, *, classes: int) -> Design:
     model = recipe.build_model(lazy, config, seed=config.seed)
     recipe.fill(model, converted)
     optimizer = recipe.build_optimizer_config(config, planned, vit.spec)
-    return Design(plan=planned, report=converted.report, model=model, optimizer=optimizer)
+    return DetectorSetup(plan=planned, report=converted.report, model=model, optimizer=optimizer)
 
 
 def detect(

@@ -21,7 +21,7 @@ from mimbench.training.snapshots import gather
 from mimbench.training.watch import StopSignals
 from transfer.segmentation.backbone import load
 from transfer.segmentation.console import advice, quiet
-from transfer.segmentation.convert import Converted
+from transfer.segmentation.convert import BackboneTensors
 from transfer.segmentation.data import open_source
 from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
 from transfer.segmentation.inference import Tested, evaluate
@@ -182,7 +182,7 @@ def ran(setup: Setup) -> dict[str, Any]:
 
 
 def notes(
-    setup: Setup, used: Converted, labels: list[LabelReport], single: Score
+    setup: Setup, used: BackboneTensors, labels: list[LabelReport], single: Score
 ) -> dict[str, Any]:
     """Return what a reader of the numbers should know beside them."""
     return {

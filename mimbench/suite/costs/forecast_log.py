@@ -18,7 +18,7 @@ IDLE = ("done before", "not possible")
 """How forecasts begin that expect no work."""
 
 
-class Ledger:
+class ForecastLog:
     """Expectations and facts of one output folder.
 
     An expectation comes from `plan`, or from an earlier cell of the same benchmark and shape of

@@ -1,4 +1,4 @@
-"""An order: everything one evaluation needs, as the file config.yaml that can be run again."""
+"""The configuration of a run: everything one evaluation needs, as the file config.yaml that can be run again."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from mimbench.task import Traits
 
 USUAL = Traits()
 NOT_PROTOCOL = frozenset({"data", "seed", "machine"})
-ORDER_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"
+CONFIG_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"
 LEFT_FILE = ".interrupted"
 """Written by a process that a signal stopped: torchrun's own exit code does not say so."""
 STALE = ".stale-"
@@ -24,7 +24,7 @@ STALE = ".stale-"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class RunConfig:
     """One benchmark on one checkpoint with one seed."""
 
     benchmark: str
@@ -41,9 +41,9 @@ class Order:
     which: str | None = None
     num_heads: int | None = None
     weights_digest: str = ""
-    """What the checkpoint held when the order was written; empty: whatever it holds now."""
+    """What the checkpoint held when the configuration was written; empty: whatever it holds now."""
     data_digest: DataDigest = field(default_factory=DataDigest)
-    """What the data held when the order was written."""
+    """What the data held when the configuration was written."""
 
 
 def safe_name(text: str) -> str:
@@ -51,23 +51,23 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40] or "checkpoint"
 
 
-def write_order(path: Path, order: Order) -> None:
-    """Write an order as YAML, atomically."""
-    text = yaml.safe_dump(to_mapping(order), sort_keys=False, allow_unicode=True)
+def write_run_config(path: Path, run: RunConfig) -> None:
+    """Write a run's configuration as YAML, atomically."""
+    text = yaml.safe_dump(to_mapping(run), sort_keys=False, allow_unicode=True)
     write_text(path, f"# run again: python -m mimbench eval {path.name}\n{text}")
 
 
-def read_order(path: Path) -> Order:
-    """Read an order strictly."""
-    return from_mapping(Order, load_yaml(path), str(path))
+def read_run_config(path: Path) -> RunConfig:
+    """Read a run's configuration strictly."""
+    return from_mapping(RunConfig, load_yaml(path), str(path))
 
 
-def changed(order: Order) -> dict[str, Any]:
+def changed(run: RunConfig) -> dict[str, Any]:
     """Return what a result remembers of the user's changes: the machine moves no number."""
     return to_mapping(
         {
             name: recipe
-            for name, change in order.overrides.items()
+            for name, change in run.overrides.items()
             if (recipe := {k: v for k, v in change.items() if k != "machine"})
         }
     )
@@ -86,7 +86,7 @@ def protocol_config(dataset: str, config: Any, traits: Traits = USUAL) -> dict[s
     return {"dataset": dataset} | kept
 
 
-def order_protocol(
+def task_protocol(
     task: str, version: int, dataset: str, config: Any, traits: Traits = USUAL
 ) -> str:
     """Return the protocol digest of a task's configuration on a data set."""

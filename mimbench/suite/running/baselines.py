@@ -16,19 +16,19 @@ PERMUTED = 200
 """Random orders of the position table that the true one is held against."""
 
 HINTS = ("its position table transposed", "its red and blue exchanged")
-"""Rivals that a sound checkpoint may tie with, where place or colour says nothing: they tell only if
+"""Baselines that a sound checkpoint may tie with, where place or colour says nothing: they tell only if
 they win."""
 
 Change = Callable[[], dict[str, Tensor]]
 
 
-def rivals_of(weights: Weights) -> dict[str, Change]:
-    """Return name -> replaced tensors, the most telling rivals first.
+def baselines_of(weights: Weights) -> dict[str, Change]:
+    """Return name -> replaced tensors, the most telling baselines first.
 
     Only a plain ViT can be rearranged without a change of shape: other networks meet their twin.
     """
-    rivals: dict[str, Change] = {TWIN: lambda: dict(random_twin(weights.spec, seed=0).tensors)}
-    return rivals | _rearranged(weights) if isinstance(weights, VitWeights) else rivals
+    baselines: dict[str, Change] = {TWIN: lambda: dict(random_twin(weights.spec, seed=0).tensors)}
+    return baselines | _rearranged(weights) if isinstance(weights, VitWeights) else baselines
 
 
 def faults_of(weights: Weights) -> list[str]:
@@ -40,17 +40,17 @@ def faults_of(weights: Weights) -> list[str]:
 
 def _rearranged(weights: VitWeights) -> dict[str, Change]:
     depth = weights.spec.depth
-    rivals: dict[str, Change] = {}
+    baselines: dict[str, Change] = {}
     for name, order in _orders(depth).items():
-        rivals[f"its blocks {name}"] = partial(_reorder, weights, order)
+        baselines[f"its blocks {name}"] = partial(_reorder, weights, order)
     for order in list(permutations(range(3)))[1:]:
         letters = "".join("qkv"[i] for i in order)
-        rivals[f"its attention read as {letters}"] = partial(_reorder_qkv, weights, order)
-    rivals["its patch kernels transposed"] = partial(_transpose_patches, weights)
+        baselines[f"its attention read as {letters}"] = partial(_reorder_qkv, weights, order)
+    baselines["its patch kernels transposed"] = partial(_transpose_patches, weights)
     if weights.spec.position == "absolute" and weights.spec.grid[0] == weights.spec.grid[1]:
-        rivals[HINTS[0]] = partial(_transpose_positions, weights)
-    rivals[HINTS[1]] = partial(_exchange_colours, weights)
-    return rivals
+        baselines[HINTS[0]] = partial(_transpose_positions, weights)
+    baselines[HINTS[1]] = partial(_exchange_colours, weights)
+    return baselines
 
 
 def _orders(depth: int) -> dict[str, list[int]]:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from mimbench.benchmarks.cells import Candidate, Cell
 from mimbench.benchmarks.lifecycle import finished
-from mimbench.benchmarks.survey import child_environment
+from mimbench.benchmarks.preflight import child_environment
 from mimbench.system.errors import UserError
 
 logger = logging.getLogger(__name__)
-VERDICT = "canary.json"
+CANARY_FILE = "canary.json"
 
 
-def watch(cells: Sequence[Cell], device: str) -> None:
-    """Refuse to go on if a checkpoint with work to do has a fault; verdicts are kept beside results."""
+def check_checkpoints(cells: Sequence[Cell], device: str) -> None:
+    """Refuse to go on if a checkpoint with work to do has a fault; what it found is kept beside results."""
     faulty = []
     for who in {cell.candidate.folder: cell.candidate for cell in cells}.values():
         mine = [c for c in cells if c.candidate.folder == who.folder]
@@ -27,10 +27,10 @@ def watch(cells: Sequence[Cell], device: str) -> None:
             continue
         if not labelled:
             logger.warning(
-                "canary: no labelled images among the data sets, %s goes unwatched",
+                "canary: no labelled images among the data sets, %s is not checked",
                 who.weights["name"],
             )
-        elif not _sound(who, mine[0].folder.parent / VERDICT, labelled[0], device):
+        elif not _sound(who, mine[0].folder.parent / CANARY_FILE, labelled[0], device):
             faulty.append(who.weights["name"])
     if faulty:
         raise UserError(
@@ -39,18 +39,18 @@ def watch(cells: Sequence[Cell], device: str) -> None:
         )
 
 
-def _sound(who: Candidate, verdict: Path, cell: Cell, device: str) -> bool:
-    if verdict.is_file():
-        found = json.loads(verdict.read_text())
+def _sound(who: Candidate, kept: Path, cell: Cell, device: str) -> bool:
+    if kept.is_file():
+        found = json.loads(kept.read_text())
         if found["digest"] == who.weights["digest"] and not found["faults"]:
             logger.info("canary: %s was found sound before", who.weights["name"])
             return True
-    command = [sys.executable, "-m", "mimbench", "canary", str(who.path), "--out", str(verdict)]
-    command += ["--data", str(cell.order.config["data"]), "--device", device]
+    command = [sys.executable, "-m", "mimbench", "canary", str(who.path), "--out", str(kept)]
+    command += ["--data", str(cell.run.config["data"]), "--device", device]
     command += ["--which", who.which] if who.which else []
     command += ["--num-heads", str(who.num_heads)] if who.num_heads else []
     done = subprocess.run(command, env=child_environment(), stdout=2, check=False)
-    if not verdict.is_file():
+    if not kept.is_file():
         raise UserError(
             f"the canary did not finish (exit code {done.returncode}); --no-canary skips it"
         )

@@ -12,11 +12,11 @@ PROGRESS = re.compile(
 )
 ETA = re.compile(r"(?:eta: |ETA=)(?:(?P<days>\d+) days?, )?(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d)")
 SETTLED = 3.0
-"""Seconds that a pace must have been seen for; before that the line's own estimate is taken."""
+"""Seconds a stage must have run for its speed to count; before that the line's own estimate is taken."""
 
 
 @dataclass(frozen=True)
-class Pace:
+class StageProgress:
     """What the progress lines of a stage say."""
 
     label: str
@@ -27,10 +27,10 @@ class Pace:
     """Seconds since its beginning."""
 
 
-def read_pace(lines: Sequence[str]) -> Pace | None:
-    """Return the pace of the newest stage in a log.
+def read_stage(lines: Sequence[str]) -> StageProgress | None:
+    """Return the progress of the newest stage in a log.
 
-    The first units of a stage wait for loader processes and caches, so a pace is taken between
+    The first units of a stage wait for loader processes and caches, so speed is measured between
     the stage's first and its last line, where they are far enough apart.
     """
     matches = [m for line in lines if (m := PROGRESS.search(line))]
@@ -39,11 +39,13 @@ def read_pace(lines: Sequence[str]) -> Pace | None:
             return _ours([m for m in matches if m["label"] == match["label"]])
         if match := ETA.search(line):
             hours = int(match["days"] or 0) * 24 + int(match["h"])
-            return Pace("other", None, float(hours * 3600 + int(match["m"]) * 60 + int(match["s"])))
+            return StageProgress(
+                "other", None, float(hours * 3600 + int(match["m"]) * 60 + int(match["s"]))
+            )
     return None
 
 
-def _ours(stage: Sequence[re.Match[str]]) -> Pace | None:
+def _ours(stage: Sequence[re.Match[str]]) -> StageProgress | None:
     first, last = stage[0], stage[-1]
     start, spent, left = (clock_seconds(t) for t in (first["spent"], last["spent"], last["left"]))
     done, total = int(last["done"]), int(last["total"])
@@ -51,7 +53,7 @@ def _ours(stage: Sequence[re.Match[str]]) -> Pace | None:
         left = (total - done) * (spent - start) / max(1, done - int(first["done"]))
     if left is None or spent is None:
         return None
-    return Pace(last["label"], total, left, spent)
+    return StageProgress(last["label"], total, left, spent)
 
 
 def clock_seconds(text: str) -> float | None:

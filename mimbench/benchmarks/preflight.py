@@ -1,4 +1,4 @@
-"""Ask every task, in a process of its own, what an order would run: `python -m mimbench.benchmarks.survey`.
+"""Ask every task, in a process of its own, what a recipe would run: `python -m mimbench.benchmarks.preflight`.
 
 Tasks import detectron2, mmsegmentation or faiss; the runner must not, so it asks a child once
 before anything expensive starts. A missing package or data set becomes the cell's problem.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimbench.benchmarks.locations import count_images, data_name, known_faults, locate
-from mimbench.benchmarks.orders import order_protocol, protocol_config
+from mimbench.benchmarks.run_config import protocol_config, task_protocol
 from mimbench.data.digest import DataDigest, data_digest
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
@@ -34,8 +34,8 @@ IMPORT_FAULTS = (ImportError, OSError, RuntimeError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """One recipe to look into."""
+class RecipeQuery:
+    """One recipe to check."""
 
     benchmark: str
     task: str
@@ -46,8 +46,8 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What the task answered."""
+class RecipeReport:
+    """What the task says about the recipe."""
 
     problem: str = ""
     """Why the recipe cannot run here, and how to fix it."""
@@ -72,41 +72,41 @@ class Finding:
     """What a run takes at least, for each architecture that was asked about."""
 
 
-def survey(
-    questions: Sequence[Question],
+def preflight(
+    queries: Sequence[RecipeQuery],
     data: Path | None,
     *,
     own: bool = False,
     specs: "Sequence[Spec]" = (),
-) -> list[Finding]:
-    """Return one finding for each question, answered by a child process.
+) -> list[RecipeReport]:
+    """Return one report for each query, from a child process.
 
     Args:
-        questions: Recipes to look into.
+        queries: Recipes to check.
         data: The user's --data.
         specs: Architectures that the recipes will run on.
         own: The data is the user's own in a published layout: it is not held against the
             published counts, and its results never stand beside published ones.
     """
     with tempfile.TemporaryDirectory() as folder:
-        asked, answers = Path(folder) / "questions.json", Path(folder) / "findings.json"
+        asked, answers = Path(folder) / "queries.json", Path(folder) / "reports.json"
         write_json(
             asked,
             {
                 "data": str(data) if data else None,
                 "own": own,
-                "questions": to_mapping(list(questions)),
+                "queries": to_mapping(list(queries)),
                 "specs": [spec.to_json() for spec in specs],
             },
         )
-        command = [sys.executable, "-m", "mimbench.benchmarks.survey", str(asked), str(answers)]
+        command = [sys.executable, "-m", "mimbench.benchmarks.preflight", str(asked), str(answers)]
         code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
         if code:
-            tasks = ", ".join(sorted({q.task for q in questions}))
+            tasks = ", ".join(sorted({q.task for q in queries}))
             raise UserError(
                 f"importing the tasks {tasks} broke (exit code {code}); run: python -m mimbench doctor"
             )
-        return [from_mapping(Finding, f) for f in json.loads(answers.read_text())]
+        return [from_mapping(RecipeReport, f) for f in json.loads(answers.read_text())]
 
 
 def child_environment() -> dict[str, str]:
@@ -117,40 +117,40 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, **safe, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
-def look(
-    question: Question, data: Path | None, *, own: bool = False, specs: "Sequence[Spec]" = ()
-) -> Finding:
-    """Return what the question's task says, in this process."""
+def inspect_recipe(
+    query: RecipeQuery, data: Path | None, *, own: bool = False, specs: "Sequence[Spec]" = ()
+) -> RecipeReport:
+    """Return what the recipe's task says, in this process."""
     try:
-        task = load_task(question.task)
+        task = load_task(query.task)
         traits = traits_of(task)
-        folder = locate(question.dataset, data) if question.needs_data else Path()
-        where = f"{question.benchmark}.config"
-        config = from_mapping(task.Config, {**question.config, "data": str(folder)}, where)
-        if question.needs_data and not own and (found := known_faults(question.dataset, folder)):
-            return Finding(
+        folder = locate(query.dataset, data) if query.needs_data else Path()
+        where = f"{query.benchmark}.config"
+        config = from_mapping(task.Config, {**query.config, "data": str(folder)}, where)
+        if query.needs_data and not own and (found := known_faults(query.dataset, folder)):
+            return RecipeReport(
                 problem="; ".join(found) + "; if this is data of your own, say --own-data"
             )
     except UserError as error:
-        return Finding(problem=str(error))
+        return RecipeReport(problem=str(error))
     except IMPORT_FAULTS as error:
-        return Finding(
-            problem=f"task {question.task} cannot be imported ({error}); run: python -m mimbench doctor"
+        return RecipeReport(
+            problem=f"task {query.task} cannot be imported ({error}); run: python -m mimbench doctor"
         )
     plain = to_mapping(config)
     found = DataDigest()
-    if question.needs_data:
+    if query.needs_data:
         try:
             found = data_digest(folder, plain, whole=traits.whole_folder)
         except UserError as error:
-            return Finding(problem=str(error))
-    dataset = data_name(question.dataset, own=own, digest=found.digest)
-    images = count_images(folder) if question.needs_data and traits.labelled_images else 0
+            return RecipeReport(problem=str(error))
+    dataset = data_name(query.dataset, own=own, digest=found.digest)
+    images = count_images(folder) if query.needs_data and traits.labelled_images else 0
     estimate = traits.footprint or trained
-    return Finding(
+    return RecipeReport(
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
-        protocol=order_protocol(question.task, task.VERSION, dataset, config, traits),
+        protocol=task_protocol(query.task, task.VERSION, dataset, config, traits),
         canonical=protocol_config(dataset, config, traits),
         dataset=dataset,
         data_digest=found,
@@ -166,21 +166,21 @@ def look(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Answer the questions of one JSON file in another."""
-    parser = Parser(prog="python -m mimbench.benchmarks.survey")
-    parser.add_argument("questions", type=Path, help="JSON file to read")
-    parser.add_argument("findings", type=Path, help="JSON file to write")
+    """Read queries from one JSON file, write reports to another."""
+    parser = Parser(prog="python -m mimbench.benchmarks.preflight")
+    parser.add_argument("queries", type=Path, help="JSON file to read")
+    parser.add_argument("reports", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     configure_logging()
-    asked = json.loads(args.questions.read_text())
+    asked = json.loads(args.queries.read_text())
     data = Path(asked["data"]) if asked["data"] else None
-    questions = [from_mapping(Question, q) for q in asked["questions"]]
+    queries = [from_mapping(RecipeQuery, q) for q in asked["queries"]]
     # the parent asks without torch
     from mimbench.networks.kinds import spec_from_json  # noqa: PLC0415
 
     specs = [spec_from_json(spec) for spec in asked["specs"]]
-    found = [look(q, data, own=asked["own"], specs=specs) for q in questions]
-    write_json(args.findings, to_mapping(found))
+    found = [inspect_recipe(q, data, own=asked["own"], specs=specs) for q in queries]
+    write_json(args.reports, to_mapping(found))
     return 0
 
 
