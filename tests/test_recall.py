@@ -113,7 +113,7 @@ def test_ties_that_decide_are_counted(
 
 
 def _shuffled(data: Path) -> Any:
-    from mimbench.data.lists import read_folder  # noqa: PLC0415
+    from mimbench.data.lists import read_folder
 
     images = read_folder(data, "val")
     # classes take turns

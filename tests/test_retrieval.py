@@ -140,7 +140,7 @@ class Hostile:
 
 
 def evil(folder: Path) -> dict[str, Any]:
-    import os  # noqa: PLC0415
+    import os
 
     return {
         "posix.system": Hostile(os.system, f"touch {folder / 'ran'}"),
@@ -163,7 +163,9 @@ def test_hostile_ground_truth_is_refused_and_nothing_runs(
         content["gnd"][2]["junk"] = value
         value = content
     path.write_bytes(pickle.dumps(value))
-    with pytest.raises(UserError, match=r"gnd_roxford5k.pkl: reading it would need '.*not plain data"):
+    with pytest.raises(
+        UserError, match=r"gnd_roxford5k.pkl: reading it would need '.*not plain data"
+    ):
         read_set("roxford5k", folder, Landmarks)
     assert not (tmp_path / "ran").exists()
 

@@ -24,7 +24,9 @@ from transfer.video.outcomes import TrackedObjects
 from transfer.video.propagation import PropagationRule, carry, decide, propagate, window
 
 
-def film(root: Path, *, frames: int = 5, step: int = 4, names: tuple[str, ...] = ("ball", "car")) -> Path:
+def film(
+    root: Path, *, frames: int = 5, step: int = 4, names: tuple[str, ...] = ("ball", "car")
+) -> Path:
     """Write a miniature of the published layout: squares that move over noise, with void pixels."""
     rng = np.random.default_rng(0)
     (root / "ImageSets" / "2017").mkdir(parents=True)
@@ -209,7 +211,9 @@ def test_a_sequence_that_is_drawn_twice_brings_its_objects_twice() -> None:
     jf = kept.statistics()[0]
     assert jf.value(np.array([[1.0, 1.0], [2.0, 1.0], [0.0, 1.0]])).tolist() == [50, 50, 50]
     other = TrackedObjects(
-        images=("a", "b"), sequence=np.array([0, 0, 1]), scores=np.array([[1.0] * 6] * 2 + [[0.0] * 6])
+        images=("a", "b"),
+        sequence=np.array([0, 0, 1]),
+        scores=np.array([[1.0] * 6] * 2 + [[0.0] * 6]),
     )
     assert other.statistics()[0].value(np.array([[1.0, 1.0]])) == pytest.approx(200 / 3)
 

@@ -18,10 +18,14 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not empty."""
     try:
         if path.stat().st_size > LARGEST_LIST:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes, more than any published list's")
+            raise UserError(
+                f"{path}: {path.stat().st_size:,} bytes, more than any published list's"
+            )
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; it is a part of the published set") from error
+        raise UserError(
+            f"cannot read {path}: {error}; it is a part of the published set"
+        ) from error
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -34,7 +38,9 @@ def read_fields(path: Path, count: int) -> list[list[str]]:
     return rows
 
 
-def listed(root: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> ImageList:
+def listed(
+    root: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str]
+) -> ImageList:
     """Return the images of a published list, in its order; every file must be there."""
     outside = [n for n in names if n.startswith("/") or ".." in Path(n).parts]
     if outside:
@@ -121,7 +127,9 @@ PLAIN_MARKS = ("train", "train.tar", "train-*.parquet", "data/train-*.parquet")
 """What shows plain splits."""
 
 
-def splits_of(folder: Path, published: Callable[[Path], Splits], mark: str | Sequence[str]) -> Splits:
+def splits_of(
+    folder: Path, published: Callable[[Path], Splits], mark: str | Sequence[str]
+) -> Splits:
     """Return a set's splits from its published layout where that is there, else from plain splits.
 
     Args:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mimbench.checkpoints.reading import limits, opcodes
-from mimbench.checkpoints.reading.machine import Machine
-from mimbench.checkpoints.reading.standins import CALLS, Array
 from mimbench.system.errors import UserError
+from mimbench.system.pickles import limits, opcodes
+from mimbench.system.pickles.machine import PickleMachine
+from mimbench.system.pickles.standins import CALLS, Array
 
 ALLOWED = {
     name: call for name, call in CALLS.items() if name.startswith("numpy") or "encode" in name
@@ -32,7 +32,7 @@ def read_pickle(content: Path | bytes, name: str = "") -> Any:
         data = content.read_bytes() if isinstance(content, Path) else content
         if len(data) > limits.PICKLE_BYTES:
             raise UserError(f"{len(data):,} bytes, more than any published set's")
-        return opcodes.load(Machine(memoryview(data), ALLOWED, _refuse))
+        return opcodes.load(PickleMachine(memoryview(data), ALLOWED, _refuse))
     except OSError as error:
         raise UserError(f"{where}: cannot be read: {error.strerror or error}") from error
     except UserError as error:
@@ -61,5 +61,5 @@ def as_texts(value: Any, where: str) -> list[str]:
     return texts
 
 
-def _refuse(identifier: Any) -> Any:
+def _refuse(_: Any) -> Any:
     raise UserError("it refers to something outside of the file")

@@ -29,7 +29,7 @@ class SetLayout:
 
     def obtain(self, folder: Path) -> str:
         """Return how one comes by the data."""
-        return self.known.obtain.replace("{folder}", shlex.quote(str(folder)))
+        return self.known.obtain.replace("FOLDER", shlex.quote(str(folder)))
 
     def check(self, folder: Path) -> list[Check]:
         """Read the set's lists and compare what they hold with what is published."""

@@ -121,7 +121,11 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
         outcomes=[outcomes],
         figures=[Figure(title="J&F", values=dict(outcomes.classes()))],
         pictures=[propagated([Image.open(p).convert("RGB") for p in strips])] if strips else [],
-        notes={"sequences": len(clips), "objects": len(outcomes.scores), "interval": "over sequences"},
+        notes={
+            "sequences": len(clips),
+            "objects": len(outcomes.scores),
+            "interval": "over sequences",
+        },
     )
 
 

@@ -53,7 +53,9 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"cannot decode {path}: {error}; unpack the archive once more") from error
     if found.ndim != 2:
-        raise UserError(f"{path}: colours, expected a palette image with an object's number at each pixel")
+        raise UserError(
+            f"{path}: colours, expected a palette image with an object's number at each pixel"
+        )
     return np.where(found == 255, 0, found).astype(np.uint8)
 
 

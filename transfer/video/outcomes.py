@@ -27,7 +27,9 @@ class TrackedObjects(Outcomes):
         """Refuse scores that do not belong to the sequences."""
         if self.scores.shape != (len(self.sequence), len(COLUMNS)):
             raise ValueError(f"scores of shape {self.scores.shape} of {len(self.sequence)} objects")
-        if len(self.sequence) and not 0 <= self.sequence.min() <= self.sequence.max() < len(self.images):
+        if len(self.sequence) and not 0 <= self.sequence.min() <= self.sequence.max() < len(
+            self.images
+        ):
             raise ValueError(f"an object of a sequence beyond the {len(self.images)}")
 
     def arrays(self) -> Mapping[str, np.ndarray]:

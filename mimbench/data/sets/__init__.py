@@ -31,7 +31,7 @@ class PublishedSet:
     counts: Mapping[str, int]
     """As published."""
     obtain: str
-    """How one comes by it; `{folder}` is where it goes."""
+    """How one comes by it; `FOLDER` is where it goes."""
     folders: tuple[str, ...] = field(default=())
     """What the archive's own folder is called, and other usual names."""
 

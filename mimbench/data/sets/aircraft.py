@@ -3,7 +3,14 @@
 from pathlib import Path
 
 from mimbench.data.contents import Splits
-from mimbench.data.listed import PLAIN_MARKS, listed, read_fields, read_lines, splits_of, with_validation
+from mimbench.data.listed import (
+    PLAIN_MARKS,
+    listed,
+    read_fields,
+    read_lines,
+    splits_of,
+    with_validation,
+)
 from mimbench.data.lists import ImageList
 from mimbench.data.sets import PublishedSet
 from mimbench.system.errors import UserError
@@ -39,7 +46,7 @@ SETS = {
         counts={"train": 6_667, "test": 3_333, "classes": 100},
         obtain=(
             "# fgvc-aircraft-2013b.tar.gz: https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/\n"
-            "# -> {folder}/data/"
+            "# -> FOLDER/data/"
         ),
         folders=("fgvc-aircraft-2013b", "fgvc_aircraft", "FGVCAircraft"),
     )

@@ -41,7 +41,7 @@ SETS = {
         counts={"train": 5_994, "test": 5_794, "classes": 200},
         obtain=(
             "# CUB_200_2011.tgz: https://www.vision.caltech.edu/datasets/cub_200_2011/\n"
-            "# -> {folder}/images/, {folder}/images.txt, {folder}/train_test_split.txt ..."
+            "# -> FOLDER/images/, FOLDER/images.txt, FOLDER/train_test_split.txt ..."
         ),
         folders=("CUB_200_2011", "cub200", "CUB"),
     )

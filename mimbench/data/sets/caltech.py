@@ -36,7 +36,7 @@ SETS = {
         counts={"train": 3_030, "test": 5_647, "classes": 101},
         obtain=(
             "# caltech-101.zip: https://data.caltech.edu/records/mzrjq-6wc02\n"
-            "# -> {folder}/101_ObjectCategories/<class>/"
+            "# -> FOLDER/101_ObjectCategories/<class>/"
         ),
         folders=("caltech-101", "Caltech101", "caltech"),
     )

@@ -47,8 +47,8 @@ SETS = {
         obtain=(
             "# cars_train.tgz, cars_test.tgz, car_devkit.tgz, cars_test_annos_withlabels.mat:\n"
             "# https://ai.stanford.edu/~jkrause/cars/car_dataset.html\n"
-            "# -> {folder}/cars_train/, {folder}/cars_test/, {folder}/devkit/, "
-            "{folder}/cars_test_annos_withlabels.mat"
+            "# -> FOLDER/cars_train/, FOLDER/cars_test/, FOLDER/devkit/, "
+            "FOLDER/cars_test_annos_withlabels.mat"
         ),
         folders=("stanford_cars", "stanford-cars", "cars196", "Cars_196", "StanfordCars"),
     )

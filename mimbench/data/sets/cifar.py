@@ -67,7 +67,9 @@ class ArrayOpener:
 
 def read(folder: Path, *, version: Version) -> Splits:
     """Return the splits; the pickles are read as plain data."""
-    inner = next((p for p in (folder / version.folder, folder) if (p / version.meta).is_file()), None)
+    inner = next(
+        (p for p in (folder / version.folder, folder) if (p / version.meta).is_file()), None
+    )
     marks = (version.meta, f"{version.folder}/{version.meta}", version.archive)
     return splits_of(folder, lambda _: _published(inner, folder, version), marks)
 
@@ -102,7 +104,11 @@ def _classes(meta: Mapping[str, Any], version: Version, where: str) -> tuple[str
 
 
 def _images(
-    batches: list[Any], names: tuple[str, ...], classes: tuple[str, ...], version: Version, where: str
+    batches: list[Any],
+    names: tuple[str, ...],
+    classes: tuple[str, ...],
+    version: Version,
+    where: str,
 ) -> ImageList:
     from mimbench.data.pickles import as_array  # noqa: PLC0415
 
@@ -115,7 +121,7 @@ def _images(
         pixels.append(values.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
         labels.append(marks.astype(np.int64))
     whole, truth = np.ascontiguousarray(np.concatenate(pixels)), np.concatenate(labels)
-    if truth.size and not (0 <= truth.min() and truth.max() < len(classes)):
+    if truth.size and not (truth.min() >= 0 and truth.max() < len(classes)):
         raise UserError(f"{where}: a label outside of its {len(classes)} classes")
     stamp = hashlib.sha256(whole.data).hexdigest()
     part = "test" if names == (version.test,) else "train"
@@ -154,7 +160,7 @@ def _set(title: str, version: Version, classes: int) -> PublishedSet:
         counts={"train": 50_000, "test": 10_000, "classes": classes},
         obtain=(
             f"# https://www.cs.toronto.edu/~kriz/{version.archive}\n"
-            f"# -> {{folder}}/{version.archive} (as it is, or unpacked)"
+            f"# -> FOLDER/{version.archive} (as it is, or unpacked)"
         ),
         folders=(version.folder, title.lower().replace("-", "")),
     )

@@ -47,7 +47,7 @@ SETS = {
         counts={"sequences": 30, "frames": 1_999},
         obtain=(
             "# DAVIS-2017-trainval-480p.zip: https://davischallenge.org/davis2017/code.html\n"
-            "# -> {folder}/JPEGImages/480p/, {folder}/Annotations/480p/, {folder}/ImageSets/2017/val.txt"
+            "# -> FOLDER/JPEGImages/480p/, FOLDER/Annotations/480p/, FOLDER/ImageSets/2017/val.txt"
         ),
         folders=("DAVIS", "davis2017", "DAVIS-2017", "davis-2017"),
     )

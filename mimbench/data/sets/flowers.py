@@ -38,7 +38,7 @@ SETS = {
         counts={"train": 2_040, "test": 6_149, "classes": 102},
         obtain=(
             "# 102flowers.tgz, imagelabels.mat, setid.mat: https://www.robots.ox.ac.uk/~vgg/data/flowers/102/\n"
-            "# -> {folder}/jpg/*.jpg, {folder}/imagelabels.mat, {folder}/setid.mat"
+            "# -> FOLDER/jpg/*.jpg, FOLDER/imagelabels.mat, FOLDER/setid.mat"
         ),
         folders=("flowers-102", "flowers102", "oxford_flowers", "oxford-flowers-102"),
     )

@@ -36,7 +36,7 @@ SETS = {
         counts={"train": 75_750, "test": 25_250, "classes": 101},
         obtain=(
             "# food-101.tar.gz: https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/\n"
-            "# -> {folder}/images/, {folder}/meta/"
+            "# -> FOLDER/images/, FOLDER/meta/"
         ),
         folders=("food-101", "food101", "Food101"),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.data.contents import Splits
-from mimbench.data.listed import PLAIN_MARKS, LARGEST_LIST, listed, splits_of
+from mimbench.data.listed import LARGEST_LIST, PLAIN_MARKS, listed, splits_of
 from mimbench.data.lists import ImageList
 from mimbench.data.sets import PublishedSet
 from mimbench.system.errors import UserError
@@ -31,7 +31,7 @@ def _published(folder: Path, *, year: int) -> Splits:
             labels = [label[entry["id"]] for entry in content["images"]]
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"{folder}/{part}{year}.json: an image without its label ({error})"
+                f"FOLDER/{part}{year}.json: an image without its label ({error})"
             ) from error
         return listed(folder, names, labels, classes)
 
@@ -41,7 +41,9 @@ def _published(folder: Path, *, year: int) -> Splits:
 def _content(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_LIST:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes, more than the published list's")
+            raise UserError(
+                f"{path}: {path.stat().st_size:,} bytes, more than the published list's"
+            )
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable: {error}") from error
@@ -59,7 +61,7 @@ def _set(year: int, train: int, val: int, classes: int) -> PublishedSet:
         obtain=(
             f"# train_val{year}.tar.gz, train{year}.json.tar.gz, val{year}.json.tar.gz:\n"
             f"# https://github.com/visipedia/inat_comp/tree/master/{year}\n"
-            f"# -> {{folder}}/train_val{year}/, {{folder}}/train{year}.json, {{folder}}/val{year}.json"
+            f"# -> FOLDER/train_val{year}/, FOLDER/train{year}.json, FOLDER/val{year}.json"
         ),
         folders=(f"inaturalist{year}", f"iNaturalist{year}", f"inat{year}", f"iNat{year}"),
     )

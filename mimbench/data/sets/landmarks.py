@@ -13,7 +13,7 @@ from mimbench.system.errors import UserError
 
 OBTAIN = (
     "# images and gnd_{name}.pkl: https://github.com/filipradenovic/revisitop\n"
-    "# -> {folder}/jpg/*.jpg and {folder}/gnd_{name}.pkl"
+    "# -> FOLDER/jpg/*.jpg and FOLDER/gnd_{name}.pkl"
 )
 
 
@@ -27,7 +27,8 @@ def read(folder: Path, *, name: str) -> Landmarks:
     if not isinstance(truth, dict) or not {"imlist", "qimlist", "gnd"} <= truth.keys():
         raise UserError(f"{path}: expected a mapping with imlist, qimlist and gnd")
     database, queries = (
-        _images(folder, as_texts(truth[key], f"{path}, {key}"), path) for key in ("imlist", "qimlist")
+        _images(folder, as_texts(truth[key], f"{path}, {key}"), path)
+        for key in ("imlist", "qimlist")
     )
     judged = truth["gnd"]
     if not isinstance(judged, list) or len(judged) != len(queries):
@@ -69,7 +70,7 @@ def _box(values: Any, path: Path, number: int) -> Any:
 
 def _places(values: Any, images: int, path: Path) -> Ids:
     places = values.astype(np.int64).ravel()
-    if places.size and not (0 <= places.min() and places.max() < images):
+    if places.size and not (places.min() >= 0 and places.max() < images):
         raise UserError(f"{path}: judges an image beyond the {images} that it lists")
     return places
 

@@ -37,7 +37,7 @@ SETS = {
         counts={"train": 3_680, "test": 3_669, "classes": 37},
         obtain=(
             "# images.tar.gz, annotations.tar.gz: https://www.robots.ox.ac.uk/~vgg/data/pets/\n"
-            "# -> {folder}/images/, {folder}/annotations/"
+            "# -> FOLDER/images/, FOLDER/annotations/"
         ),
         folders=("oxford-iiit-pet", "oxford_pets", "oxford-pets", "OxfordPets"),
     )

@@ -53,7 +53,7 @@ SETS = {
         counts={"images": 60_502, "classes": 11_316},
         obtain=(
             "# Stanford_Online_Products.zip: https://cvgl.stanford.edu/projects/lifted_struct/\n"
-            "# -> {folder}/Ebay_test.txt, {folder}/<kind>_final/"
+            "# -> FOLDER/Ebay_test.txt, FOLDER/<kind>_final/"
         ),
         folders=("Stanford_Online_Products", "SOP", "online_products"),
     ),
@@ -64,7 +64,7 @@ SETS = {
         counts={"queries": 14_218, "gallery": 12_612},
         obtain=(
             "# In-shop Clothes Retrieval Benchmark: http://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html\n"
-            "# -> {folder}/Img/img/, {folder}/Eval/list_eval_partition.txt"
+            "# -> FOLDER/Img/img/, FOLDER/Eval/list_eval_partition.txt"
         ),
         folders=("In-shop", "InShop", "in-shop", "inshop_clothes"),
     ),

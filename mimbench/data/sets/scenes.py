@@ -80,7 +80,7 @@ SETS = {
         counts={"train": 2_448_873, "test": 20_500, "classes": 205},
         obtain=(
             "# imagesPlaces205_resize.tar.gz, trainvalsplit_places205.tar.gz: http://places.csail.mit.edu\n"
-            "# -> {folder}/data/vision/.../images256/, {folder}/trainvalsplit_places205/"
+            "# -> FOLDER/data/vision/.../images256/, FOLDER/trainvalsplit_places205/"
         ),
         folders=("Places205", "places_205"),
     ),
@@ -91,7 +91,7 @@ SETS = {
         counts={"train": 19_850, "test": 19_850, "classes": 397},
         obtain=(
             "# SUN397.tar.gz, Partitions.zip: https://vision.princeton.edu/projects/2010/SUN/\n"
-            "# -> {folder}/SUN397/<a>/<class>/, {folder}/SUN397/ClassName.txt, {folder}/Partitions/"
+            "# -> FOLDER/SUN397/<a>/<class>/, FOLDER/SUN397/ClassName.txt, FOLDER/Partitions/"
         ),
         folders=("SUN397", "sun", "SUN"),
     ),

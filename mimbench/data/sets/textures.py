@@ -36,7 +36,7 @@ SETS = {
         counts={"train": 3_760, "test": 1_880, "classes": 47},
         obtain=(
             "# dtd-r1.0.1.tar.gz: https://www.robots.ox.ac.uk/~vgg/data/dtd/\n"
-            "# -> {folder}/images/, {folder}/labels/"
+            "# -> FOLDER/images/, FOLDER/labels/"
         ),
         folders=("dtd/dtd", "DTD"),
     )

@@ -23,9 +23,13 @@ LISTS = "ImageSets/Main"
 
 def read(folder: Path) -> Splits:
     """Return trainval and test with their tags; an image's label is the first class that it shows."""
-    root = next((folder / p for p in PLACES if (folder / p / LISTS / "bird_test.txt").is_file()), None)
+    root = next(
+        (folder / p for p in PLACES if (folder / p / LISTS / "bird_test.txt").is_file()), None
+    )
     if root is None:
-        raise UserError(f"{folder} has no {LISTS}/bird_test.txt; the test part is an archive of its own")
+        raise UserError(
+            f"{folder} has no {LISTS}/bird_test.txt; the test part is an archive of its own"
+        )
     (train, shown), (test, wanted) = (_images(root, part) for part in ("trainval", "test"))
     validation = {row[0] for row in read_fields(root / LISTS / "bird_val.txt", 2)}
     held = [i for i, name in enumerate(train.names) if Path(name).stem in validation]
@@ -58,7 +62,7 @@ SETS = {
         counts={"train": 5_011, "test": 4_952, "classes": 20},
         obtain=(
             "# VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar: http://host.robots.ox.ac.uk/pascal/VOC/voc2007/\n"
-            "# -> {folder}/VOCdevkit/VOC2007/"
+            "# -> FOLDER/VOCdevkit/VOC2007/"
         ),
         folders=("VOC2007", "voc07", "VOCdevkit", "voc"),
     )
