@@ -8,6 +8,7 @@ from mimbench.doctor.folders import image_names, subfolder_names
 from mimbench.system.errors import UserError, did_you_mean
 
 SAMPLES = {"sample-classification": "classification", "sample-coco": "coco", "sample-ade": "ade"}
+MOVING_SAMPLES = {"sample-landmarks": "roxford5k", "sample-clips": "davis"}
 
 
 def locate(dataset: str, data: Path | None) -> Path:
@@ -22,8 +23,12 @@ def locate(dataset: str, data: Path | None) -> Path:
         from mimbench.sample import sample_root  # noqa: PLC0415
 
         return sample_root() / SAMPLES[dataset]
+    if dataset in MOVING_SAMPLES:
+        from mimbench.sample.moving import moving_root  # noqa: PLC0415
+
+        return moving_root() / MOVING_SAMPLES[dataset]
     if dataset not in LAYOUTS:
-        known = {*LAYOUTS, *SAMPLES}
+        known = {*LAYOUTS, *SAMPLES, *MOVING_SAMPLES}
         raise UserError(f"unknown data set '{dataset}'" + did_you_mean(dataset, known))
     layout = LAYOUTS[dataset]
     if data is None:
