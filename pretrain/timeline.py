@@ -21,7 +21,7 @@ from mimbench.benchmarks.cells import Request, make_cells, read_candidate
 from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, load_manifest
 from mimbench.checkpoints.files import write_weights
-from mimbench.report.curves import HEIGHT, WIDTH, Line, chart
+from mimbench.suite.report.curves import HEIGHT, WIDTH, Line, chart
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import value_digest, write_json, write_text

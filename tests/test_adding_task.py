@@ -13,10 +13,10 @@ from mimbench.benchmarks.evaluation import evaluate
 from mimbench.benchmarks.manifest import Manifest, load_manifest
 from mimbench.benchmarks.records import statistics_of
 from mimbench.checkpoints.files import write_weights
-from mimbench.report.page import make_report
 from mimbench.sample import generate
 from mimbench.sample.store import default_root
 from mimbench.suite.costs.forecast import forecast
+from mimbench.suite.report.page import make_report
 from mimbench.suite.running import canary_check
 from mimbench.task import Machine, Task, load_task
 from mimbench.vit.weights import VitSpec, random_weights

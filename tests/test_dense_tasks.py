@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from mimbench.data.label_maps import VOC, LabelLayout, class_indices, read_label_maps
+from mimbench.features.logistic.grid import Grid
 from mimbench.features.search import Approximate, search, search_pieces
-from mimbench.logistic.grid import Grid
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.task import Machine, TaskResult

@@ -19,7 +19,8 @@ from mimbench.vit.weights import VitSpec, random_weights
 from transfer.detection import recipe
 from transfer.detection.attention import FusedAttention, RecomputedBlock
 from transfer.detection.convert import convert
-from transfer.detection.protocol import Config, levels, plan
+from transfer.detection.protocol import Config, plan
+from transfer.detection.pyramid import levels
 
 
 @pytest.mark.parametrize(

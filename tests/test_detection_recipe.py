@@ -21,7 +21,8 @@ from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec
 from transfer.detection import recipe
-from transfer.detection.protocol import Config, column_of, levels, plan, spread
+from transfer.detection.protocol import Config, column_of, plan, spread
+from transfer.detection.pyramid import levels
 
 SHAPES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
 TABLE = {

@@ -21,7 +21,7 @@ from pretrain.objectives.distill.config import (
 from pretrain.objectives.distill.head import ProjectionHead
 from pretrain.objectives.distill.loss import DistillLoss, Logits
 from pretrain.objectives.distill.views import MultiCrops
-from pretrain.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
+from pretrain.objectives.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
 from tests.support.tiny_distill import at, batch, learner, rng, tiny
 
 

@@ -29,7 +29,7 @@ from pretrain.checkpoints.export import write_released
 from pretrain.checkpoints.stored import read_model, start_from
 from pretrain.config import BASE, CONFIGS, Config, read_config
 from pretrain.objectives.learner import Pretraining
-from pretrain.recipes import read_recipe
+from pretrain.objectives.recipes import read_recipe
 from pretrain.sources.crops import Crops, DataConfig
 from pretrain.sources.images import open_source
 from pretrain.train import train

@@ -40,7 +40,7 @@ def test_landmarks_lie_as_the_published_set_does(made: Path) -> None:
 
 
 def test_clips_lie_as_the_published_set_does(made: Path) -> None:
-    from transfer.video.frames import read_labels  # noqa: PLC0415
+    from transfer.video.frames import read_labels
 
     clips = read_set("davis", made / "davis", Clips).clips
     assert [len(c.frames) for c in clips] == [5, 5]
@@ -49,9 +49,7 @@ def test_clips_lie_as_the_published_set_does(made: Path) -> None:
     assert (first != last).any()
 
 
-def test_it_is_made_once_and_found_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_made_once_and_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
     monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path))
     for name in ("write_landmarks", "write_clips"):

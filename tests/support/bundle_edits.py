@@ -13,7 +13,7 @@ import yaml
 
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.results.record import checksum, protocol_digest, read_result
-from mimbench.sharing.verifying import BENCHMARKS, HEAD, TABLE
+from mimbench.suite.sharing.verifying import BENCHMARKS, HEAD, TABLE
 from mimbench.system.errors import UserError
 from mimbench.tables.formats import as_json
 from mimbench.tables.table import make_table

@@ -25,9 +25,9 @@ from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
 from mimbench.features.bank import FeatureBank
 from mimbench.features.extract import extract
+from mimbench.features.logistic.grid import Grid, held_out_score, solve
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.search import search
-from mimbench.logistic.grid import Grid, held_out_score, solve
 from mimbench.model import Weights
 from mimbench.networks.kinds import plain_vit
 from mimbench.scores.figures import Figure

@@ -22,6 +22,7 @@ from mimbench.vit.footprint import frozen
 from transfer.dense.banks import DenseConfig, every, held_out
 from transfer.dense.confusion import EveryClass as EveryClass
 from transfer.dense.confusion import Tally, miou_occurring
+from transfer.dense.drawing import drawn_rows
 from transfer.dense.neighbours import LabelledPatches, vote
 from transfer.dense.patch_knn import METRICS, Distance, Ready, dense_result, prepare
 
@@ -91,7 +92,7 @@ def sweep(ready: Ready, config: Config, depth: int) -> TaskResult:
     tallies = {place: on_val(ready, config, place) for place in dict.fromkeys((chosen, last))}
     result = dense_result(
         tallies[chosen],
-        ready.class_names,
+        ready,
         {
             "chosen": chosen.describe(depth),
             "last": last.describe(depth),
@@ -129,7 +130,15 @@ def on_val(ready: Ready, config: Config, place: PatchLayer) -> Tally:
         METRICS[config.distance], config.machine.device
     )
     pictures = every(len(at.val_truth.names))
-    return vote(answers, at.val, at.val_truth, pictures=pictures, ks=[config.k])[config.k]
+    found = vote(
+        answers,
+        at.val,
+        at.val_truth,
+        pictures=pictures,
+        ks=[config.k],
+        keep=drawn_rows(len(pictures)),
+    )
+    return found[config.k]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from mimbench.system.errors import UserError
 from mimbench.task import TaskResult, Traits
 from transfer.detection import recipe
 from transfer.detection.prepare import DetectorSetup
-from transfer.detection.protocol import DetectorConfig, Levels, ResolvedRecipe
+from transfer.detection.protocol import DetectorConfig, ResolvedRecipe
+from transfer.detection.pyramid import Levels
 from transfer.detection.vitdet import detect
 
 __all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "run"]

@@ -27,9 +27,11 @@ from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
 from transfer.detection.crop import LimitedCrop
+from transfer.detection.frozen import VITS
 from transfer.detection.pictures import by_picture
-from transfer.detection.protocol import Config, DetectorConfig, Levels, ResolvedRecipe, levels
-from transfer.detection.trunk import TABLE, ModernViT, decay_rate
+from transfer.detection.protocol import Config, DetectorConfig, ResolvedRecipe
+from transfer.detection.pyramid import Levels, levels
+from transfer.detection.trunk import TABLE, decay_rate
 
 
 class TopPool(LastLevelMaxPool):
@@ -89,9 +91,10 @@ def _edit_vit(
     net.window_size = config.window
     net.window_block_indexes = [i for i in range(spec.depth) if i not in plan.global_blocks]
     net.use_rel_pos = config.relative_positions and spec.position == "absolute"
-    if not is_stock(spec):
+    stock = is_stock(spec)
+    net["_target_"] = VITS[stock, config.trunk]
+    if not stock:
         net.use_abs_pos = spec.has_table
-        net["_target_"] = ModernViT
         net.spec, net.coordinates = spec.to_json(), config.coordinates
 
 

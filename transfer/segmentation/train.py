@@ -11,6 +11,7 @@ from torch import nn
 
 from mimbench.model import Weights
 from mimbench.scores.figures import Figure
+from mimbench.scores.label_pictures import SMALL
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_text
@@ -31,7 +32,7 @@ from transfer.segmentation.prepare import Setup, build_model, set_up
 from transfer.segmentation.protocol import SegmentationConfig
 from transfer.segmentation.recipe import ModelRecipe, check_batch
 from transfer.segmentation.score import Score, sample_parts
-from transfer.segmentation.show import SMALL, show
+from transfer.segmentation.show import show
 
 logger = logging.getLogger(__name__)
 

@@ -58,12 +58,12 @@ SETS = {
     "voc2007": PublishedSet(
         title="VOC2007",
         read=read,
-        marks=tuple(f"{place}/{LISTS}/bird_trainval.txt" for place in PLACES),
+        marks=tuple(f"{place}/{LISTS}/bird_test.txt" for place in PLACES),
         counts={"train": 5_011, "test": 4_952, "classes": 20},
         obtain=(
             "# VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar: http://host.robots.ox.ac.uk/pascal/VOC/voc2007/\n"
             "# -> FOLDER/VOCdevkit/VOC2007/"
         ),
-        folders=("VOC2007", "voc07", "VOCdevkit", "voc"),
+        folders=("VOC2007", "voc07", "VOCdevkit/VOC2007"),
     )
 }

@@ -12,8 +12,8 @@ from pathlib import Path
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.benchmarks.records import files_of
 from mimbench.results.record import Result
-from mimbench.sharing.signing import sign
-from mimbench.sharing.verifying import BENCHMARKS, HEAD, RUN_FILES, SIGNATURE, TABLE, VERSION
+from mimbench.suite.sharing.signing import sign
+from mimbench.suite.sharing.verifying import BENCHMARKS, HEAD, RUN_FILES, SIGNATURE, TABLE, VERSION
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path
 from mimbench.system.source import library_versions, source_state

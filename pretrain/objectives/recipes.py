@@ -7,7 +7,7 @@ from mimbench.system.errors import UserError, did_you_mean
 from pretrain.config import BASE, CONFIGS, Config, lay_over, read_config
 from pretrain.objectives.distill.config import DistillConfig
 
-DISTILLATION = Path(__file__).parent / "objectives" / "distill" / "configs"
+DISTILLATION = Path(__file__).parent / "distill" / "configs"
 DISTILLATION_BASE = DISTILLATION / "base.yaml"
 
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from mimbench.data.subsets import hold_out
-from mimbench.logistic.solver import Solutions, Until, fit_grid
+from mimbench.features.logistic.solver import Solutions, Until, fit_grid
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress

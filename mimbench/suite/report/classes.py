@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mimbench.benchmarks.records import outcomes_of
-from mimbench.report.curves import chart
-from mimbench.report.markup import bar, text
 from mimbench.results.record import Result
 from mimbench.scores.figures import Figure
+from mimbench.suite.report.curves import chart
+from mimbench.suite.report.markup import bar, text
 
 SHOWN = 10
 

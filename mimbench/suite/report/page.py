@@ -9,11 +9,11 @@ from pathlib import Path
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.run_config import CONFIG_FILE, RunConfig, read_run_config
 from mimbench.checkpoints.files import read_weights
-from mimbench.report.classes import draw_figure, figures_of
-from mimbench.report.curves import charts, read_curves
-from mimbench.report.gallery import drawn_in, masks, neighbours, pictures_in
-from mimbench.report.markup import legend, section, text
 from mimbench.results.record import Result
+from mimbench.suite.report.classes import draw_figure, figures_of
+from mimbench.suite.report.curves import charts, read_curves
+from mimbench.suite.report.gallery import drawn_in, masks, neighbours, pictures_in
+from mimbench.suite.report.markup import legend, section, text
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import pick_device
 from mimbench.tables.formats import corner, heading
@@ -71,7 +71,7 @@ def make_report(
         f'<a href="#{a}">{text(SECTIONS[a])}</a>' for a, content in body.items() if content
     )
     names = ", ".join(row.label for row in table.rows if row.kind == "measured")
-    style = files("mimbench.report").joinpath("style.css").read_text(encoding="utf-8")
+    style = files("mimbench.suite.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mimbench.logistic.objective import Axes, Objective, principal_axes
+from mimbench.features.logistic.objective import Axes, Objective, principal_axes
 
 logger = logging.getLogger(__name__)
 

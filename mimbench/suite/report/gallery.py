@@ -15,9 +15,9 @@ from mimbench.benchmarks.records import PICTURES, pictures_of
 from mimbench.features.cards import embed, read_cards
 from mimbench.model import Weights
 from mimbench.networks.kinds import build_network
-from mimbench.report.markup import picture
 from mimbench.results.record import Result
 from mimbench.scores.neighbours import nearest
+from mimbench.suite.report.markup import picture
 
 logger = logging.getLogger(__name__)
 

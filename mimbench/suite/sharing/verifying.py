@@ -13,9 +13,9 @@ from mimbench.benchmarks.records import files_of
 from mimbench.benchmarks.run_config import CONFIG_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results import legacy
 from mimbench.results.record import EDITED, Result, read_result
-from mimbench.sharing.recomputing import UNFIT, Checked, check_run
-from mimbench.sharing.signing import signed_by
-from mimbench.sharing.unpacking import unpack
+from mimbench.suite.sharing.recomputing import UNFIT, Checked, check_run
+from mimbench.suite.sharing.signing import signed_by
+from mimbench.suite.sharing.unpacking import unpack
 from mimbench.system.config import load_yaml
 from mimbench.system.errors import UserError, printable
 from mimbench.system.files import file_digest

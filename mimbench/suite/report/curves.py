@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mimbench.report.markup import colour, text
+from mimbench.suite.report.markup import colour, text
 from mimbench.training.curve import read_curve
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 340, 190, 40, 22, 8
