@@ -10,6 +10,9 @@ from mimbench.system.errors import UserError, did_you_mean
 SAMPLES = {"sample-classification": "classification", "sample-coco": "coco", "sample-ade": "ade"}
 MOVING_SAMPLES = {"sample-landmarks": "roxford5k", "sample-clips": "davis"}
 
+MANY = "published-sets"
+"""The folder that holds several of them; which ones, the configuration says."""
+
 
 def locate(dataset: str, data: Path | None) -> Path:
     """Return the folder of a data set.
@@ -27,9 +30,15 @@ def locate(dataset: str, data: Path | None) -> Path:
         from mimbench.sample.moving import moving_root  # noqa: PLC0415
 
         return moving_root() / MOVING_SAMPLES[dataset]
-    if dataset not in LAYOUTS:
-        known = {*LAYOUTS, *SAMPLES, *MOVING_SAMPLES}
+    if dataset not in {*LAYOUTS, MANY}:
+        known = {*LAYOUTS, MANY, *SAMPLES, *MOVING_SAMPLES}
         raise UserError(f"unknown data set '{dataset}'" + did_you_mean(dataset, known))
+    if dataset == MANY:
+        if data is None:
+            raise UserError(
+                "needs several published sets: pass --data DIR, the folder that holds them"
+            )
+        return data.resolve()
     layout = LAYOUTS[dataset]
     if data is None:
         raise UserError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mimbench.data.sets import find_set, published
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
 
@@ -64,7 +65,7 @@ def data_digest(folder: Path, config: Mapping[str, Any], *, whole: bool = False)
     """
     items: dict[str, Item] = dict(_files(folder)) if whole else {}
     for name in sorted(set() if whole else set(_texts(config))):
-        for path in (folder / name, folder / f"{name}.tar"):
+        for path in (folder / name, folder / f"{name}.tar", *_usual(folder, name)):
             if name and path.exists() and _inside(path, folder):
                 items |= {f"{name}/{inner}": item for inner, item in _files(path)}
                 break
@@ -84,6 +85,12 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
+
+
+def _usual(folder: Path, name: str) -> list[Path]:
+    """Return where a published set of this name lies under its archive's own name."""
+    found = find_set(name, folder) if name in published() else None
+    return [found] if found else []
 
 
 def _inside(path: Path, folder: Path) -> bool:

@@ -35,7 +35,9 @@ def check_data(root: Path) -> list[Check]:
     if manifest is not None:
         return [_check_sample(root, manifest)]
     # A folder that says what it is (coco/annotations) before one that only looks like a data set.
-    own = [name for name, layout in LAYOUTS.items() if layout.looks_like(root)]
+    own = [
+        n for n, layout in LAYOUTS.items() if getattr(layout, "says_so", layout.looks_like)(root)
+    ]
     if own and not any((root / name).is_dir() for name in LAYOUTS):
         return LAYOUTS[own[0]].check(root)
     checks = [check for name in LAYOUTS for check in _check_below(root, name)]
@@ -62,6 +64,10 @@ def _absent(check: Check) -> bool:
 def _check_below(root: Path, name: str) -> list[Check]:
     """Check the data set `name` under `root`."""
     folder, layout = root / name, LAYOUTS[name]
+    places = [folder, *(root / alias for alias in ALIASES[name])]
+    if name not in CORE:
+        # benchmarks read these under the archive's own name too
+        folder = next((place for place in places if layout.looks_like(place)), folder)
     if folder.is_dir():
         return layout.check(folder)
     for alias in ALIASES[name]:

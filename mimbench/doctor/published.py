@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from mimbench.data.listed import PLAIN_MARKS
 from mimbench.data.sets import PublishedSet, published
 from mimbench.doctor.check import Check, fault, ok
 from mimbench.system.errors import UserError
@@ -26,6 +27,10 @@ class SetLayout:
     def looks_like(self, folder: Path) -> bool:
         """Return whether `folder` has the outline of this data set."""
         return self.known.looks_like(folder)
+
+    def says_so(self, folder: Path) -> bool:
+        """Return whether something in `folder` is this set's alone: plain splits are any set's."""
+        return any((folder / m).exists() for m in self.known.marks if m not in PLAIN_MARKS)
 
     def obtain(self, folder: Path) -> str:
         """Return how one comes by the data."""

@@ -29,7 +29,7 @@ from mimbench.system.runtime import Precision, Ranks, process_group
 from mimbench.task import Machine, TaskResult, Traits
 from mimbench.vit.footprint import stored_features
 from transfer.retrieval.outcomes import QueryScores as QueryScores
-from transfer.retrieval.pictures import LEFT_OUT, RIGHT, SHOWN, WRONG, Row, retrieved
+from transfer.retrieval.pictures import LEFT_OUT, RIGHT, SHOWN, WRONG, RetrievedRow, retrieved
 from transfer.retrieval.precision import PROTOCOLS, judgements, score
 from transfer.retrieval.vectors import WholeSpec, unit, whole_bank
 
@@ -168,7 +168,7 @@ def neighbours(rankings: Ids, truth: Landmarks, queries: FeatureBank) -> Picture
             for index in rankings[query, :SHOWN]
         ]
         found = zip(rankings[query, :SHOWN].tolist(), colours, strict=True)
-        rows.append(Row(query=query, found=list(found)))
+        rows.append(RetrievedRow(query=query, found=list(found)))
     caption = "queries and their nearest images: green right, red wrong, grey not counted (medium)"
     return retrieved(rows, queries.images, truth.database, caption)
 

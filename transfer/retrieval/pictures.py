@@ -14,14 +14,16 @@ SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RetrievedRow:
     """A query and its nearest images, each with the colour of its frame."""
 
     query: int
     found: Sequence[tuple[int, tuple[int, int, int]]]
 
 
-def retrieved(rows: Sequence[Row], queries: ImageList, gallery: ImageList, caption: str) -> Picture:
+def retrieved(
+    rows: Sequence[RetrievedRow], queries: ImageList, gallery: ImageList, caption: str
+) -> Picture:
     """Return the picture: a query a row, the nearest image first."""
     side = SIDE + 2 * FRAME
     wide = max((len(row.found) for row in rows), default=0)

@@ -32,7 +32,7 @@ from mimbench.system.runtime import Precision, process_group
 from mimbench.task import Machine, TaskResult, Traits
 from mimbench.vit.footprint import stored_features
 from transfer.retrieval.outcomes import QueryScores as QueryScores
-from transfer.retrieval.pictures import RIGHT, SHOWN, WRONG, Row, retrieved
+from transfer.retrieval.pictures import RIGHT, SHOWN, WRONG, RetrievedRow, retrieved
 from transfer.retrieval.vectors import unit
 
 VERSION = 1
@@ -196,7 +196,7 @@ def neighbours(ids: Ids, pair: QueryGallery) -> Picture:
             (index, RIGHT if pair.gallery.labels[index] == label else WRONG)
             for index in ids[query, :SHOWN].tolist()
         ]
-        rows.append(Row(query=query, found=found))
+        rows.append(RetrievedRow(query=query, found=found))
     caption = "queries and their nearest images: green same class, red another"
     return retrieved(rows, pair.queries, pair.gallery, caption)
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from mimbench.system.errors import UserError, did_you_mean
+
+Score = Literal["overall", "per class", "tags"]
+"""Share of right answers, its mean over classes, or the mean average precision of tags."""
 
 
 class Content(Protocol):
@@ -34,6 +37,8 @@ class PublishedSet:
     """How one comes by it; `FOLDER` is where it goes."""
     folders: tuple[str, ...] = field(default=())
     """What the archive's own folder is called, and other usual names."""
+    score: Score = "overall"
+    """How the set's own rule scores a classifier."""
 
     def looks_like(self, folder: Path) -> bool:
         """Return whether a folder has the outline of this set."""
@@ -48,6 +53,13 @@ def published() -> Mapping[str, PublishedSet]:
     for module in modules:
         found |= importlib.import_module(f"{__name__}.{module}").SETS
     return found
+
+
+def find_set(name: str, root: Path) -> Path | None:
+    """Return the folder below `root` that holds a set, under its own name or a usual one."""
+    known = published()[name]
+    places = [root / folder for folder in (name, *known.folders)]
+    return next((place for place in places if known.looks_like(place)), None)
 
 
 C = TypeVar("C", bound=Content)

@@ -49,5 +49,6 @@ SETS = {
             "# -> FOLDER/data/"
         ),
         folders=("fgvc-aircraft-2013b", "fgvc_aircraft", "FGVCAircraft"),
+        score="per class",
     )
 }

@@ -39,5 +39,6 @@ SETS = {
             "# -> FOLDER/101_ObjectCategories/<class>/"
         ),
         folders=("caltech-101", "Caltech101", "caltech"),
+        score="per class",
     )
 }

@@ -41,5 +41,6 @@ SETS = {
             "# -> FOLDER/jpg/*.jpg, FOLDER/imagelabels.mat, FOLDER/setid.mat"
         ),
         folders=("flowers-102", "flowers102", "oxford_flowers", "oxford-flowers-102"),
+        score="per class",
     )
 }

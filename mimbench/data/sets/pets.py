@@ -40,5 +40,6 @@ SETS = {
             "# -> FOLDER/images/, FOLDER/annotations/"
         ),
         folders=("oxford-iiit-pet", "oxford_pets", "oxford-pets", "OxfordPets"),
+        score="per class",
     )
 }

@@ -63,7 +63,7 @@ SETS = {
         marks=INSHOP_LISTS,
         counts={"queries": 14_218, "gallery": 12_612},
         obtain=(
-            "# In-shop Clothes Retrieval Benchmark: http://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html\n"
+            "# In-shop Clothes of DeepFashion: http://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html\n"
             "# -> FOLDER/Img/img/, FOLDER/Eval/list_eval_partition.txt"
         ),
         folders=("In-shop", "InShop", "in-shop", "inshop_clothes"),

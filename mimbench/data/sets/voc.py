@@ -65,5 +65,6 @@ SETS = {
             "# -> FOLDER/VOCdevkit/VOC2007/"
         ),
         folders=("VOC2007", "voc07", "VOCdevkit/VOC2007"),
+        score="tags",
     )
 }
