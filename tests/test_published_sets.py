@@ -353,7 +353,7 @@ def test_plain_folders_and_tars_serve_any_set(tmp_path: Path) -> None:
     assert packed.test.labels.tolist() == [0, 0, 1, 1]
     (tmp_path / "no" / "other").mkdir(parents=True)
     with pytest.raises(
-        UserError, match=r"holds other; expected annotations/trainval.txt, or train"
+        UserError, match=r"holds other; expected annotations/trainval.txt, or train and"
     ):
         read_set("pets", tmp_path / "no", Splits)
 

@@ -70,6 +70,10 @@ def count_images(folder: Path) -> int:
     return sum(len(image_names(s / name)) for s in splits for name in subfolder_names(s))
 
 
+OWN = "own-"
+"""How the name of a data set of the user's own begins: `own-<layout>-<digest>`."""
+
+
 def data_name(dataset: str, *, own: bool, digest: str) -> str:
     """Return the name under which results remember a data set; a user's own is named by its content."""
-    return f"own-{dataset}-{digest[:6]}" if own and dataset in LAYOUTS else dataset
+    return f"{OWN}{dataset}-{digest[:6]}" if own and dataset in LAYOUTS else dataset

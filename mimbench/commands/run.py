@@ -121,7 +121,8 @@ def request_of(args: argparse.Namespace, manifest: Manifest) -> "Request":
         benchmarks=tuple(manifest.choose(chosen, only)),
         overrides=parse_overrides(args.set),
         seeds=args.seeds,
-        data=args.data,
+        data=args.data[0] if args.data else None,
+        more_data=tuple((args.data or ())[1:]),
         own_data=args.own_data,
         out=args.out or (Path("runs/demo") if demo else Path("runs")),
         machine=Machine(

@@ -140,11 +140,22 @@ def splits_of(
     marks = (mark,) if isinstance(mark, str) else tuple(mark)
     if any((folder / name).exists() for name in marks):
         return published(folder)
+    return require_plain(folder, marks)
+
+
+def require_plain(folder: Path, marks: Sequence[str] = ()) -> Splits:
+    """Return plain splits, or say what a folder holds and what was expected.
+
+    Args:
+        folder: The set's.
+        marks: What would have shown its published layout.
+    """
     found = plain_splits(folder)
     if found is None:
         there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        expected = f"{' or '.join(marks)}, or train" if marks else "train"
         raise UserError(
-            f"{folder} holds {first_few(there, 6)}; expected {' or '.join(marks)}, or train and test "
-            "as folders of classes, as train.tar and test.tar, or as train-*.parquet and test-*.parquet"
+            f"{folder} holds {first_few(there, 6)}; expected {expected} and test (or val) as folders of "
+            "classes, as train.tar and test.tar, or as train-*.parquet and test-*.parquet"
         )
     return found

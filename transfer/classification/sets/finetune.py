@@ -18,6 +18,8 @@ from pathlib import Path
 
 from typing_extensions import Self
 
+from mimbench.data.contents import Splits
+from mimbench.data.sets import read_set
 from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.system.runtime import process_group
@@ -28,7 +30,7 @@ from transfer.classification import tuner
 from transfer.classification.finetune import train_classifier
 from transfer.classification.recipes import FinetuneRecipe, Name
 from transfer.classification.sets.outcomes import SetHits as SetHits
-from transfer.classification.sets.splits import PLAIN, Rule, read_splits, score_of
+from transfer.classification.sets.splits import FOLDER, Rule, score_of
 from transfer.classification.staged_recipes import StagedName
 
 VERSION = 1
@@ -40,8 +42,8 @@ TRAITS = Traits(effort=1, whole_folder=True, canonical=lambda config: config.can
 class Config(tuner.Config):
     """Everything that may move the number; null takes the recipe's value."""
 
-    published: str = PLAIN
-    """Which set; `plain`: train and test of any folder."""
+    published: str = FOLDER
+    """Which set; `folder`: train and test of any folder."""
     rule: Rule = "published"
     """How the set is scored; its own rule, or another."""
     recipe: Name | StagedName = "deit"
@@ -112,7 +114,7 @@ class EpochSchedule:
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return the score of the reported epoch by the set's rule, and top-1."""
-    splits = read_splits(config.published, config.data)
+    splits = read_set(config.published, config.data, Splits)
     train = config.subset.of(splits.train)
     with process_group(config.machine.device) as ranks:
         found = train_classifier(weights, train, splits.test, config, out, ranks)

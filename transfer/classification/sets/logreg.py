@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from mimbench.data.contents import Splits
 from mimbench.data.preprocess import Interpolation, Preprocess
+from mimbench.data.sets import read_set
 from mimbench.features.bank import BankSpec, Choice, FeatureBank
 from mimbench.features.extract import extract
 from mimbench.features.logistic.grid import Grid
@@ -29,7 +30,7 @@ from transfer.classification.sets.fitting import fit_and_score
 from transfer.classification.sets.outcomes import Kept
 from transfer.classification.sets.outcomes import SetHits as SetHits
 from transfer.classification.sets.outcomes import SetTags as SetTags
-from transfer.classification.sets.splits import PLAIN, Rule, read_splits, score_of
+from transfer.classification.sets.splits import FOLDER, Rule, score_of
 
 VERSION = 1
 MAIN_METRIC = "score"
@@ -67,8 +68,8 @@ class SetFeatures:
 class Config:
     """Everything that may move the number."""
 
-    published: str = PLAIN
-    """Which set; `plain`: train and test of any folder."""
+    published: str = FOLDER
+    """Which set; `folder`: train and test of any folder."""
     rule: Rule = "published"
     """How the set is scored; its own rule, or another."""
     choices: tuple[Choice, ...] = ("cls", "avg")
@@ -92,7 +93,7 @@ class Config:
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return the set's score in percent for each feature choice."""
     del out
-    splits = read_splits(config.published, config.data)
+    splits = read_set(config.published, config.data, Splits)
     with process_group(config.machine.device) as ranks:
         banks = config.features.banks(weights, splits, config.machine, ranks)
         device = str(pick_device(config.machine.device, ranks.local))
