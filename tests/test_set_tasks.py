@@ -166,7 +166,7 @@ def test_fine_tuning_learns_and_reports_the_rule(
     [kept] = result.outcomes
     assert isinstance(kept, SetHits)
     assert kept.per_class
-    with pytest.raises(ValueError, match="several classes"):
+    with pytest.raises(UserError, match="several classes"):
         from_mapping(finetune.Config, {**plain, "published": "voc2007", "rule": "published"})
 
 

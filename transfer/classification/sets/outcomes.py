@@ -140,6 +140,15 @@ def eleven_points(
 
 
 Kept = SetHits | SetTags
+
+
+def drawn(part: Kept, weights: np.ndarray) -> np.ndarray:
+    """Return a set's score (b,), nan where none of its images was drawn."""
+    empty = weights.sum(axis=1) == 0
+    weights = np.where(empty[:, None], 1.0, weights)
+    return np.where(empty, np.nan, part.score(weights))
+
+
 KINDS = {"SetHits": SetHits, "SetTags": SetTags}
 
 
@@ -179,8 +188,9 @@ class SetMean(Outcomes):
         places = {n: slice(edges[i], edges[i + 1]) for i, n in enumerate(self.parts)}
 
         def mean(weights: np.ndarray) -> np.ndarray:
-            scores = [part.score(weights[:, places[n]]) for n, part in self.parts.items()]
-            return np.mean(scores, axis=0)
+            scores = [drawn(part, weights[:, places[n]]) for n, part in self.parts.items()]
+            # a small set may be missing from a resample
+            return np.nanmean(scores, axis=0)
 
         found = [Statistic(metric="mean", images=images, value=mean, resamples=TAG_RESAMPLES)]
         for name, part in self.parts.items():
