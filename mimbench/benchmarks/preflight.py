@@ -145,7 +145,10 @@ def inspect_recipe(
         except UserError as error:
             return RecipeReport(problem=str(error))
     dataset = data_name(query.dataset, own=own, digest=found.digest)
-    images = count_images(folder) if query.needs_data and traits.labelled_images else 0
+    # where every file is data, most files are images
+    images = found.files if traits.whole_folder else 0
+    if query.needs_data and traits.labelled_images:
+        images = count_images(folder)
     estimate = traits.footprint or trained
     return RecipeReport(
         version=task.VERSION,

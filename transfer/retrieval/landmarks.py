@@ -12,7 +12,7 @@ Expected: DINOv3 B on Oxford hard 58.5 (its preprocessing is not stated).
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from typing_extensions import Self
@@ -57,7 +57,6 @@ class Config:
     """Sizes at which an image is seen; its vectors are averaged, then scaled to unit length."""
     crop_queries: bool = False
     """Cut queries to the landmark's box first, as the official code does and DINO's does not."""
-    storage: Literal["fp32"] = "fp32"
     precision: Precision = "fp32"
     data: Path
     seed: int = 0
@@ -81,7 +80,6 @@ class Config:
         spec = WholeSpec(
             preprocess=Thumbnail(size=self.image_size),
             blocks=blocks,
-            storage=self.storage,
             precision=self.precision,
             scales=self.scales,
         )

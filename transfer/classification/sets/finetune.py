@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from mimbench.data.contents import Splits
 from mimbench.data.sets import read_set
+from mimbench.data.sources import Source
 from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.system.runtime import process_group
@@ -60,6 +61,8 @@ class Config(tuner.Config):
     def __post_init__(self) -> None:
         if self.views < 1 or self.unit < 1:
             raise ValueError(f"views {self.views} and unit {self.unit} need to be 1 or more")
+        if self.source != Source():
+            raise ValueError("source is the set's own affair here: published names the set")
         if score_of(self.published, self.rule) == "tags":
             raise ValueError(
                 f"'{self.published}' shows several classes in an image: no single label"
