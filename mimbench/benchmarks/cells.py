@@ -123,6 +123,8 @@ class Cell:
     """How heavy the task is; 0 is light."""
     labelled_images: bool = False
     """The data is a folder of images by class, which the canary may use."""
+    free_fields: frozenset[str] = frozenset()
+    """Fields of the configuration that move no number: a run goes on when they change."""
     footprint: Footprint = field(default_factory=Footprint)
     """What the run takes at least."""
 
@@ -286,4 +288,5 @@ def _cell(
         rehearsal={**report.rehearsal, "seed": seed} if report.rehearsal else {},
         effort=report.effort,
         labelled_images=report.labelled_images,
+        free_fields=frozenset(report.free_fields),
     )

@@ -68,6 +68,8 @@ class RecipeReport:
     """How heavy the task is; 0 is light."""
     labelled_images: bool = False
     """The data is a folder of images by class."""
+    free_fields: tuple[str, ...] = ()
+    """Fields of the configuration that move no number."""
     footprints: tuple[Footprint, ...] = ()
     """What a run takes at least, for each architecture that was asked about."""
 
@@ -164,6 +166,7 @@ def inspect_recipe(
         rehearsal=to_mapping(traits.rehearsal(config)) if traits.rehearsal else {},
         effort=traits.effort,
         labelled_images=traits.labelled_images,
+        free_fields=tuple(sorted(traits.free_fields)),
         footprints=tuple(estimate(spec, config, images) for spec in specs),
     )
 
