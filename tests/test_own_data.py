@@ -99,17 +99,17 @@ def test_a_benchmark_runs_where_it_fits_and_says_why_where_it_fits_nowhere(place
 def test_data_sets_that_a_table_could_not_tell_apart_are_refused(place: Path) -> None:
     (place / "other").mkdir()
     (place / "other" / "leaves").mkdir()
-    with pytest.raises(UserError, match="two --data folders are called 'leaves'"):
+    with pytest.raises(UserError, match="two data folders are called 'leaves'"):
         request(place, "other/leaves")
-    with pytest.raises(UserError, match="say --own-data too"):
+    with pytest.raises(UserError, match="say --own-data --data DIR too"):
         Request(data=place / "leaves", more_data=[place / "stones"])
 
 
-def test_the_command_line_takes_data_more_than_once() -> None:
+def test_the_command_line_takes_further_data() -> None:
     parser = Parser(prog="run")
     add_arguments(parser)
     manifest = load_manifest()
-    words = ["x.pth", "--only", "in-knn", "--own-data", "--data", "/a", "--data", "/b"]
+    words = ["x.pth", "--only", "in-knn", "--own-data", "--data", "/a", "--more-data", "/b"]
     asked = request_of(parser.parse_args(words), manifest)
     assert (asked.data, list(asked.more_data), asked.own_data) == (Path("/a"), [Path("/b")], True)
     one = request_of(parser.parse_args(["x.pth", "--data", "/a"]), manifest)

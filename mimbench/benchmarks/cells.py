@@ -94,13 +94,13 @@ class Request:
         """Refuse several data sets that a table could not tell apart."""
         if not self.own_data or self.data is None:
             raise UserError(
-                "several --data folders are data sets of your own: say --own-data too; published sets "
-                "lie side by side in one folder"
+                "--more-data is a data set of your own beside the first: say --own-data --data DIR too; "
+                "published sets lie side by side in one folder"
             )
         names = [folder.resolve().name for folder in (self.data, *self.more_data)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(
-                f"two --data folders are called '{twice[0]}', and columns are named by the folder; "
+                f"two data folders are called '{twice[0]}', and columns are named by the folder; "
                 "rename one, or link to it under another name"
             )
 

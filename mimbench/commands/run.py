@@ -80,8 +80,7 @@ def add_request_arguments(parser: Parser) -> None:
     add_option(what, "--only", "default: all of the profile", default="")
     add_option(what, "--set", "for example knn.k=[20]")
     add_option(what, "--seeds", "default: 1", default=1)
-    folders = "holds imagenet/, coco/, ade/, voc/...; with --own-data once for each set"
-    add_option(what, "--data", folders, action="append")
+    add_option(what, "--data", "holds imagenet/, coco/, ade/, voc/")
     add_option(what, "--out", "default: runs (runs/demo with --demo)", metavar="DIR")
     add_reading(what)
     add_option(what, "--benchmarks", default=DEFAULT_FILE)
@@ -89,6 +88,14 @@ def add_request_arguments(parser: Parser) -> None:
         "--own-data",
         action="store_true",
         help="data of your own in these layouts: no published counts, no published rows",
+    )
+    what.add_argument(
+        "--more-data",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="another data set of your own, with columns of its own; may be repeated",
     )
     machine = parser.add_argument_group("machine")
     add_option(machine, "--device")
@@ -122,8 +129,8 @@ def request_of(args: argparse.Namespace, manifest: Manifest) -> "Request":
         benchmarks=tuple(manifest.choose(chosen, only)),
         overrides=parse_overrides(args.set),
         seeds=args.seeds,
-        data=args.data[0] if args.data else None,
-        more_data=tuple((args.data or ())[1:]),
+        data=args.data,
+        more_data=tuple(args.more_data),
         own_data=args.own_data,
         out=args.out or (Path("runs/demo") if demo else Path("runs")),
         machine=Machine(
