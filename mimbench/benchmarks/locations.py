@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mimbench.doctor.data import ALIASES, LAYOUTS
 from mimbench.doctor.folders import image_names, subfolder_names
+from mimbench.doctor.shifted import SETS as SHIFTED
 from mimbench.system.errors import UserError, did_you_mean
 
 SAMPLES = {"sample-classification": "classification", "sample-coco": "coco", "sample-ade": "ade"}
@@ -12,13 +13,16 @@ MOVING_SAMPLES = {"sample-landmarks": "roxford5k", "sample-clips": "davis"}
 
 MANY = "published-sets"
 """The folder that holds several of them; which ones, the configuration says."""
+SHIFTED_SAMPLES = {f"sample-{name}": name for name in SHIFTED if name != "imagenet-c"}
+"""Cards that are not as the sample's training cards are, in the layouts of robustness sets; ImageNet-C is
+made on the fly."""
 
 
 def locate(dataset: str, data: Path | None) -> Path:
     """Return the folder of a data set.
 
     Args:
-        dataset: imagenet, coco, ade, voc, or one of `SAMPLES`.
+        dataset: A published set (imagenet, coco, imagenet-v2...), or one of the samples.
         data: The user's --data: a folder that holds the data set's folder, or that folder itself.
     """
     if dataset in SAMPLES:
@@ -30,8 +34,12 @@ def locate(dataset: str, data: Path | None) -> Path:
         from mimbench.sample.moving import moving_root  # noqa: PLC0415
 
         return moving_root() / MOVING_SAMPLES[dataset]
+    if dataset in SHIFTED_SAMPLES:
+        from mimbench.sample.shifted import shifted_root  # noqa: PLC0415
+
+        return shifted_root() / SHIFTED_SAMPLES[dataset]
     if dataset not in {*LAYOUTS, MANY}:
-        known = {*LAYOUTS, MANY, *SAMPLES, *MOVING_SAMPLES}
+        known = {*LAYOUTS, MANY, *SAMPLES, *MOVING_SAMPLES, *SHIFTED_SAMPLES}
         raise UserError(f"unknown data set '{dataset}'" + did_you_mean(dataset, known))
     if dataset == MANY:
         if data is None:

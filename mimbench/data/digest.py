@@ -60,13 +60,14 @@ def data_digest(folder: Path, config: Mapping[str, Any], *, whole: bool = False)
 
     Args:
         folder: The data set.
-        config: A task's configuration: every text in it that names something in the folder is a part.
-        whole: The folder's every file is a part.
+        config: A task's configuration: every text in it that names something in the folder is a part;
+            "." is all of it.
+        whole: The folder's every file is a part, whatever the configuration names.
     """
-    items: dict[str, Item] = dict(_files(folder)) if whole else {}
-    for name in sorted(set() if whole else set(_texts(config))):
+    items: dict[str, Item] = {}
+    for name in ["."] if whole else sorted(set(_texts(config))):
         for path in (folder / name, folder / f"{name}.tar", *_usual(folder, name)):
-            if name and path.exists() and _inside(path, folder):
+            if name and path.exists() and (name == "." or _inside(path, folder)):
                 items |= {f"{name}/{inner}": item for inner, item in _files(path)}
                 break
     try:

@@ -9,12 +9,13 @@ from mimbench.doctor import ade, coco, imagenet, voc
 from mimbench.doctor.check import Check, fault, ok, python_module, warn
 from mimbench.doctor.folders import count_files
 from mimbench.doctor.published import set_layouts
+from mimbench.doctor.shifted import SETS as SHIFTED
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
 
 SAMPLE_GENERATOR = "mimbench-sample"
 CORE = {"imagenet": imagenet, "coco": coco, "ade": ade, "voc": voc}
-LAYOUTS = {**CORE, **set_layouts()}
+LAYOUTS = {**CORE, **SHIFTED, **set_layouts()}
 NAMED = "imagenet/, coco/, ade/ or voc/"
 # What the archives call themselves, and other usual names, by the name that the benchmarks use.
 ALIASES = {
@@ -23,6 +24,7 @@ ALIASES = {
     "ade": ("ADEChallengeData2016", "ade20k", "ADE20K", "ADE20K_2016_07_26", "ADE20K_2021_17_01"),
     "voc": ("VOC2012", "VOCdevkit/VOC2012", "VOC", "voc2012", "pascal_voc"),
     **{name: known.folders for name, known in published().items()},
+    **{name: known.names for name, known in SHIFTED.items()},
 }
 
 
