@@ -229,8 +229,8 @@ def test_several_tags_an_image_take_a_regression_each(
     assert isinstance(kept, SetTags)
     assert kept.score(np.ones((1, 40)))[0] > 90
     assert record["C"] in Grid(**GRID).values
-    stranger = [torch.from_numpy(rng.standard_normal((n, 3)).astype("f4")) for n in (60, 40)]
-    found, _ = fit_and_score(*stranger, splits, "tags", Grid(**GRID), 0)
+    train, test = (torch.from_numpy(rng.standard_normal((n, 3)).astype("f4")) for n in (60, 40))
+    found, _ = fit_and_score(train, test, splits, "tags", Grid(**GRID), 0)
     assert found.score(np.ones((1, 40)))[0] < 75
 
 
@@ -273,13 +273,13 @@ def test_a_stranger_scores_at_chance_and_an_oracle_is_perfect(
     data = painted_images(tmp_path / "data", classes=4, train=40, val=40)
     splits = small_splits(data)
     rng = np.random.default_rng(0)
-    oracle = [torch.eye(4)[torch.from_numpy(s.labels)] for s in (splits.train, splits.test)]
-    stranger = [torch.from_numpy(rng.standard_normal((160, 8)).astype("f4")) for _ in range(2)]
+    known, asked = (torch.eye(4)[torch.from_numpy(s.labels)] for s in (splits.train, splits.test))
+    noise, more = (torch.from_numpy(rng.standard_normal((160, 8)).astype("f4")) for _ in range(2))
     one, grid = np.ones((1, 160)), Grid(**GRID)
     for rule in ("overall", "per class"):
-        assert fit_and_score(*oracle, splits, rule, grid, 0)[0].score(one)[0] == 100
+        assert fit_and_score(known, asked, splits, rule, grid, 0)[0].score(one)[0] == 100
         # chance is 25, three standard deviations are 10
-        assert abs(fit_and_score(*stranger, splits, rule, grid, 0)[0].score(one)[0] - 25) < 10
+        assert abs(fit_and_score(noise, more, splits, rule, grid, 0)[0].score(one)[0] - 25) < 10
 
 
 def test_any_folder_serves(tmp_path: Path, small_spec: VitSpec) -> None:
