@@ -184,7 +184,8 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
             specs.append(who.spec)
     asked = manifest.choose(request.profile, request.benchmarks)
     suited = {who.folder: _suited(manifest, who, asked, request) for who in candidates}
-    wanted = {name for names in suited.values() for name in names}
+    # without a candidate the recipes are still looked into
+    wanted = {n for names in suited.values() for n in names} if candidates else {*asked}
     request = replace(request, benchmarks=[n for n in manifest.benchmarks if n in wanted])
     reports = _ask(manifest, request, specs)
     cells = [
