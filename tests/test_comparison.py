@@ -138,6 +138,15 @@ def test_a_trained_pair_of_one_seed_each_is_compared_on_these_images_only(
     assert text.count("by Holm over 2 verdicts") == 2
 
 
+def test_the_verdict_follows_the_direction_of_the_metric(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "bad"):
+        [path] = (out / "runs").glob(f"{name.encode().hex()[:12]}*/in-knn/result.json")
+        write_result(path, replace(read_result(path), lower_is_better=True))
+    assert "in-knn: bad is better than good (good - bad = +" in said(out, "good", "bad", capsys)
+
+
 def test_runs_over_other_data_are_not_compared(out: Path) -> None:
     for name, digest in (("seen", "aaaa"), ("unseen", "bbbb")):
         folder = write_run(out / "runs", name, share=0.8)
