@@ -74,14 +74,14 @@ def products(tokens: Tensor) -> Callable[[], None]:
         torch.nn.functional.linear(tokens, queries)
         torch.bmm(weights, tokens)
         torch.bmm(turned, value)
-        pooled @ classes.T
+        torch.mm(pooled, classes.T)
         # backward: of the classes' weight and input, the values' weight and input, attention, queries
-        logits.T @ pooled
-        logits @ classes
+        torch.mm(logits.T, pooled)
+        torch.mm(logits, classes)
         torch.bmm(turned.transpose(1, 2), slices)
         torch.bmm(slices, value.transpose(1, 2))
         torch.bmm(means, tokens.transpose(1, 2))
-        weights.transpose(1, 2).reshape(-1, QUERIES).T @ tokens.view(-1, c)
+        torch.mm(weights.transpose(1, 2).reshape(-1, QUERIES).T, tokens.view(-1, c))
 
     return work
 

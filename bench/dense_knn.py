@@ -47,7 +47,8 @@ BANK, QUERIES = 100, 8
 """Pictures."""
 SCENES, HELD = 20, 10
 """Kinds of pictures, and classes that each holds: ADE20K's pictures hold about as many."""
-KS, DISTANCES = (1, 3, 10, 30), ("cosine", "L2")
+KS = (1, 3, 10, 30)
+DISTANCES: tuple[Distance, ...] = ("cosine", "L2")
 NEIGHBOURS, TEMPERATURE = 30, 0.02
 Setting = tuple[int, Distance]
 

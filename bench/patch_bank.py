@@ -79,7 +79,7 @@ def bank(weights: VitWeights, images: ImageList, squash: Squash, root: Path) -> 
     assert not extract_patches(weights, images, spec, MACHINE, root=root).missing()
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """Return the seconds of the work: the process's own on one thread."""
     watch = Stopwatch(torch.device("cpu"))
     watch.start()

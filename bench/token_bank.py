@@ -30,5 +30,5 @@ def write_bank(folder: Path, tokens: Tensor) -> PatchBank:
     for shard in range(bank.shards):
         rows = bank.rows(shard)
         part = tokens[rows.start : rows.stop].half().contiguous()
-        save_file({"patches.1": part, "cls.1": part[:, 0].contiguous()}, bank.path(shard))
+        save_file({"patches.1": part, "cls.1": part[:, 0].clone()}, bank.path(shard))
     return bank

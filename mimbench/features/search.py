@@ -176,7 +176,8 @@ def merge_in_order(
     best: tuple[Floats, Ids], later: tuple[Floats, Ids], k: int
 ) -> tuple[Floats, Ids]:
     """Return the k largest similarities of two searches; rows of the later one come after the other's."""
-    values, ids = (np.concatenate(both, axis=1) for both in zip(best, later, strict=True))
+    values = np.concatenate([best[0], later[0]], axis=1)
+    ids = np.concatenate([best[1], later[1]], axis=1)
     # both are sorted with ties by row, so that a stable sort keeps them
     order = np.argsort(-values, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
