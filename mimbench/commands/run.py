@@ -93,6 +93,14 @@ def add_request_arguments(parser: Parser) -> None:
         action="store_true",
         help="data of your own in these layouts: no published counts, no published rows",
     )
+    what.add_argument(
+        "--more-data",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="another data set of your own, with columns of its own; may be repeated",
+    )
     machine = parser.add_argument_group("machine")
     add_option(machine, "--device")
     add_option(machine, "--workers")
@@ -134,6 +142,7 @@ def request_of(args: argparse.Namespace, manifest: Manifest) -> "Request":
         overrides=parse_overrides(args.set),
         seeds=args.seeds,
         data=None if sample else args.data,
+        more_data=tuple(args.more_data),
         own_data=args.own_data,
         out=args.out or (Path("runs/demo") if demo else Path("runs")),
         machine=Machine(
