@@ -45,7 +45,7 @@ def benchmark_recipes() -> Recipes:
             if profile not in benchmark.profiles:
                 continue
             dataset, recipe = manifest.recipe(name, profile)
-            config = from_mapping(task.Config, {**recipe, "data": "DATA"}, name)
+            config = from_mapping(task.Config, {**recipe, "data": "."}, name)
             about = {"task": benchmark.task, "version": task.VERSION, "dataset": dataset}
             found[f"{name} {profile}"] = {**flat(config), **about, **manifest.limits(name, profile)}
             for size in SIZES:
