@@ -6,7 +6,6 @@ there each segment of an image counts the same, whatever its area, so that small
 much as the wall behind them. Values 0 and 255 are not labelled.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from mimbench.system.errors import UserError
+from pretrain.sources.labels import UNLABELLED, Items, read_coco
 from pretrain.viewing.laboratory import fit_image
 
 IMAGES, LABELS = "images", "annotations"
-UNLABELLED = (0, 255)
-
-Items = list[Mapping[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,7 @@ class Annotations:
             return _cover("segments", [found.get(path) for path in paths], size, patch)
         known: dict[str, tuple[tuple[int, int], Items]] = {}
         for path in self.coco:
-            known |= _read_coco(path)
+            known |= read_coco(path)
         items = [known.get(path.name) for path in paths]
         rows = [None if item is None else _objects(*item, size, patch) for item in items]
         return _cover("objects", rows, size, patch)
@@ -142,21 +139,6 @@ def _objects(shape: tuple[int, int], items: Items, size: tuple[int, int], patch:
     """Return the share of each patch that objects cover: polygons where there are any, else boxes."""
     cover = fit_image(_paint(shape, items), size).float()[:1] / 255
     return F.avg_pool2d(cover.unsqueeze(0), patch).flatten()
-
-
-def _read_coco(path: Path) -> dict[str, tuple[tuple[int, int], Items]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        images = {
-            image["id"]: (image["file_name"], (image["width"], image["height"]))
-            for image in content["images"]
-        }
-        found = {Path(name).name: (size, []) for name, size in images.values()}
-        for item in content["annotations"]:
-            found[Path(images[item["image_id"]][0]).name][1].append(item)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no COCO annotation file: {error!r}") from error
-    return found
 
 
 def _paint(size: tuple[int, int], items: Items) -> Tensor:

@@ -59,6 +59,10 @@ class Observation:
     """(b, n) true reconstruction loss, where the checkpoint has a decoder for pixels."""
     salience: Tensor | None = None
     trial: Callable[[Tensor], Tensor] | None = None
+    labels: Tensor | None = None
+    """(b, H, W) the number of the annotated thing at each pixel, bytes."""
+    keep: Tensor | None = None
+    """(b, n) what a trained masking network wants to be seen."""
 
     def input(self) -> MaskInput:
         """Return what strategies are given, at the end of their schedules."""
@@ -72,6 +76,8 @@ class Observation:
             log_probability=self.log_probability,
             salience=self.salience,
             trial=self.trial,
+            labels=self.labels,
+            keep=self.keep,
         )
 
 
@@ -130,7 +136,9 @@ class Observer:
         seen = self._sight(images, views.attention, views.difficulty, loss)
         return dataclasses.replace(
             seen,
-            salience=outgoing(self.teacher.encoder.embed(patches, grid=self.grid)[:, 1:]),
+            salience=outgoing(
+                self.teacher.encoder.embed(patches, grid=self.grid)[:, self.spec.class_tokens :]
+            ),
             trial=None if loss is None else partial(self._trial, patches),
         )
 
