@@ -1,7 +1,7 @@
 """The schema of a pretraining config: base.yaml spells out every default, a recipe what differs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,14 +10,10 @@ from mimbench.system.errors import UserError, did_you_mean
 from mimbench.system.files import value_digest
 from mimbench.task import Machine
 from mimbench.training.learner import LoopConfig
-from mimbench.vit.weights import VitSpec
 from pretrain import masks
 from pretrain.models.autoencoder import DecoderConfig
-from pretrain.models.reconstruction import LossPrediction, TargetName, Weights
-from pretrain.models.teacher import TeacherConfig
+from pretrain.reconstruction import MaskedEncoderConfig, ObjectiveConfig, TeacherConfig
 from pretrain.sections import (
-    EncoderConfig,
-    ImagesConfig,
     TrainingConfig,
     drop_unused,
     moving_values,
@@ -43,75 +39,6 @@ LATER: Mapping[str, Mapping[str, Any]] = {
     "start": {"init": "stream", "mask_stream": 1},
 }
 """Options that came after runs had been made, with the values that mean what was before them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedEncoderConfig(EncoderConfig):
-    """The encoder of a reconstruction, and what disturbs it while it learns."""
-
-    class_tokens: int = 1
-    """Tokens that stand for the image; Pixio has eight."""
-    positions: Literal["fixed", "learned"] = "fixed"
-    """Sines and cosines, or tables that are learned, in encoder and decoders."""
-    drop_path: float = 0.0
-    """Chance at which the last block's branches are left out; it rises linearly over the blocks."""
-    secondary: float = 0.0
-    """Share of the visible patches that one learned vector stands for (UM-MAE: 0.25)."""
-
-    def __post_init__(self) -> None:
-        if self.class_tokens < 1:
-            raise ValueError(f"class_tokens is {self.class_tokens}, expected 1 or more")
-        for name in ("drop_path", "secondary"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a share below 1")
-
-    def spec(self, data: ImagesConfig) -> VitSpec:
-        """Return the specification for images as the data section gives them."""
-        return replace(super().spec(data), class_tokens=self.class_tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What is predicted for hidden patches."""
-
-    target: TargetName = "normalised"
-    """Pixels, pixels normalised within each patch, or the features of a network."""
-    features_from: Path | None = None
-    """The checkpoint of the network for the targets `dino` and `clip`."""
-    predict_loss: LossPrediction = "relative"
-    """How the loss predictor is trained; `none` leaves it out, which is MAE."""
-    epsilon: float = 0.0
-    """Added inside the relative loss's logarithm; the released code has 1e-6."""
-    loss_weight: float = 1.0
-    """Weight of the predictor's loss beside the reconstruction's."""
-    predictor: Literal["own", "shared"] = "own"
-    """The loss predictor: a decoder of its own, or a head on the reconstruction decoder."""
-    exit: int | None = None
-    """Block of the reconstruction decoder after which the shared predictor reads; the last."""
-    share: float = 1.0
-    """Share of the hidden patches that decoders are given and answer for, chosen evenly over the
-    teacher's order where it gives one."""
-    masks: int = 1
-    """Masks of every image in a step: they share one look of the teacher, and their random parts are
-    cuts of one permutation."""
-    weights: Weights = "none"
-    """What weighs hidden patches in the reconstruction loss; mean 1 in every image."""
-    weights_temperature: float = 1.0
-    """Smaller is sharper: a weight is exp(value in [0, 1] / temperature)."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share:g}, expected a share above 0, up to 1")
-        if self.masks < 1:
-            raise ValueError(f"masks is {self.masks}, expected 1 or more")
-        if self.weights_temperature <= 0:
-            raise ValueError(f"weights_temperature is {self.weights_temperature:g}, not above 0")
-        if self.exit is not None and self.predictor == "own":
-            raise ValueError(
-                f"exit: {self.exit} is where a shared predictor reads; set predictor: shared"
-            )
-        if self.target in {"dino", "clip"} and self.features_from is None:
-            raise ValueError(f"the target '{self.target}' needs features_from, a checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,9 +130,7 @@ def released(arrays: dict[str, Tensor], network: Any, student: Any) -> Curriculu
     # given as the network sees them
     run.prepare = lambda images: (images, to_patches(images, 8))  # type: ignore[method-assign]
     run.patch_losses = (  # type: ignore[method-assign]
-        lambda prediction, patches, images, hidden, views: truth(
-            prediction, take(patches, hidden)
-        )
+        lambda prediction, patches, images, hidden, views: truth(prediction, take(patches, hidden))
     )
     return run
 
@@ -221,9 +219,7 @@ def test_each_step_moves_its_own_network() -> None:
 def test_micro_batches_change_nothing() -> None:
     whole, parts = learner(), learner()
     batch = images()
-    halves = [
-        Batch(batch.indices[a : a + 2], batch.data[a : a + 2], ()) for a in (0, 2)
-    ]
+    halves = [Batch(batch.indices[a : a + 2], batch.data[a : a + 2], ()) for a in (0, 2)]
     take_step(whole, [batch])
     take_step(parts, halves)
     for one, other in zip(whole.masker.parameters(), parts.masker.parameters(), strict=True):

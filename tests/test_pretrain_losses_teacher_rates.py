@@ -20,7 +20,7 @@ from pretrain.models.reconstruction import (
     rank_correlation,
     relative_loss,
 )
-from pretrain.models.teacher import TeacherConfig
+from pretrain.reconstruction import TeacherConfig
 from pretrain.objectives.learner import Pretraining, parameter_groups
 from tests.support.tiny_pretrain import images, learner, rng, scored, step_info, tiny
 

@@ -26,9 +26,7 @@ class MaskingNetwork(nn.Module):
         super().__init__()
         width = spec.embed_dim
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.ModuleList(
-            Block(width, HEADS, 4 * width, EPS) for _ in range(DEPTH)
-        )
+        self.blocks = nn.ModuleList(Block(width, HEADS, 4 * width, EPS) for _ in range(DEPTH))
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.head = Linear(width, spec.grid[0] * spec.grid[1])
 

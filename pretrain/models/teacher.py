@@ -6,8 +6,7 @@ runs an average of the reconstruction decoder; nothing ever uses it, so it is no
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,51 +20,6 @@ from pretrain.models.blocks import Block, run_blocks
 from pretrain.models.cross import CrossDecoder
 from pretrain.models.cross_autoencoder import CrossAutoencoder
 from pretrain.models.decoders import Decoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """How the teacher follows the student, and how often and how closely it looks."""
-
-    decay_start: float = 0.999
-    decay_end: float = 0.9999
-    ramp_epochs: int = 100
-    """Epochs over which the decay rises; the released code takes 100 whatever the total."""
-    keep: bool = False
-    """Keep the average also where neither mask nor target asks for it (to evaluate it later)."""
-    every: int = 1
-    """Ask the teacher on every n-th optimizer step; in between masks are random, or follow the bank;
-    0, with a bank: never."""
-    tokens: float = 1.0
-    """Share of the patches that the teacher computes for masks, by looking at a smaller image."""
-    look: Literal["whole", "quarter"] = "whole"
-    """What the teacher sees when it predicts losses for masks: every patch, or a random quarter."""
-    bank: bool = False
-    """Remember the losses that the student predicted for every image, a byte for each place, and
-    follow them where the teacher is not asked."""
-    bank_rate: float = 0.5
-    """How far a new prediction moves a remembered one."""
-
-    def __post_init__(self) -> None:
-        if self.every < (0 if self.bank else 1):
-            raise ValueError(f"every is {self.every}, expected 1 or more, or 0 with bank: true")
-        if not 0 < self.bank_rate <= 1:
-            raise ValueError(f"bank_rate is {self.bank_rate:g}, expected a share above 0, up to 1")
-        if not 0 < self.tokens <= 1:
-            raise ValueError(f"tokens is {self.tokens}, expected a share above 0, up to 1")
-        if self.look == "quarter" and self.tokens != 1:
-            raise ValueError(
-                f"look: quarter and tokens: {self.tokens:g} are two ways to save; choose one"
-            )
-
-    def due(self, step: int) -> bool:
-        """Tell whether the teacher is asked at a step."""
-        return self.every > 0 and step % self.every == 0
-
-    def decay(self, epoch: int) -> float:
-        """Return the decay of the moving average in an epoch (from 0)."""
-        share = min(epoch / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0
-        return self.decay_start + share * (self.decay_end - self.decay_start)
 
 
 class Views(NamedTuple):

@@ -5,6 +5,7 @@ and how many of the patches that were said to be hardest they hide.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -91,3 +92,14 @@ class MaskRecord:
             "hardest_quarter_hidden": found / judged if judged else None,
             "where": [[round(v, 4) for v in row] for row in where.view(self.grid).tolist()],
         }
+
+
+def summary_of(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a training state says of its epoch's masks; None for states that say nothing."""
+    kept, config = state["learner"].get("masks"), state["config"]
+    if kept is None or "encoder" not in config:
+        return None
+    side = config["data"]["image_size"] // config["encoder"]["patch"]
+    record = MaskRecord((side, side), torch.device("cpu"))
+    record.restore(kept)
+    return record.summary() or None

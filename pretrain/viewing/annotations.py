@@ -18,8 +18,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
+from mimbench.data.images import read
 from mimbench.system.errors import UserError
-from pretrain.sources.labels import UNLABELLED, Items, read_coco
+from pretrain.sources.labels import UNLABELLED, Items, Labels, read_coco
 from pretrain.viewing.laboratory import fit_image
 
 IMAGES, LABELS = "images", "annotations"
@@ -57,6 +58,25 @@ class Annotations:
         items = [known.get(path.name) for path in paths]
         rows = [None if item is None else _objects(*item, size, patch) for item in items]
         return _cover("objects", rows, size, patch)
+
+    def numbers(self, paths: Sequence[Path], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the numbers (b, H, W) of each image's middle for masks: of boxes, of segments.
+
+        Empty where nothing is known of any.
+        """
+        if not self.maps and not self.coco:
+            return {}
+        objects: dict[str, tuple[tuple[int, int], Items]] = {}
+        for path in self.coco:
+            objects |= read_coco(path)
+        maps = {path.stem: at for path, at in (self.maps or {}).items()}
+        found = {}
+        for kind in ("boxes", "segments"):
+            labels = Labels(boxes=kind == "boxes", objects=objects, maps=maps)
+            rows = [labels.of(str(path), read(path)) for path in paths]
+            fitted = [fit_image(row, size, InterpolationMode.NEAREST)[0] for row in rows]
+            found[kind] = torch.stack(fitted)
+        return found
 
 
 def find_annotations(root: Path, paths: Sequence[Path], given: Path | None) -> Annotations:
