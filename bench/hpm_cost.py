@@ -18,7 +18,7 @@ import torch
 
 from bench.pretrain_flops import executed
 from bench.pretrain_step import DTYPES, in_turns, totals
-from bench.pretrain_subjects import HPM, MAE, OurStep, Setting
+from bench.pretrain_subjects import HPM, MAE, OurStep, StepSetting
 from bench.stopwatch import Spread, ratios
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
@@ -44,7 +44,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {
 }
 
 
-def measure(setting: Setting, repeat: int) -> dict[str, Any]:
+def measure(setting: StepSetting, repeat: int) -> dict[str, Any]:
     """Return FLOPs of an image and the time of a step over MAE's, for every variant."""
     images = setting.images()
     mae = OurStep(setting, MAE)
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     device, everything = pick_device(args.device), {}
     for size in args.vit:
-        setting = Setting(size=size, device=device, precision=args.precision, batch=args.batch)
+        setting = StepSetting(size=size, device=device, precision=args.precision, batch=args.batch)
         found = measure(setting, args.repeat)
         everything[size] = {
             name: {k: v.values if isinstance(v, Spread) else v for k, v in row.items()}

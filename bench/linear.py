@@ -23,8 +23,8 @@ from mimbench.data.lists import read_folder
 from mimbench.data.preprocess import Preprocess
 from mimbench.features.bank import BankSpec
 from mimbench.features.extract import extract
-from mimbench.logistic.objective import Objective, principal_axes
-from mimbench.logistic.solver import Until, fit_grid
+from mimbench.features.logistic.objective import Objective, principal_axes
+from mimbench.features.logistic.solver import Until, fit_grid
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import configure_logging

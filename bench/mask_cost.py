@@ -35,7 +35,7 @@ from pretrain import masks
 from pretrain.config import read_config
 from pretrain.objectives.distill.config import DistillConfig
 from pretrain.objectives.distill.learner import Distillation
-from pretrain.recipes import read_recipe
+from pretrain.objectives.recipes import read_recipe
 from pretrain.train import build_learner
 
 logger = logging.getLogger(__name__)

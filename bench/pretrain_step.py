@@ -22,7 +22,7 @@ from bench.pretrain_subjects import (
     HPM,
     MAE,
     OurStep,
-    Setting,
+    StepSetting,
     difference,
     normalised,
     plain,
@@ -70,7 +70,7 @@ def totals(found: Sequence[Times]) -> list[float]:
     return [sum(times.values()) for times in found]
 
 
-def against_plain(setting: Setting, repeat: int) -> dict[str, Any]:
+def against_plain(setting: StepSetting, repeat: int) -> dict[str, Any]:
     """Compare our step with the plain one, after showing that they compute the same."""
     ours = OurStep(setting)
     theirs = plain_twin(ours)
@@ -117,7 +117,7 @@ def against_plain(setting: Setting, repeat: int) -> dict[str, Any]:
     }
 
 
-def against_ourselves(setting: Setting, repeat: int) -> dict[str, Any]:
+def against_ourselves(setting: StepSetting, repeat: int) -> dict[str, Any]:
     """Compare our HPM step with our MAE step, and with cheaper teachers."""
     images = setting.images()
     hpm, mae = OurStep(setting), OurStep(setting, MAE)
@@ -143,7 +143,7 @@ def against_ourselves(setting: Setting, repeat: int) -> dict[str, Any]:
     return out
 
 
-def two_steps(kind: str, setting: Setting) -> None:
+def two_steps(kind: str, setting: StepSetting) -> None:
     """Take two steps of one kind: what the memory's peak is measured over."""
     images = setting.images()
     if kind == "ours":
@@ -156,7 +156,7 @@ def two_steps(kind: str, setting: Setting) -> None:
             step(floats)
 
 
-def memory(setting: Setting) -> dict[str, Any]:
+def memory(setting: StepSetting) -> dict[str, Any]:
     """Return both steps' peak memory."""
     found = {kind: peak_bytes(two_steps, kind, setting) for kind in ("ours", "plain")}
     return {
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False
     device, everything = pick_device(args.device), {}
     for size in args.vit:
-        setting = Setting(size=size, device=device, precision=args.precision, batch=args.batch)
+        setting = StepSetting(size=size, device=device, precision=args.precision, batch=args.batch)
         found: dict[str, Any] = {}
         if "plain" in args.parts:
             found |= against_plain(setting, args.repeat)

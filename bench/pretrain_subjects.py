@@ -30,7 +30,7 @@ MAE = ("objective.target=normalised", "objective.predict_loss=none", "mask.name=
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class StepSetting:
     """What the steps of one comparison have in common."""
 
     size: str
@@ -58,7 +58,9 @@ class Setting:
 class OurStep:
     """A step of the project's own learner, its parts marked by hooks from outside."""
 
-    def __init__(self, setting: Setting, further: Sequence[str] = HPM, *, back: int = 0) -> None:
+    def __init__(
+        self, setting: StepSetting, further: Sequence[str] = HPM, *, back: int = 0
+    ) -> None:
         """Build the learner.
 
         Args:
@@ -131,7 +133,7 @@ class OurStep:
         return hooks
 
 
-def plain(setting: Setting) -> PlainStep:
+def plain(setting: StepSetting) -> PlainStep:
     """Return a plain step with masks of the same counts and the same average."""
     config = setting.recipe(HPM)
     spec = config.encoder.spec(config.data)
@@ -159,7 +161,7 @@ def normalised(ours: OurStep, images: Tensor) -> Tensor:
     return ours.learner.normalise.of_bytes(images)
 
 
-class Difference(NamedTuple):
+class StepDifference(NamedTuple):
     """How far two steps are apart, each figure relative to the plain one's size."""
 
     losses: float
@@ -174,7 +176,7 @@ class Difference(NamedTuple):
         return self.losses <= 1e-6 and self.gradients <= 1e-4 and self.difficulty <= 1e-4
 
 
-def difference(ours: OurStep, theirs: PlainStep, images: Tensor) -> Difference:
+def difference(ours: OurStep, theirs: PlainStep, images: Tensor) -> StepDifference:
     """Return how far losses, gradients and the teacher's answers are apart under one mask."""
     seen: dict[str, Tensor] = {}
 
@@ -205,7 +207,7 @@ def difference(ours: OurStep, theirs: PlainStep, images: Tensor) -> Difference:
     (reconstruction + judged).backward()
     pairs = [(figures["reconstruction"], reconstruction), (figures["loss_prediction"], judged)]
     losses = max(_apart(a.detach(), b.detach()) for a, b in pairs)
-    found = Difference(
+    found = StepDifference(
         losses, _gradients_apart(ours, theirs), _apart(seen["difficulty"], difficulty)
     )
     ours.learner.optimizer.zero_grad()

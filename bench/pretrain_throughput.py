@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.pretrain_flops import necessary
-from bench.pretrain_subjects import HPM, MAE, OurStep, Setting
+from bench.pretrain_subjects import HPM, MAE, OurStep, StepSetting
 from bench.stopwatch import Spread, Stopwatch, gemm_rate
 from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
@@ -44,7 +44,7 @@ def speed(step: OurStep, steps: int) -> Spread:
     return Spread(tuple(found))
 
 
-def measure(setting: Setting, method: str, steps: int, *, compiled: bool) -> dict[str, Any]:
+def measure(setting: StepSetting, method: str, steps: int, *, compiled: bool) -> dict[str, Any]:
     """Return one configuration's images a second and necessary FLOPs a second."""
     step = OurStep(setting, METHODS[method])
     learner = step.learner
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     configure_logging()
     device = pick_device(args.device)
-    setting = Setting(size=args.vit, device=device, precision=args.precision, batch=args.batch)
+    setting = StepSetting(size=args.vit, device=device, precision=args.precision, batch=args.batch)
     peak = (args.peak_teraflops or 0) * 1e12 or gemm_rate(device, DTYPES[args.precision])
     everything: dict[str, Any] = {"peak_flops_per_second": peak}
     sys.stdout.write(f"{'step':<16}{'images/s':>10}{'of the peak':>13}\n")

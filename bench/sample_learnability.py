@@ -45,7 +45,7 @@ CARD_STEPS = 800  # of 64 pictures: 8.5 epochs, a minute
 SCENE_STEPS = 400  # of 16 pictures: 8 epochs
 
 
-class Row(NamedTuple):
+class LearnabilityRow(NamedTuple):
     """One line of the report."""
 
     task: str
@@ -75,11 +75,11 @@ def read_cards(root: Path, split: str) -> tuple[list[NDArray[np.uint8]], Tensor]
     return [read(path) for path in paths], torch.tensor([int(path.parent.name) for path in paths])
 
 
-def classify_cards(root: Path, seed: int) -> Iterator[Row]:
+def classify_cards(root: Path, seed: int) -> Iterator[LearnabilityRow]:
     """Measure k-NN on pixels and on HOG, and the ViT: whole, with other labels, with dead input."""
     train, labels = read_cards(root, "train")
     val, truth = read_cards(root, "val")
-    row = Row("classification", "", "top-1", 0.0, 0.1)
+    row = LearnabilityRow("classification", "", "top-1", 0.0, 0.1)
     for name, describe in (("k-NN on grey pixels", grey_pixels), ("k-NN on HOG", oriented)):
         nearest = KNeighborsClassifier(20, weights="distance")
         nearest.fit([describe(card) for card in train], labels)
@@ -134,11 +134,11 @@ def read_boxes(root: Path, split: str, side: int = 32) -> tuple[Tensor, Tensor]:
     return to_tensor(crops), torch.tensor(labels)
 
 
-def classify_boxes(root: Path, seed: int) -> Iterator[Row]:
+def classify_boxes(root: Path, seed: int) -> Iterator[LearnabilityRow]:
     """Name the objects in the true boxes."""
     images, labels = read_boxes(root, "train")
     unseen, truth = read_boxes(root, "val")
-    row = Row("objects in true boxes (COCO)", "", "top-1", 0.0, 0.1)
+    row = LearnabilityRow("objects in true boxes (COCO)", "", "top-1", 0.0, 0.1)
     for name, targets in (
         ("ViT from scratch", labels),
         ("broken: labels of other objects", shuffled(labels, seed)),
@@ -165,7 +165,7 @@ def read_scenes(root: Path, split: str) -> tuple[Tensor, Tensor]:
     return to_tensor([read(path) for path in pictures]), torch.from_numpy(cells)
 
 
-def segment_scenes(root: Path, seed: int) -> Iterator[Row]:
+def segment_scenes(root: Path, seed: int) -> Iterator[LearnabilityRow]:
     """Label pixels: mean IoU of textures and of digits apart, and IoU of any digit at all."""
     images, labels = read_scenes(root, "training")
     unseen, truth = read_scenes(root, "validation")
@@ -181,7 +181,7 @@ def segment_scenes(root: Path, seed: int) -> Iterator[Row]:
         )
         scores = segmentation_scores(predict(model, unseen), truth)
         for metric, value in scores.items():
-            yield Row("segmentation (ADE20K)", name, metric, value, constant[metric])
+            yield LearnabilityRow("segmentation (ADE20K)", name, metric, value, constant[metric])
 
 
 def segmentation_scores(found: Tensor, truth: Tensor) -> dict[str, float]:
@@ -201,7 +201,7 @@ def segmentation_scores(found: Tensor, truth: Tensor) -> dict[str, float]:
     }
 
 
-TASKS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
+TASKS: dict[str, Callable[[Path, int], Iterator[LearnabilityRow]]] = {
     "cards": classify_cards,
     "boxes": classify_boxes,
     "scenes": segment_scenes,

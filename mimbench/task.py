@@ -87,7 +87,7 @@ class Traits:
 
 @runtime_checkable
 class Task(Protocol):
-    """A module; see docs/adding.md for a template."""
+    """A module; see docs/howto/adding.md for a template."""
 
     @property
     def VERSION(self) -> int:

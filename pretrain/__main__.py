@@ -41,7 +41,7 @@ def _pretrain(args: argparse.Namespace) -> int:
     # not before the options are read: --help and a wrong option need no torch
     from mimbench.system.config import parse_overrides  # noqa: PLC0415
     from mimbench.system.runtime import process_group  # noqa: PLC0415
-    from pretrain.recipes import read_recipe  # noqa: PLC0415
+    from pretrain.objectives.recipes import read_recipe  # noqa: PLC0415
     from pretrain.train import train  # noqa: PLC0415
 
     overrides = [*args.set, *([f"data.root={args.data}"] if args.data else [])]

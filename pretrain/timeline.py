@@ -154,7 +154,7 @@ def timeline(run: Path, manifest: Manifest, request: Request, which: str) -> lis
         logger.info("%s: %.2f", cell.label, result.metrics[result.main_metric])
         for metric, value in result.metrics.items():
             if metric == result.main_metric or metric in ("lidar", "alpha", "two_nn"):
-                scores[cell.order.name][f"{cell.order.benchmark} {metric}"] = value
+                scores[cell.run.name][f"{cell.run.benchmark} {metric}"] = value
         rows = [row_of(state, scores[name]) for name, state in states.items()]
         write_json(request.out / "timeline.json", rows)
         write_text(request.out / "timeline.svg", drawing(rows))

@@ -26,7 +26,7 @@ from pretrain.objectives.distill.learner import Distillation
 from pretrain.objectives.distill.views import MultiCrops
 from pretrain.objectives.learner import Pretraining
 from pretrain.sources.crops import Crops
-from pretrain.sources.images import Part, Source, open_source
+from pretrain.sources.images import EvenSubset, ImageSource, open_source
 from pretrain.sources.labels import open_labels
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: boo
     seed_everything(config.training.seed)
     source = open_source(config.data.name, config.data.root, config.data.split)
     if config.data.images is not None:
-        source = Part(source, config.data.images)
+        source = EvenSubset(source, config.data.images)
     learner: Pretraining | Distillation
     if isinstance(config, DistillConfig):
         learner, start = Distillation(config, device, out), 0
@@ -82,7 +82,7 @@ def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: boo
     return out / ENCODER
 
 
-def learner_samples(config: Config, source: Source) -> Crops:
+def learner_samples(config: Config, source: ImageSource) -> Crops:
     """Return the crops of a run, with whatever its masks ask of them."""
     labels = None
     if config.labels is not None:

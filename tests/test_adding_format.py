@@ -1,4 +1,4 @@
-"""The template of a checkpoint format in docs/adding.md works as it stands."""
+"""The template of a checkpoint format in docs/howto/adding.md works as it stands."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The template of a task in docs/adding.md: one file and one entry give it all that other tasks have."""
+"""The template of a task in docs/howto/adding.md: one file and one entry give it all that other tasks have."""
 
 import os
 import sys
@@ -13,11 +13,11 @@ from mimbench.benchmarks.evaluation import evaluate
 from mimbench.benchmarks.manifest import Manifest, load_manifest
 from mimbench.benchmarks.records import statistics_of
 from mimbench.checkpoints.files import write_weights
-from mimbench.report.page import make_report
 from mimbench.sample import generate
 from mimbench.sample.store import default_root
 from mimbench.suite.costs.forecast import forecast
-from mimbench.suite.running import watchman
+from mimbench.suite.report.page import make_report
+from mimbench.suite.running import canary_check
 from mimbench.task import Machine, Task, load_task
 from mimbench.vit.weights import VitSpec, random_weights
 from tests.support.documents import template
@@ -79,17 +79,17 @@ def test_it_sends_the_canary_ahead(cell: Cell, monkeypatch: pytest.MonkeyPatch) 
     sent: list[Path] = []
 
     def sound(who: object, verdict: Path, with_images: Cell, device: str) -> bool:
-        sent.append(Path(with_images.order.config["data"]))
+        sent.append(Path(with_images.run.config["data"]))
         return True
 
-    monkeypatch.setattr(watchman, "_sound", sound)
-    watchman.watch([cell], "cpu")
+    monkeypatch.setattr(canary_check, "_sound", sound)
+    canary_check.check_checkpoints([cell], "cpu")
     [data] = sent
     assert (data / "val").is_dir()
 
 
 def test_it_has_an_interval_and_a_picture(cell: Cell, manifest: Manifest) -> None:
-    result = evaluate(cell.order, cell.folder)
+    result = evaluate(cell.run, cell.folder)
     assert 0 <= result.metrics["recall1"] <= 100
     assert 0 < result.intervals["recall1"] < 25
     kept = statistics_of(cell.folder, result, manifest.tasks)

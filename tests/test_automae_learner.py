@@ -92,7 +92,7 @@ def run(out: Path, config: Config, *, max_batch: int = 4) -> AdversarialPretrain
 
 
 def everything(made: AdversarialPretraining) -> list[Tensor]:
-    found = [*made.student.state_dict().values(), *made.rival.state_dict().values()]
+    found = [*made.student.state_dict().values(), *made.discriminator.state_dict().values()]
     for optimizer in (made.optimizer, made.rival_optimizer):
         found += [s[k] for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq", "step")]
     if made.teacher is not None:
@@ -106,21 +106,21 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def test_10_values_and_whose_gradients(tmp_path: Path) -> None:
     made = learner(tiny(), tmp_path)
-    made.rival.forward = lambda maps: torch.full((len(maps),), 0.5, requires_grad=True)
+    made.discriminator.forward = lambda maps: torch.full((len(maps),), 0.5, requires_grad=True)
     inp = MaskInput(batch=4, grid=(8, 8), device=torch.device("cpu"))
-    made.step_rival = lambda at: None
-    figures = made.train_rival(torch.rand(4, 2, 64), inp, AT)
+    made.step_discriminator = lambda at: None
+    figures = made.train_discriminator(torch.rand(4, 2, 64), inp, AT)
     assert figures["critic_rectangles"] + figures["critic_samples"] == 0.5
-    made.rival.forward = lambda maps: torch.zeros(len(maps))
+    made.discriminator.forward = lambda maps: torch.zeros(len(maps))
     assert made.judge(torch.rand(4, 64).softmax(1)) == 1
 
 
 def test_10_the_generators_step_leaves_the_critic_alone(tmp_path: Path) -> None:
     made = learner(tiny(), tmp_path)
     figures = made.loss(made.student, batch(), AT)
-    before = [p.grad.clone() for p in made.rival.parameters() if p.grad is not None]
+    before = [p.grad.clone() for p in made.discriminator.parameters() if p.grad is not None]
     figures["loss"].backward()
-    after = [p.grad for p in made.rival.parameters() if p.grad is not None]
+    after = [p.grad for p in made.discriminator.parameters() if p.grad is not None]
     assert len(before) == 3
     assert same(before, after)
     assert all(p.grad is not None for p in made.student.generator.parameters())
@@ -180,7 +180,7 @@ def run_killed(out: Path, config: Config, where: str, count: int) -> None:
             run(out, config)
 
 
-@pytest.mark.parametrize(("where", "count"), [("train_rival", 5), ("after_update", 7)])
+@pytest.mark.parametrize(("where", "count"), [("train_discriminator", 5), ("after_update", 7)])
 def test_13_a_killed_run_continues_bit_for_bit(
     tmp_path: Path, scorer: Path, whole: list[Tensor], where: str, count: int
 ) -> None:
@@ -216,12 +216,14 @@ def test_14_micro_batches_give_the_critic_the_same_gradient(tmp_path: Path) -> N
     made, parts = learner(tiny(), tmp_path), learner(tiny(), tmp_path)
     attention = torch.rand(4, 2, 64, generator=rng())
     inp = MaskInput(batch=4, grid=(8, 8), device=torch.device("cpu"))
-    made.train_rival(attention, inp, AT)
+    made.train_discriminator(attention, inp, AT)
     for first in (0, 2):
         at = StepInfo(step=0, steps_per_epoch=3, epochs=3, batch=4, first=first)
         part_of = MaskInput(batch=2, grid=(8, 8), device=torch.device("cpu"), first=first, whole=4)
-        parts.train_rival(attention[first : first + 2], part_of, at)
-    for one, other in zip(made.rival.parameters(), parts.rival.parameters(), strict=True):
+        parts.train_discriminator(attention[first : first + 2], part_of, at)
+    for one, other in zip(
+        made.discriminator.parameters(), parts.discriminator.parameters(), strict=True
+    ):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-7)
 
 

@@ -10,7 +10,7 @@ import torch
 from bench import __main__ as command
 from bench import pretrain_teacher, pretrain_throughput
 from bench.pretrain_flops import executed, necessary
-from bench.pretrain_subjects import OurStep, Setting, difference, plain_twin
+from bench.pretrain_subjects import OurStep, StepSetting, difference, plain_twin
 from bench.stopwatch import Spread, Stopwatch, ratios
 from mimbench.vit.weights import VitSpec
 from pretrain.models.autoencoder import DecoderConfig
@@ -19,16 +19,16 @@ from pretrain.models.autoencoder import DecoderConfig
 @pytest.fixture(scope="module")
 def ours() -> OurStep:
     """A ViT-Ti step on the CPU."""
-    setting = Setting(size="tiny", device=torch.device("cpu"), precision="fp32", batch=1)
+    setting = StepSetting(size="tiny", device=torch.device("cpu"), precision="fp32", batch=1)
     return OurStep(setting, ["decoder.depth=2", "objective.epsilon=1e-6"])
 
 
 def test_both_steps_compute_the_same_and_a_difference_would_be_seen(
     ours: OurStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = Setting.recipe
+    usual = StepSetting.recipe
     monkeypatch.setattr(
-        Setting, "recipe", lambda self, further: usual(self, [*further, "decoder.depth=2"])
+        StepSetting, "recipe", lambda self, further: usual(self, [*further, "decoder.depth=2"])
     )
     ours = OurStep(ours.setting)
     plain, images = plain_twin(ours), ours.setting.images()

@@ -17,9 +17,9 @@ from mimbench.__main__ import main
 from mimbench.results.record import EDITED, read_result
 from mimbench.scores import outcomes
 from mimbench.scores.outcomes import read_arrays
-from mimbench.sharing.bundle import write_archive, write_bundle
-from mimbench.sharing.unpacking import unpack
-from mimbench.sharing.verifying import HEAD, SIGNATURE, Verdict, verify_bundle
+from mimbench.suite.sharing.bundle import write_archive, write_bundle
+from mimbench.suite.sharing.unpacking import unpack
+from mimbench.suite.sharing.verifying import HEAD, SIGNATURE, Verification, verify_bundle
 from mimbench.system.errors import UserError
 from mimbench.tables.table import read_results
 from tests.support.bundle_edits import Edit, edits, run, seal
@@ -41,7 +41,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def verified(packed: Path, path: Path | None = None, **options: Any) -> Verdict:
+def verified(packed: Path, path: Path | None = None, **options: Any) -> Verification:
     return verify_bundle(
         path or packed / "b.tar.gz", benchmarks=packed / "benchmarks.yaml", **options
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mimbench.features.cards import Cards, read_cards
 from mimbench.sample import generate
+from mimbench.suite.running.baselines import HINTS, TWIN
 from mimbench.suite.running.canary import beaten, examine
-from mimbench.suite.running.rivals import HINTS, TWIN
 from mimbench.vit.network import build_vit
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, VitSpec, VitWeights, random_weights
 
@@ -135,8 +135,8 @@ def damaged(weights: VitWeights, damage: Damage) -> VitWeights:
 def test_sound_weights_pass(trained: VitWeights, cards: Cards) -> None:
     found = examine(trained, cards, CPU)
     assert found.faults == ()
-    assert found.score > found.rivals["random weights"] + 20
-    assert len(found.rivals) >= 9
+    assert found.score > found.baselines["random weights"] + 20
+    assert len(found.baselines) >= 9
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -148,7 +148,7 @@ def test_damage_is_found(name: str, trained: VitWeights, cards: Cards) -> None:
 
 @pytest.mark.parametrize("name", MISSED)
 def test_damage_that_the_canary_cannot_see(name: str, trained: VitWeights, cards: Cards) -> None:
-    """docs/faq.md says so: if one of these is found one day, say that instead."""
+    """docs/numbers/faq.md says so: if one of these is found one day, say that instead."""
     assert examine(damaged(trained, MISSED[name]), cards, CPU).faults == ()
 
 
@@ -163,7 +163,7 @@ def test_hints_tell_only_when_they_win() -> None:
     assert not beaten(TWIN, 2.5, 1.0)
 
 
-def test_budget_leaves_out_rivals_but_never_the_twin(trained: VitWeights, cards: Cards) -> None:
+def test_budget_leaves_out_baselines_but_never_the_twin(trained: VitWeights, cards: Cards) -> None:
     found = examine(trained, cards, CPU, budget=0)
-    assert list(found.rivals) == ["random weights"]
+    assert list(found.baselines) == ["random weights"]
     assert len(found.not_tried) >= 8

@@ -10,7 +10,7 @@ import torch
 from mimbench.benchmarks import cells
 from mimbench.benchmarks.cells import Candidate, Request, make_cells, read_candidate
 from mimbench.benchmarks.manifest import Manifest, load_manifest
-from mimbench.benchmarks.survey import Finding, Question
+from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport
 from mimbench.suite.suite import _twin
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
@@ -32,43 +32,43 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
-    """The questions that would go to the tasks."""
-    found: list[Question] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[RecipeQuery]:
+    """The queries that would go to the tasks."""
+    found: list[RecipeQuery] = []
 
-    def survey(
-        questions: Sequence[Question],
+    def preflight(
+        queries: Sequence[RecipeQuery],
         data: Path | None,
         *,
         own: bool = False,
         specs: Sequence[VitSpec] = (),
-    ) -> list[Finding]:
-        found.extend(questions)
-        return [Finding(problem="not asked")] * len(questions)
+    ) -> list[RecipeReport]:
+        found.extend(queries)
+        return [RecipeReport(problem="not asked")] * len(queries)
 
-    monkeypatch.setattr(cells, "survey", survey)
+    monkeypatch.setattr(cells, "preflight", preflight)
     return found
 
 
-def batches(manifest: Manifest, asked: list[Question], **request: Any) -> dict[str, int]:
+def batches(manifest: Manifest, asked: list[RecipeQuery], **request: Any) -> dict[str, int]:
     make_cells(manifest, [], Request(profile="paper", benchmarks=["narrow", "wide"], **request))
-    return {question.benchmark: question.config["machine"]["max_batch"] for question in asked}
+    return {query.benchmark: query.config["machine"]["max_batch"] for query in asked}
 
 
 def test_a_benchmarks_own_limit_holds_until_the_user_says_otherwise(
-    manifest: Manifest, asked: list[Question]
+    manifest: Manifest, asked: list[RecipeQuery]
 ) -> None:
     assert batches(manifest, asked) == {"narrow": 1, "wide": Machine().max_batch}
     assert batches(manifest, asked, max_batch=4) == {"narrow": 4, "wide": 4}
 
 
-def test_one_benchmark_alone_can_be_told(manifest: Manifest, asked: list[Question]) -> None:
+def test_one_benchmark_alone_can_be_told(manifest: Manifest, asked: list[RecipeQuery]) -> None:
     changed = {"narrow": {"machine": {"max_batch": 2}}}
     assert batches(manifest, asked, overrides=changed, max_batch=8) == {"narrow": 2, "wide": 8}
 
 
 def test_another_machine_goes_on_in_the_same_folder(
-    manifest: Manifest, asked: list[Question], tmp_path: Path
+    manifest: Manifest, asked: list[RecipeQuery], tmp_path: Path
 ) -> None:
     who = Candidate(path=tmp_path, weights={"digest": "d" * 64, "name": "ckpt"})
 

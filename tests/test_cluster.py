@@ -20,7 +20,7 @@ def test_cells_wait_for_what_they_need() -> None:
         cell(out, "more", after=("probe",)),
         cell(out, "free", after=("absent",)),
     ]
-    assert [[c.order.benchmark for c in wave] for wave in levels(cells)] == [
+    assert [[c.run.benchmark for c in wave] for wave in levels(cells)] == [
         ["bank", "free"],
         ["probe"],
         ["more"],
@@ -38,7 +38,7 @@ def test_jobs_run_fail_and_are_skipped_the_second_time(tmp_path: Path) -> None:
     ]
     cluster = Cluster(kind="local", gpus=0, poll=0.1, job=LightJob)
     ended = submit_cells(cells, cluster)
-    assert {e.cell.order.benchmark: e.status for e in ended} == {
+    assert {e.cell.run.benchmark: e.status for e in ended} == {
         "probe": "done",
         "bank": "done",
         "bad": "failed",

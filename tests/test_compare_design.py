@@ -16,8 +16,8 @@ from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import write_json
 from pretrain.compare import blocks, report
 from pretrain.compare.__main__ import main
-from pretrain.compare.blocks import RECORD, RunOptions, Task, order_digest, perform, start_digest
-from pretrain.compare.design import Arm, Design, Probe, read_design, split_of
+from pretrain.compare.blocks import RECORD, ArmRun, RunOptions, order_digest, perform, start_digest
+from pretrain.compare.design import Arm, Design, ProbeConfig, read_design, split_of
 from pretrain.compare.probe import STRENGTHS, knn, load_labelled, ridge
 from pretrain.compare.quality import share_found
 from pretrain.train import build_learner
@@ -60,7 +60,7 @@ def design() -> Design:
         arms=arms,
         blocks=2,
         equal_time=False,
-        probe=Probe(train=24, test=20, quality=4),
+        probe=ProbeConfig(train=24, test=20, quality=4),
     )
 
 
@@ -118,7 +118,7 @@ def test_the_same_keys_give_the_same_bits_and_other_masks_others(
     whole = replace(design, arms=arms)
     options, weights = RunOptions(data=data, out=tmp_path, device="cpu"), {}
     for arm in ("MAE", "MAE twin", "MAE again (A/A)"):
-        task = Task(arm=arm, seed=1000)
+        task = ArmRun(arm=arm, seed=1000)
         perform(whole, options, task)
         weights[arm] = (options.folder(task) / "encoder.safetensors").read_bytes()[-4096:]
         scores = result(options.folder(task))["scores"]
@@ -131,7 +131,7 @@ def test_the_same_keys_give_the_same_bits_and_other_masks_others(
 def test_a_run_that_is_done_is_not_done_again(
     design: Design, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options, task = RunOptions(data=data, out=tmp_path, device="cpu"), Task(arm="HPM", seed=1000)
+    options, task = RunOptions(data=data, out=tmp_path, device="cpu"), ArmRun(arm="HPM", seed=1000)
     perform(design, options, task)
     record = result(options.folder(task))
     assert record["quality"].keys() == {
@@ -166,7 +166,7 @@ def plant(design: Design, out: Path, effects: dict[str, float], *, sd: float = 0
         level = dice.normal(40, 3)
         for arm in design.arms:
             value = level + effects.get(arm, 0.0) + dice.normal(0, sd)
-            folder = out / "runs" / Task(arm=arm, seed=seed).slug
+            folder = out / "runs" / ArmRun(arm=arm, seed=seed).slug
             folder.mkdir(parents=True)
             hits = np.arange(20) < value / 5
             np.savez(folder / "hits.npz", ridge=np.packbits(hits))
@@ -219,7 +219,7 @@ def test_a_noise_floor_that_is_none_decides_nothing(eight: Design, tmp_path: Pat
 
 def test_a_block_whose_arms_started_apart_decides_nothing(eight: Design, tmp_path: Path) -> None:
     plant(eight, tmp_path, {CONTROL: -5.0})
-    path = tmp_path / "runs" / Task(arm="HPM", seed=1003).slug / RECORD
+    path = tmp_path / "runs" / ArmRun(arm="HPM", seed=1003).slug / RECORD
     write_json(path, result(path.parent) | {"start": "elsewhere"})
     good, text = decided(eight, tmp_path)
     assert not good
@@ -230,7 +230,7 @@ def test_a_part_decides_nothing_yet(
     eight: Design, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plant(eight, tmp_path, {CONTROL: -5.0, "HPM": 9.0})
-    (tmp_path / "runs" / Task(arm="MAE", seed=1007).slug / RECORD).unlink()
+    (tmp_path / "runs" / ArmRun(arm="MAE", seed=1007).slug / RECORD).unlink()
     good, text = decided(eight, tmp_path)
     assert not good
     assert "71 of 72 runs are done, 7 of 8 blocks are complete" in text

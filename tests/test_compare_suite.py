@@ -10,8 +10,8 @@ from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints.files import read_weights
 from mimbench.system.config import parse_overrides
 from pretrain import masks
-from pretrain.compare.arms import ARMS, TWIN
-from pretrain.compare.suite import Plan, compare, main, prepare, table
+from pretrain.compare.arms import ARMS, ORACLES, TWIN, arms_of
+from pretrain.compare.suite import ComparisonPlan, compare, main, prepare, table
 from pretrain.objectives.learner import Pretraining
 from tests.support.tiny_pretrain import NETWORK
 
@@ -24,7 +24,7 @@ TINY = (
 )
 
 
-def plan_for(out: Path, **more: Any) -> Plan:
+def plan_for(out: Path, **more: Any) -> ComparisonPlan:
     """Return a comparison of everything in two steps, scored by k-NN."""
     settings: dict[str, Any] = {
         "seeds": 1,
@@ -33,7 +33,7 @@ def plan_for(out: Path, **more: Any) -> Plan:
         "overrides": TINY,
         "device": "cpu",
     }
-    return Plan(out=out, **{**settings, **more})
+    return ComparisonPlan(out=out, **{**settings, **more})
 
 
 def test_every_strategy_is_an_arm_and_hides_as_much(tmp_path: Path) -> None:

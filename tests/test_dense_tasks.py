@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from mimbench.data.label_maps import VOC, LabelLayout, class_indices, read_label_maps
+from mimbench.features.logistic.grid import Grid
 from mimbench.features.search import Approximate, search, search_pieces
-from mimbench.logistic.grid import Grid
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.task import Machine, TaskResult
@@ -22,7 +22,7 @@ from mimbench.vit.weights import VitSpec, random_weights
 from transfer.dense import hummingbird, layers, patch_knn, patch_logreg
 from transfer.dense.banks import Patches, every, held_out
 from transfer.dense.confusion import miou_labelled
-from transfer.dense.neighbours import Bank, Truth, vote
+from transfer.dense.neighbours import LabelledPatches, Truth, vote
 from transfer.dense.patch_knn import Ready
 from transfer.dense.patches import patchify
 from transfer.dense.views import BankView
@@ -89,7 +89,7 @@ def oracle(maps: np.ndarray) -> Tensor:
 def score(tokens: Tensor, maps: np.ndarray, train: np.ndarray | None = None) -> float:
     """Return mIoU with an oracle bank of other pictures and the given query tokens, one neighbour."""
     source = label_maps(0) if train is None else train
-    bank = Bank.of(_patches(oracle(source)), truth_of(source), every(PICTURES))
+    bank = LabelledPatches.of(_patches(oracle(source)), truth_of(source), every(PICTURES))
     answers = bank.exact("ip", "cpu")
     found = vote(answers, _patches(tokens), truth_of(maps), pictures=every(PICTURES), ks=[1])
     return miou_labelled(found[1].total)
@@ -123,7 +123,7 @@ def test_patches_of_other_pictures_give_chance_and_transposed_grids_are_caught()
 def test_patches_without_a_class_do_not_answer() -> None:
     maps = label_maps(0)
     maps[:, :8] = 0
-    bank = Bank.of(_patches(oracle(maps)), truth_of(maps), every(PICTURES))
+    bank = LabelledPatches.of(_patches(oracle(maps)), truth_of(maps), every(PICTURES))
     assert len(bank.labels) == bank.kept.sum() == PICTURES * (PER_IMAGE - 2 * SIDE // PATCH)
     rows = np.concatenate(list(bank.rows(unit=False)))
     assert len(rows) == len(bank.labels)

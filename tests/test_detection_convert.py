@@ -13,7 +13,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.modeling.backbone.vit import ViT
 
-from mimbench.checkpoints.vitdet import Converted, vitdet_arguments
+from mimbench.checkpoints.vitdet import VitDetTensors, vitdet_arguments
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
@@ -33,7 +33,7 @@ def noisy(spec: VitSpec, seed: int = 0) -> VitWeights:
     return replace(weights, tensors=tensors)
 
 
-def build(spec: VitSpec, converted: Converted, **options: Any) -> ViT:
+def build(spec: VitSpec, converted: VitDetTensors, **options: Any) -> ViT:
     """detectron2's ViT with global attention everywhere and the converted weights."""
     norm: Any = partial(nn.LayerNorm, eps=spec.norm_eps)
     act: Any = QuickGELU if spec.activation == "quick_gelu" else nn.GELU

@@ -11,7 +11,7 @@ from PIL import Image
 
 pytest.importorskip("detectron2")
 
-from mimbench.checkpoints.vitdet import Converted
+from mimbench.checkpoints.vitdet import VitDetTensors
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from mimbench.vit.backbone import build_backbone
@@ -19,7 +19,8 @@ from mimbench.vit.weights import VitSpec, random_weights
 from transfer.detection import recipe
 from transfer.detection.attention import FusedAttention, RecomputedBlock
 from transfer.detection.convert import convert
-from transfer.detection.protocol import Config, levels, plan
+from transfer.detection.protocol import Config, plan
+from transfer.detection.pyramid import levels
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_a_detector_over_any_patch_sees_pictures(patch_size: int) -> None:
         embed_dim=16, depth=2, num_heads=2, mlp_dim=40, patch_size=patch_size, grid=(4, 4)
     )
     config = small_config(patch_size=None, image_size=64)
-    converted = Converted(
+    converted = VitDetTensors(
         tensors={},
         patch_size=patch_size,
         table_side=4,
@@ -79,7 +80,7 @@ def small_config(**changes: Any) -> Config:
 
 def test_weights_do_not_depend_on_the_options_nor_on_the_generator_outside() -> None:
     spec = VitSpec(embed_dim=16, depth=2, num_heads=2, mlp_dim=64, patch_size=16, grid=(4, 4))
-    converted = Converted(
+    converted = VitDetTensors(
         tensors={}, patch_size=16, table_side=4, class_row=True, used=0, placeless=(), notes=()
     )
     models = []

@@ -18,7 +18,7 @@ from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.detection import convert as conversion
 from transfer.detection import recipe
 from transfer.detection.attention import RecomputedModernBlock
-from transfer.detection.convert import Converted, convert
+from transfer.detection.convert import VitDetTensors, convert
 from transfer.detection.protocol import Config, plan
 from transfer.detection.trunk import BiasedAttention, ModernBlock, RotaryAttention
 from transfer.detection.vitdet import run
@@ -227,7 +227,7 @@ def test_recipe_builds_modern_blocks_with_their_decay(golden: Path) -> None:
     weights, _ = golden_weights(golden, "clip")
     config = replace(settings(8, 16), machine=Machine(recompute=True))
     planned = plan(config, weights.spec)
-    converted: Converted = convert(weights, patch_size=16, side=8)
+    converted: VitDetTensors = convert(weights, patch_size=16, side=8)
     lazy = recipe.build_model_config(config, planned, weights.spec, converted, classes=3)
     model = recipe.build_model(lazy, config, seed=0)
     recipe.fill(model, converted)

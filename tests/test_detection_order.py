@@ -12,7 +12,7 @@ pytest.importorskip("detectron2")
 
 from transfer.detection import data, recipe
 from transfer.detection.crop import WindowCrop, polygon_area
-from transfer.detection.order import Order, Positioned, Reader
+from transfer.detection.order import EndlessSampler, Positioned, Reader
 from transfer.detection.protocol import Config
 
 
@@ -82,25 +82,25 @@ def test_clipping_keeps_inside_polygons_and_drops_outside_ones() -> None:
 
 
 def test_order_is_the_same_for_every_number_of_processes() -> None:
-    alone = list(itertools.islice(Order(7, seed=3), 40))
+    alone = list(itertools.islice(EndlessSampler(7, seed=3), 40))
     assert [position for position, _ in alone] == list(range(40))
     assert sorted(index for _, index in alone[:7]) == list(range(7))
     assert sorted(index for _, index in alone[7:14]) == list(range(7))
     assert [index for _, index in alone[:7]] != [index for _, index in alone[7:14]]
     for world in (2, 4):
         shares = [
-            list(itertools.islice(Order(7, seed=3, rank=r, world=world), 40 // world))
+            list(itertools.islice(EndlessSampler(7, seed=3, rank=r, world=world), 40 // world))
             for r in range(world)
         ]
         assert sorted(itertools.chain(*shares)) == alone
 
 
 def test_order_resumes_anywhere() -> None:
-    whole = list(itertools.islice(Order(7, seed=3), 40))
-    order = Order(7, seed=3)
+    whole = list(itertools.islice(EndlessSampler(7, seed=3), 40))
+    order = EndlessSampler(7, seed=3)
     order.start = 17
     assert list(itertools.islice(order, 23)) == whole[17:]
-    assert list(itertools.islice(Order(7, seed=4), 40)) != whole
+    assert list(itertools.islice(EndlessSampler(7, seed=4), 40)) != whole
 
 
 def test_augmentation_is_a_function_of_the_position(coco: Path) -> None:

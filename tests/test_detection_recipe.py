@@ -16,12 +16,13 @@ from detectron2.solver import LRMultiplier
 from torch import nn
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.checkpoints.vitdet import Converted
+from mimbench.checkpoints.vitdet import VitDetTensors
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec
 from transfer.detection import recipe
-from transfer.detection.protocol import Config, column_of, levels, plan, spread
+from transfer.detection.protocol import Config, column_of, plan, spread
+from transfer.detection.pyramid import levels
 
 SHAPES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
 TABLE = {
@@ -48,7 +49,7 @@ def spec_of(size: str) -> VitSpec:
 def detector(size: str, config: Config, classes: int = 80) -> GeneralizedRCNN:
     """The paper's detector on the meta device: all shapes, no memory."""
     spec = spec_of(size)
-    converted = Converted(
+    converted = VitDetTensors(
         tensors={}, patch_size=16, table_side=14, class_row=True, used=0, placeless=(), notes=()
     )
     lazy = recipe.build_model_config(config, plan(config, spec), spec, converted, classes=classes)
@@ -164,7 +165,7 @@ def test_pyramid_and_heads_are_the_published_ones(built: dict[str, GeneralizedRC
 
 
 def test_input_is_rgb_in_imagenet_statistics() -> None:
-    converted = Converted(
+    converted = VitDetTensors(
         tensors={}, patch_size=16, table_side=14, class_row=True, used=0, placeless=(), notes=()
     )
     config, spec = Config(data=Path()), spec_of("B")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mimbench.system.errors import UserError
 from pretrain.masks import MaskInput
-from pretrain.objectives.distill.config import AmountConfig, ObjectiveConfig
+from pretrain.objectives.distill.config import AmountConfig, DistillObjectiveConfig
 from pretrain.objectives.distill.learner import cosine, draw
 from pretrain.objectives.distill.loss import DistillLoss, Logits
 from tests.support.tiny_distill import at, batch, learner, rng
@@ -55,7 +55,7 @@ def test_4_share_of_masked_crops() -> None:
 
 def test_half_precision_leaves_the_class_loss_alone() -> None:
     """autocast takes a product of float32 tensors in half precision, whose sum a large batch overflows."""
-    loss = DistillLoss(ObjectiveConfig(), 12)
+    loss = DistillLoss(DistillObjectiveConfig(), 12)
     student, teacher = (Logits(torch.randn(8, 12, generator=rng(i)) * 20, None) for i in (0, 1))
     wanted = loss.class_loss(student, teacher, 0.05)
     with torch.autocast("cpu", torch.bfloat16):
@@ -126,7 +126,7 @@ def test_7_a_hidden_patch_is_the_mask_vector_at_its_own_position() -> None:
 
 
 def test_8_a_cleared_image_halves_the_patch_loss() -> None:
-    criterion = DistillLoss(ObjectiveConfig(), 5)
+    criterion = DistillLoss(DistillObjectiveConfig(), 5)
     student, teacher = torch.randn(2, 2, 4, 5, generator=rng()).unbind(0)
     mask = torch.tensor([[True, False, True, False], [False] * 4])
     each = -((teacher / 0.05).softmax(-1) * (student / 0.1).log_softmax(-1)).sum(-1)
@@ -138,7 +138,7 @@ def test_8_a_cleared_image_halves_the_patch_loss() -> None:
 
 def test_9_pairs() -> None:
     """Each pair of different crops counts once; of the same crop never."""
-    criterion = DistillLoss(ObjectiveConfig(), 6)
+    criterion = DistillLoss(DistillObjectiveConfig(), 6)
     b, crops = 3, 12
     source = rng()
     teacher = torch.randn(2 * b, 6, generator=source)

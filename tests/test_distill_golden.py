@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.objectives.distill.config import HeadConfig, ObjectiveConfig
-from pretrain.objectives.distill.head import Head
+from pretrain.objectives.distill.config import DistillObjectiveConfig, HeadConfig
+from pretrain.objectives.distill.head import ProjectionHead
 from pretrain.objectives.distill.loss import DistillLoss, Logits
 
 
@@ -23,7 +23,7 @@ def test_head(golden: Path) -> None:
     state = {k.removeprefix("weight/"): v for k, v in arrays.items() if k.startswith("weight/")}
     hidden, width = state["mlp.0.weight"].shape
     outputs, bottleneck = state["last_layer.weight_v"].shape
-    head = Head(width, HeadConfig(outputs=outputs, hidden=hidden, bottleneck=bottleneck))
+    head = ProjectionHead(width, HeadConfig(outputs=outputs, hidden=hidden, bottleneck=bottleneck))
     head.load_state_dict(state)
     close(head(arrays["x"]), arrays["y"])
     close(head.patches(arrays["x"]), arrays["y"])
@@ -38,7 +38,7 @@ def arrays(golden: Path) -> dict[str, Tensor]:
 
 
 def test_loss_gradients_and_centres(arrays: dict[str, Tensor]) -> None:
-    config = ObjectiveConfig(
+    config = DistillObjectiveConfig(
         student_temperature=float(arrays["student_temp"]),
         centre_momentum=float(arrays["center_momentum"]),
         temperature_epochs=10,

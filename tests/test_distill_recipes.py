@@ -14,14 +14,14 @@ from mimbench.system.errors import UserError
 from mimbench.training.learner import StepInfo
 from pretrain.objectives.distill.config import (
     DistillConfig,
+    DistillObjectiveConfig,
     HeadConfig,
-    ObjectiveConfig,
     ViewsConfig,
 )
-from pretrain.objectives.distill.head import Head
+from pretrain.objectives.distill.head import ProjectionHead
 from pretrain.objectives.distill.loss import DistillLoss, Logits
 from pretrain.objectives.distill.views import MultiCrops
-from pretrain.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
+from pretrain.objectives.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
 from tests.support.tiny_distill import at, batch, learner, rng, tiny
 
 
@@ -46,7 +46,7 @@ def test_schedules_clipping_and_the_frozen_layer() -> None:
 
 
 def test_micro_batches_move_the_centres_like_one_batch() -> None:
-    one, two = (DistillLoss(ObjectiveConfig(), 6) for _ in range(2))
+    one, two = (DistillLoss(DistillObjectiveConfig(), 6) for _ in range(2))
     logits, patches = torch.randn(8, 6, generator=rng()), torch.randn(8, 4, 6, generator=rng())
     one.note(Logits(logits, patches))
     for part in ([0, 1, 4, 5], [2, 3, 6, 7]):
@@ -60,7 +60,7 @@ def test_micro_batches_move_the_centres_like_one_batch() -> None:
 
 
 def test_fixed_gains() -> None:
-    head = Head(8, HeadConfig(outputs=5, hidden=6, bottleneck=4, norm_last=True))
+    head = ProjectionHead(8, HeadConfig(outputs=5, hidden=6, bottleneck=4, norm_last=True))
     assert not head.last_layer.weight_g.requires_grad
     assert isinstance(head.mlp[0], nn.Linear)
     norms = head.project(torch.randn(3, 8)).norm(dim=-1)

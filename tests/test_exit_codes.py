@@ -21,7 +21,7 @@ def fails(error: BaseException) -> int:
 
 
 def test_the_documentation_has_the_whole_table() -> None:
-    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "start" / "command-line.md").read_text(encoding="utf-8")
     rows = [line.replace("\\|", "|") for line in text.splitlines() if line.startswith("| ")]
     table = [row for row in rows if row.split("|")[1].strip().isdigit()]
     assert table == [f"| {c.value} | {c.name} | {MEANINGS[c]} |" for c in ExitCode]

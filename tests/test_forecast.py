@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mimbench.suite.costs.forecast import forecast, tree_memory_mb
-from mimbench.suite.costs.ledger import Ledger, makespan, plan_lines
-from mimbench.suite.costs.pace import Pace, clock_seconds, read_pace
+from mimbench.suite.costs.forecast_log import ForecastLog, makespan, plan_lines
 from mimbench.suite.costs.planning import longest_first
+from mimbench.suite.costs.stage_progress import StageProgress, clock_seconds, read_stage
 from mimbench.suite.running.runner import run_cells
 from mimbench.system.progress import clock
 from tests.support.light_cells import cell, child
@@ -21,16 +21,16 @@ def test_clock_is_read_back(seconds: int) -> None:
 
 def test_pace_of_our_own_lines_and_of_the_frameworks() -> None:
     ours = "11:06:18 linear probe 111/345 32% 2m20s left 4m55s loss 0.4873"
-    assert read_pace(["starting", ours, "something else"]) == Pace(
+    assert read_stage(["starting", ours, "something else"]) == StageProgress(
         "linear probe", 345, 295.0, 140.0
     )
-    assert read_pace(["eta: 1 day, 2:00:05  iter: 20  total_loss: 3.2"]) == Pace(
+    assert read_stage(["eta: 1 day, 2:00:05  iter: 20  total_loss: 3.2"]) == StageProgress(
         "other", None, 93605.0
     )
-    assert read_pace(["Inference done 49/200. Eval: 0.0027 s/iter. ETA=0:00:21"]) == Pace(
+    assert read_stage(["Inference done 49/200. Eval: 0.0027 s/iter. ETA=0:00:21"]) == StageProgress(
         "other", None, 21.0
     )
-    assert read_pace(["nothing to see"]) is None
+    assert read_stage(["nothing to see"]) is None
     assert clock_seconds("soon") is None
 
 
@@ -40,7 +40,7 @@ def test_a_slow_beginning_is_not_taken_for_the_pace() -> None:
         "train 1/101 1% 10s left 16m40s",
         "train 21/101 21% 20s left 1m16s loss 2",
     ]
-    assert read_pace(lines) == Pace("train", 101, 40.0, 20.0)
+    assert read_stage(lines) == StageProgress("train", 101, 40.0, 20.0)
 
 
 def test_each_kind_of_cell_is_measured_once_and_told_honestly(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_each_kind_of_cell_is_measured_once_and_told_honestly(tmp_path: Path) ->
     assert 0.3 <= by["short"].seconds < 1.5, "with the start of its process"
     assert by["bad"].seconds is None
     assert "broken on purpose" in by["bad"].how
-    assert "its pace is not known yet" in by["silent"].how
+    assert "its speed is not known yet" in by["silent"].how
     assert by["no"].how == "not possible: needs the moon"
     assert not any((tmp_path / c.candidate.folder).exists() for c in cells), (
         "measured in a scratch folder"
@@ -72,7 +72,7 @@ def test_what_follows_a_training_is_rehearsed(tmp_path: Path) -> None:
     say = "train 10/100 10% 0s left 45s"
     long = cell(tmp_path, "long", seconds=60, say=say)
     plain = forecast([long], patience=1.0, command=child)[0]
-    config = {**long.order.config, "seconds": 0.6}
+    config = {**long.run.config, "seconds": 0.6}
     [expected] = forecast([replace(long, rehearsal=config)], patience=1.0, command=child)
     assert plain.seconds == pytest.approx(46.0, abs=0.5)
     assert expected.seconds is not None
@@ -99,17 +99,17 @@ def test_what_really_happened_is_kept_beside(tmp_path: Path) -> None:
     one = cell(tmp_path, "short", seconds=0.5)
     path = tmp_path / "forecast.json"
     plan = forecast([one], patience=5, command=child)
-    Ledger(path, [one]).keep(plan)
-    run_cells([one], command=child, watcher=Ledger(path, [one]))
-    ledger = Ledger(path, [one])
-    entry = ledger.entries[one.label]
+    ForecastLog(path, [one]).keep(plan)
+    run_cells([one], command=child, monitor=ForecastLog(path, [one]))
+    forecasts = ForecastLog(path, [one])
+    entry = forecasts.entries[one.label]
     assert entry.how == "ran to its end"
     assert entry.seconds == pytest.approx(entry.actual_seconds, rel=0.3)
-    assert ledger.summary([one.label]).startswith("1 cells took ")
+    assert forecasts.summary([one.label]).startswith("1 cells took ")
     [again] = forecast([one], command=child)
     assert (again.how, again.seconds) == ("done before", 0.0)
-    ledger.keep([again])
-    assert ledger.entries[one.label] == entry, "a plan of done cells forgets nothing"
+    forecasts.keep([again])
+    assert forecasts.entries[one.label] == entry, "a plan of done cells forgets nothing"
 
 
 def test_a_run_learns_from_its_first_checkpoint(
@@ -118,12 +118,12 @@ def test_a_run_learns_from_its_first_checkpoint(
     first = cell(tmp_path, "knn", seconds=0.5)
     weights = {**first.candidate.weights, "name": "twin", "digest": "e" * 64}
     twin = replace(first.candidate, weights=weights)
-    order = replace(first.order, weights_digest="e" * 64)
-    second = replace(first, candidate=twin, order=order, folder=tmp_path / twin.folder / "knn")
+    run = replace(first.run, weights_digest="e" * 64)
+    second = replace(first, candidate=twin, run=run, folder=tmp_path / twin.folder / "knn")
     path = tmp_path / "forecast.json"
     with caplog.at_level("INFO"):
-        run_cells([first, second], command=child, watcher=Ledger(path, [first, second]))
-    entries = Ledger(path).entries
+        run_cells([first, second], command=child, monitor=ForecastLog(path, [first, second]))
+    entries = ForecastLog(path).entries
     assert entries[first.label].how == "not measured before the run"
     assert entries[second.label].how == "a finished run"
     assert entries[second.label].seconds == entries[first.label].actual_seconds
@@ -147,7 +147,7 @@ def test_each_checkpoint_begins_with_its_longest_cells(tmp_path: Path) -> None:
     weights = {**first[0].candidate.weights, "name": "b", "digest": "e" * 64}
     other = replace(first[0].candidate, weights=weights)
     cells = [*first, *(replace(c, candidate=other) for c in first)]
-    found = [(c.candidate.weights["name"], c.order.benchmark) for c in longest_first(cells)]
+    found = [(c.candidate.weights["name"], c.run.benchmark) for c in longest_first(cells)]
     assert found == [(name, b) for name in "ab" for b in ("det", "seg", "knn")]
 
 

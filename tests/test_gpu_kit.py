@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.gpu import __main__ as kit
-from bench.gpu.__main__ import PARTS, Part, chosen_parts, main
+from bench.gpu.__main__ import PARTS, BenchPart, chosen_parts, main
 from mimbench.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, **codes: str) -> None:
 
     names = {"STDOUT": subprocess.STDOUT, "TimeoutExpired": subprocess.TimeoutExpired}
     monkeypatch.setattr(kit, "subprocess", SimpleNamespace(run=run, **names))
-    monkeypatch.setattr(kit, "PARTS", tuple(Part(name, 2) for name in codes))
+    monkeypatch.setattr(kit, "PARTS", tuple(BenchPart(name, 2) for name in codes))
 
 
 def test_a_part_that_fails_or_hangs_does_not_stop_the_next(
@@ -83,7 +83,7 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_next(
 def test_what_needs_an_absent_package_is_skipped_by_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(kit, "PARTS", (Part("x", 2, ("no_such_package",)),))
+    monkeypatch.setattr(kit, "PARTS", (BenchPart("x", 2, ("no_such_package",)),))
     assert main(["--out", str(tmp_path)]) == 0
     parts = json.loads((tmp_path / "summary.json").read_text())["parts"]
     assert parts["x"]["status"] == "skipped: no_such_package not installed"

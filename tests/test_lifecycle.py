@@ -8,7 +8,7 @@ import pytest
 
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.lifecycle import finished, run_here
-from mimbench.benchmarks.orders import order_protocol
+from mimbench.benchmarks.run_config import task_protocol
 from mimbench.results.record import read_result
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
@@ -46,10 +46,10 @@ def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
     from dataclasses import replace
 
     made = cell(tmp_path, "one", state=str(tmp_path / "state"))
-    order = replace(made.order, task="lifecycle_task", weights_digest=WEIGHTS.digest)
-    config = from_mapping(load_task("lifecycle_task").Config, order.config)
-    protocol = order_protocol("lifecycle_task", 1, order.dataset, config)
-    return replace(made, order=order, protocol=protocol)
+    run = replace(made.run, task="lifecycle_task", weights_digest=WEIGHTS.digest)
+    config = from_mapping(load_task("lifecycle_task").Config, run.config)
+    protocol = task_protocol("lifecycle_task", 1, run.dataset, config)
+    return replace(made, run=run, protocol=protocol)
 
 
 WEIGHTS = random_weights(
@@ -86,11 +86,11 @@ def test_a_metric_that_was_not_measured_is_an_error(one: Cell, tmp_path: Path) -
         run_here(one, weights=WEIGHTS)
 
 
-@pytest.mark.parametrize("name", ["write_order", "write_result"])
+@pytest.mark.parametrize("name", ["write_run_config", "write_result"])
 def test_orders_and_results_are_written_in_one_place_each(name: str) -> None:
-    """A forecast writes its trial's order into a scratch folder; nothing else may."""
+    """A forecast writes its trial's configuration into a scratch folder; nothing else may."""
     allowed = {
-        "write_order": {"benchmarks/lifecycle.py", "suite/costs/forecast.py"},
+        "write_run_config": {"benchmarks/lifecycle.py", "suite/costs/forecast.py"},
         "write_result": {"benchmarks/lifecycle.py", "benchmarks/evaluation.py"},
     }
     found = {

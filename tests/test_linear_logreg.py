@@ -10,10 +10,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from mimbench.logistic import grid
-from mimbench.logistic.grid import Grid, choose_and_fit, solve
-from mimbench.logistic.objective import Objective, principal_axes
-from mimbench.logistic.solver import Until, fit_grid
+from mimbench.features.logistic import grid
+from mimbench.features.logistic.grid import Grid, choose_and_fit, solve
+from mimbench.features.logistic.objective import Objective, principal_axes
+from mimbench.features.logistic.solver import Until, fit_grid
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
@@ -103,7 +103,7 @@ def test_objective_is_scikit_learns_and_its_gradient_is_right():
 def test_pieces_give_the_same_loss(monkeypatch: pytest.MonkeyPatch):
     x, y = (torch.from_numpy(a) for a in features(300, 12, 4))
     whole = fit_grid(x, y, 4, [0.1, 1.0])
-    monkeypatch.setattr("mimbench.logistic.objective.LOGIT_BYTES", 400)
+    monkeypatch.setattr("mimbench.features.logistic.objective.LOGIT_BYTES", 400)
     pieces = fit_grid(x, y, 4, [0.1, 1.0])
     torch.testing.assert_close(whole.weight, pieces.weight, rtol=1e-2, atol=1e-3)
 
@@ -113,7 +113,7 @@ def test_wide_features_work_without_rotation(monkeypatch: pytest.MonkeyPatch):
     turned = fit_grid(
         torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], until=Until(tolerance=1e-9)
     )
-    monkeypatch.setattr("mimbench.logistic.objective.ROTATE_UP_TO", 10)
+    monkeypatch.setattr("mimbench.features.logistic.objective.ROTATE_UP_TO", 10)
     straight = fit_grid(
         torch.from_numpy(x), torch.from_numpy(y), 4, [0.01], until=Until(tolerance=1e-9)
     )

@@ -24,7 +24,7 @@ from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.classification import linear
 from transfer.classification.heads import Config, Heads, make_optimizer
 from transfer.classification.linear import train_probe
-from transfer.classification.probe import Probe
+from transfer.classification.probe import ProbeLearner
 from transfer.classification.training import Crop
 
 SMALL = {
@@ -280,7 +280,7 @@ def test_dinos_probe_keeps_one_rate_for_an_epoch(tmp_path: Path) -> None:
     recipe = load_manifest().recipe("in-lin-dino", "paper")[1]
     settings = from_mapping(Config, {**recipe, "epochs": 5, "data": str(tmp_path)})
     assert settings.anneal == "epoch"
-    probe = object.__new__(Probe)
+    probe = object.__new__(ProbeLearner)
     probe.config = settings
     probe.schedule = Schedule(peak=1.0, epochs=5, warmup=settings.warmup)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

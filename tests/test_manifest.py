@@ -108,7 +108,9 @@ def test_the_shipped_file_is_sound() -> None:
         assert reference.source
         assert reference.protocol in shipped.protocols
         assert 0 < reference.value < 100
-    assert set(shipped.benchmarks) <= set(shipped.protocols), "docs/protocols.md is made from these"
+    assert set(shipped.benchmarks) <= set(shipped.protocols), (
+        "docs/numbers/protocols.md is made from these"
+    )
     assert all(p.source for p in shipped.protocols.values())
     groups = {benchmark.group for benchmark in shipped.benchmarks.values()}
     assert {p.group for p in shipped.protocols.values()} <= groups

@@ -1,4 +1,4 @@
-"""The template of a masking strategy in docs/adding.md works as it stands."""
+"""The template of a masking strategy in docs/howto/adding.md works as it stands."""
 
 import sys
 from collections.abc import Iterator

@@ -12,12 +12,12 @@ from PIL import Image
 
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.records import files_of, pictures_of, statistics_of
-from mimbench.report.page import make_report
 from mimbench.results import legacy
 from mimbench.results.record import read_result
 from mimbench.scores.outcomes import TOLERANCE
-from mimbench.sharing.bundle import write_bundle
-from mimbench.sharing.verifying import verify_bundle
+from mimbench.suite.report.page import make_report
+from mimbench.suite.sharing.bundle import write_bundle
+from mimbench.suite.sharing.verifying import verify_bundle
 from mimbench.tables.comparison import choose, compare_measured
 from mimbench.tables.formats import as_json, terminal
 from mimbench.tables.table import make_table, read_results, read_results_with_folders

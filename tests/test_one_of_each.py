@@ -213,3 +213,38 @@ def test_detection_and_segmentation_call_the_same_role_the_same(application: str
     found = roles(ROOT / "transfer" / application)
     assert found >= ROLES, ROLES - found
     assert not found & OTHER_NAMES
+
+
+CONTRACT = {"Config", "Strategy"}
+"""Names that a contract gives to a class of every task, and of every mask strategy."""
+
+
+def classes(sources: dict[str, str]) -> dict[str, list[str]]:
+    """Return class name -> where it is defined."""
+    found: dict[str, list[str]] = {}
+    for path, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(f"{path}:{node.lineno}")
+    return found
+
+
+def shared_names(sources: dict[str, str]) -> dict[str, list[str]]:
+    """Return the class names that stand for more than one class."""
+    found = classes(sources)
+    return {n: where for n, where in found.items() if len(where) > 1 and n not in CONTRACT}
+
+
+def test_no_two_classes_share_a_name(sources: dict[str, str]) -> None:
+    measurements = (ROOT / "bench").rglob("*.py")
+    everything = sources | {str(p.relative_to(ROOT)): p.read_text("utf-8") for p in measurements}
+    assert len(classes(everything)) > 300
+    assert shared_names(everything) == {}
+
+
+def test_a_shared_name_is_found() -> None:
+    planted = {
+        "knn/vote.py": "class Table:\n    pass\nclass Config:\n    pass",
+        "bench/peak.py": "def f():\n    class Table:\n        pass\nclass Config:\n    pass",
+    }
+    assert shared_names(planted) == {"Table": ["knn/vote.py:1", "bench/peak.py:2"]}

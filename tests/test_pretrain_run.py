@@ -29,7 +29,7 @@ from pretrain.checkpoints.export import write_released
 from pretrain.checkpoints.stored import read_model, start_from
 from pretrain.config import BASE, CONFIGS, Config, read_config
 from pretrain.objectives.learner import Pretraining
-from pretrain.recipes import read_recipe
+from pretrain.objectives.recipes import read_recipe
 from pretrain.sources.crops import Crops, DataConfig
 from pretrain.sources.images import open_source
 from pretrain.train import train
@@ -234,8 +234,10 @@ def test_torchrun_on_two_nodes_equals_one_process(folder: Path, tmp_path: Path) 
 
 
 def test_every_option_of_the_slurm_and_torchrun_examples_is_understood() -> None:
-    """What docs/pretraining.md shows: each command names recipes and overrides that exist."""
-    text = (Path(__file__).parents[1] / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    """What docs/howto/pretraining.md shows: each command names recipes and overrides that exist."""
+    text = (Path(__file__).parents[1] / "docs" / "howto" / "pretraining.md").read_text(
+        encoding="utf-8"
+    )
     block = text.split("```")[1].replace("\\\n", " ")
     commands = [
         line.split("#")[0].split("-m pretrain ")[1].split() for line in block.strip().splitlines()

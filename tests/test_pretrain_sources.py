@@ -16,7 +16,7 @@ from mimbench.system.errors import UserError
 from pretrain.sources import archives
 from pretrain.sources.archives import expand
 from pretrain.sources.crops import Crops, DataConfig
-from pretrain.sources.images import Source, open_source
+from pretrain.sources.images import ImageSource, open_source
 from tests.support.tiny_pretrain import noisy_images
 
 
@@ -47,7 +47,7 @@ def sharded(folder: Path, out: Path) -> None:
         pack(out / f"part-{number:03d}.tar", [item for pair in pairs for item in pair])
 
 
-def opened(kind: str, folder: Path, out: Path) -> Source:
+def opened(kind: str, folder: Path, out: Path) -> ImageSource:
     """Return the folder's images as a source of another kind."""
     files = pictures(folder)
     names = [str(f.relative_to(folder / "train")) for f in files]

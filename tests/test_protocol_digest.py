@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.benchmarks.orders import order_protocol
+from mimbench.benchmarks.run_config import task_protocol
 from mimbench.data.digest import data_digest
 from mimbench.system.config import from_mapping, merge
 from mimbench.task import load_task, traits_of
@@ -23,7 +23,7 @@ def digest(name: str, **changes: Any) -> str:
     dataset, recipe = manifest.recipe(name, "paper")
     task = load_task(manifest.benchmarks[name].task)
     config = from_mapping(task.Config, {**merge(recipe, changes), "data": "x"}, name)
-    return order_protocol("t", task.VERSION, dataset, config, traits_of(task))
+    return task_protocol("t", task.VERSION, dataset, config, traits_of(task))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from mimbench.system.errors import UserError
 from mimbench.vit.network import build_vit, load_encoder
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 
-NOTEBOOK = Path(__file__).parents[1] / "docs" / "python.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "howto" / "python.ipynb"
 
 
 @pytest.fixture
@@ -120,5 +120,5 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
     for text in code:
-        exec(compile(text, "docs/python.ipynb", "exec"), space)
+        exec(compile(text, "docs/howto/python.ipynb", "exec"), space)
     assert torch.isfinite(torch.tensor([r.metrics["top1"] for r in space["mine"].values()])).all()

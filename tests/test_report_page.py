@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.report.curves import charts, read_curves
-from mimbench.report.page import make_report
 from mimbench.results.record import read_result, write_result
 from mimbench.scores.boxes import draw_detections
 from mimbench.scores.figures import Figure
+from mimbench.suite.report.curves import charts, read_curves
+from mimbench.suite.report.page import make_report
 from mimbench.system.errors import UserError
 from tests.support.results_folder import write_manifest, write_run
 

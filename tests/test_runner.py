@@ -14,7 +14,7 @@ import torch
 from mimbench.benchmarks.cells import Cell, Request
 from mimbench.benchmarks.lifecycle import finished
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.benchmarks.orders import safe_name
+from mimbench.benchmarks.run_config import safe_name
 from mimbench.results.record import read_result
 from mimbench.suite.running.launch import Slot, eval_command, make_slots
 from mimbench.suite.running.runner import run_cells
@@ -79,7 +79,7 @@ def test_a_failed_cell_is_marked_and_the_others_go_on(
     ]
     with caplog.at_level(logging.INFO):
         ended = run_cells(cells, command=child)
-    assert {e.cell.order.benchmark: e.status for e in ended} == {
+    assert {e.cell.run.benchmark: e.status for e in ended} == {
         "bad": "failed",
         "no": "failed",
         "good": "done",
@@ -116,7 +116,7 @@ def test_cells_side_by_side_respect_what_comes_first(tmp_path: Path) -> None:
         cell(tmp_path, "first", seconds=0.4),
     ]
     ended = run_cells(cells, [Slot(), Slot()], command=child)
-    order = [e.cell.order.benchmark for e in ended]
+    order = [e.cell.run.benchmark for e in ended]
     assert order.index("first") < order.index("second")
     assert order[0] == "other"
 
@@ -204,7 +204,7 @@ def test_a_number_stays_when_its_cell_is_asked_for_without_its_data(tmp_path: Pa
 def test_a_failure_remembers_data_and_changes_of_the_recipe(tmp_path: Path) -> None:
     one = cell(tmp_path, "knn", problem="no")
     overrides = {"knn": {"k": [5], "machine": {"max_batch": 8}}, "linear": {"machine": {}}}
-    one = replace(one, order=replace(one.order, overrides=overrides))
+    one = replace(one, run=replace(one.run, overrides=overrides))
     run_cells([one], [Slot()], command=child)
     found = read_result(one.folder / "result.json")
     assert found.config == {"dataset": "imagenet"}

@@ -15,7 +15,7 @@ from mimbench.sample import generate
 from mimbench.system.errors import UserError
 from transfer.segmentation.data import IGNORED, open_source
 from transfer.segmentation.labels import check_labels, read_labels
-from transfer.segmentation.order import Draw, PositionSampler, SeededDataset, SettleLabels
+from transfer.segmentation.order import PositionSampler, SeededDataset, SettleLabels, StreamItem
 from transfer.segmentation.pipelines import test_pipeline as plain_pipeline
 from transfer.segmentation.pipelines import train_pipeline
 from transfer.segmentation.protocol import SegmentationConfig
@@ -194,7 +194,7 @@ def test_broken_label_maps_are_refused(
 
 
 def test_draws_are_the_same_for_any_number_of_processes() -> None:
-    def draws(world: int) -> list[Draw]:
+    def draws(world: int) -> list[StreamItem]:
         samplers = [PositionSampler(list(range(7)), seed=3) for _ in range(world)]
         for rank, sampler in enumerate(samplers):
             sampler.rank, sampler.world_size = rank, world
@@ -214,13 +214,13 @@ def test_crops_depend_on_seed_and_position_alone(sample: Path) -> None:
     config = SegmentationConfig(data=sample, crop=(64, 64), scale=(256, 64))
     entry = open_source(config).dataset("train", train_pipeline(config))
     dataset = SeededDataset(entry, seed=1)
-    first = dataset[Draw(2, 5)]["inputs"]
+    first = dataset[StreamItem(2, 5)]["inputs"]
     np.random.seed(99)  # noqa: NPY002
     before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
-    assert torch.equal(dataset[Draw(2, 5)]["inputs"], first)
+    assert torch.equal(dataset[StreamItem(2, 5)]["inputs"], first)
     assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], before)  # noqa: NPY002
-    assert not torch.equal(dataset[Draw(2, 6)]["inputs"], first)
-    assert not torch.equal(SeededDataset(entry, seed=2)[Draw(2, 5)]["inputs"], first)
+    assert not torch.equal(dataset[StreamItem(2, 6)]["inputs"], first)
+    assert not torch.equal(SeededDataset(entry, seed=2)[StreamItem(2, 5)]["inputs"], first)
 
 
 def test_validation_labels_keep_their_size(sample: Path) -> None:

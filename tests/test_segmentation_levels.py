@@ -14,7 +14,7 @@ from mimbench.system.errors import UserError
 from transfer.segmentation import backbone as backbones
 from transfer.segmentation import linear, upernet
 from transfer.segmentation.framework import OPTIM_WRAPPER_CONSTRUCTORS
-from transfer.segmentation.levels import Optimum, TimmLevels, published, scale_of
+from transfer.segmentation.levels import LevelsOptimum, TimmLevels, published, scale_of
 
 FAMILIES = {
     "swin": LevelSpec(
@@ -162,7 +162,7 @@ def test_the_optimiser_has_every_parameter_once() -> None:
     model.backbone = built(found, weights)
     model.head = nn.Conv2d(3, 3, 1)
     assert found.levels is not None
-    assert Optimum(**found.levels).drop_path == 0.3
+    assert LevelsOptimum(**found.levels).drop_path == 0.3
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
         {
             "type": "LevelDecay",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from transfer.segmentation.show import FONT, MARGIN, ROW, SMALL, _by_area, _cut, compose
+from mimbench.scores.label_pictures import FONT, MARGIN, ROW, SMALL, _by_area, _cut, compose
 
 PALETTE = [[120, 120, 120], [180, 120, 120], [6, 230, 230]]
 NAMES = ["wall", "building", "sky"]

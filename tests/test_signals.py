@@ -130,13 +130,13 @@ def test_a_cell_told_to_leave_is_interrupted_and_not_failed(
         def end(self, cell: object, seconds: float) -> None: ...
 
     with caplog.at_level(logging.INFO):
-        ended = run_cells([leaving], command=child, watcher=Sender())
+        ended = run_cells([leaving], command=child, monitor=Sender())
     assert [e.status for e in ended] == ["interrupted"]
     assert "interrupted after" in caplog.text
     assert "the same command goes on" in caplog.text
     assert not (leaving.folder / "result.json").exists()
     assert _verdict([leaving], ended) == ExitCode.PREEMPTED
-    [again] = run_cells([cell(tmp_path, leaving.order.benchmark)], command=child)
+    [again] = run_cells([cell(tmp_path, leaving.run.benchmark)], command=child)
     assert again.status == "done"
 
 

@@ -14,7 +14,7 @@ import pytest
 from mimbench.benchmarks.cells import Cell
 from mimbench.results.record import read_result
 from mimbench.suite.running.cluster import Cluster, submit_cells
-from mimbench.suite.running.runner import Ended
+from mimbench.suite.running.runner import FinishedCell
 from tests.support.light_cells import LightJob, cell
 
 ROOT = Path(__file__).parents[1]
@@ -70,8 +70,8 @@ def until(condition: str, folder: Path) -> None:
     raise AssertionError(f"{folder} was not started {len(condition)} times: {squeue()}")
 
 
-def submitted(cells: list[Cell], how: Cluster) -> tuple[threading.Thread, list[Ended]]:
-    ended: list[Ended] = []
+def submitted(cells: list[Cell], how: Cluster) -> tuple[threading.Thread, list[FinishedCell]]:
+    ended: list[FinishedCell] = []
     thread = threading.Thread(target=lambda: ended.extend(submit_cells(cells, how)))
     thread.start()
     return thread, ended
@@ -87,7 +87,7 @@ def test_one_array_for_each_wave_and_a_failed_cell_is_marked(tmp_path: Path) -> 
     until("x", cells[1].folder)
     queue = squeue("%i %T %E %j")
     thread.join(timeout=60)
-    assert {e.cell.order.benchmark: e.status for e in ended} == {
+    assert {e.cell.run.benchmark: e.status for e in ended} == {
         "probe": "done",
         "bank": "done",
         "bad": "failed",
@@ -129,7 +129,7 @@ def test_the_warning_signal_requeues_and_a_cancelled_cell_is_a_failed_one(tmp_pa
     subprocess.run(["scancel", cancelled], check=True)
     subprocess.run(["scancel", warned, "--signal", "USR2"], check=True)
     thread.join(timeout=90)
-    assert {e.cell.order.benchmark: e.status for e in ended} == {
+    assert {e.cell.run.benchmark: e.status for e in ended} == {
         "warned": "done",
         "cancelled": "failed",
     }

@@ -9,7 +9,7 @@ import pytest
 
 from mimbench.benchmarks import lifecycle
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.benchmarks.survey import look
+from mimbench.benchmarks.preflight import inspect_recipe
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
 from pretrain import timeline
@@ -66,7 +66,7 @@ def test_every_state_is_scored_once_and_the_picture_shows_both_axes(
     arguments += ["--benchmarks", str(manifest), "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
         # asking the tasks in a process of its own would make the real sample data
-        patch.setattr("mimbench.benchmarks.cells.survey", _here)
+        patch.setattr("mimbench.benchmarks.cells.preflight", _here)
         assert timeline.main(arguments) == 0
         rows = json.loads((run / "timeline/timeline.json").read_text())
         assert [row["images"] for row in rows] == [8, 16]
@@ -80,8 +80,8 @@ def test_every_state_is_scored_once_and_the_picture_shows_both_axes(
         assert timeline.main(arguments) == 0
 
 
-def _here(questions: Any, data: Any, *, own: bool = False, specs: Any = ()) -> Any:
-    return [look(question, data, own=own, specs=specs) for question in questions]
+def _here(queries: Any, data: Any, *, own: bool = False, specs: Any = ()) -> Any:
+    return [inspect_recipe(query, data, own=own, specs=specs) for query in queries]
 
 
 def test_seconds_follow_the_journal() -> None:

@@ -23,7 +23,7 @@ from mimbench.system.options import Parser, add_option
 
 
 @dataclass(frozen=True)
-class Part:
+class BenchPart:
     """One part of the run."""
 
     name: str
@@ -34,17 +34,17 @@ class Part:
 
 
 PARTS = (
-    Part("tests", 180),
-    Part("pretrain", 150),
-    Part("detection", 60, ("detectron2",)),
-    Part("segmentation", 60, ("mmseg",)),
-    Part("classification", 60),
-    Part("neighbours", 60),
-    Part("demo", 300),
+    BenchPart("tests", 180),
+    BenchPart("pretrain", 150),
+    BenchPart("detection", 60, ("detectron2",)),
+    BenchPart("segmentation", 60, ("mmseg",)),
+    BenchPart("classification", 60),
+    BenchPart("neighbours", 60),
+    BenchPart("demo", 300),
 )
 
 
-def run_part(part: Part, out: Path, limit: float, *, rehearse: bool) -> dict[str, Any]:
+def run_part(part: BenchPart, out: Path, limit: float, *, rehearse: bool) -> dict[str, Any]:
     """Run one part; return how it ended."""
     lacking = [name for name in part.needs if importlib.util.find_spec(name) is None]
     if lacking:
@@ -80,7 +80,7 @@ def summary(header: dict[str, Any], parts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def chosen_parts(names: str) -> list[Part]:
+def chosen_parts(names: str) -> list[BenchPart]:
     """Return the parts that a comma-separated list names, in their own order."""
     known = {part.name: part for part in PARTS}
     asked = [name for name in names.split(",") if name] or list(known)

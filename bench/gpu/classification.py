@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.gpu.measure import Setting, forget, part_setting, peak_mib, seconds
+from bench.gpu.measure import BenchSetting, forget, part_setting, peak_mib, seconds
 from mimbench.data.lists import read_folder
 from mimbench.data.preprocess import Decoded, Preprocess
 from mimbench.system.runtime import Ranks, autocast
@@ -39,7 +39,7 @@ def picture_folder(root: Path, count: int) -> Path:
     return root
 
 
-def fine_tuning(setting: Setting, root: Path) -> dict[str, Any]:
+def fine_tuning(setting: BenchSetting, root: Path) -> dict[str, Any]:
     """Return images a second of a fine-tuning step with every augmentation that acts on a batch."""
     forget(setting.device)
     spec, side = setting.pick(BASE, TINY), setting.pick(224, 64)
@@ -69,7 +69,7 @@ def fine_tuning(setting: Setting, root: Path) -> dict[str, Any]:
     return {"images_per_second": batch / took, "peak_mib": peak_mib(setting.device)}
 
 
-def probe(setting: Setting) -> dict[str, Any]:
+def probe(setting: BenchSetting) -> dict[str, Any]:
     """Return passes over cached features a second: one linear head of 1000 classes."""
     forget(setting.device)
     rows, width = setting.pick((65_536, 768), (512, 48))
@@ -86,7 +86,7 @@ def probe(setting: Setting) -> dict[str, Any]:
     return {"features_per_second": rows / seconds(step, setting.device, setting.pick(10, 1))}
 
 
-def frozen(setting: Setting, root: Path) -> dict[str, Any]:
+def frozen(setting: BenchSetting, root: Path) -> dict[str, Any]:
     """Return images a second of frozen features, pixels in memory and from JPEG files."""
     forget(setting.device)
     spec, side = setting.pick(BASE, TINY), setting.pick(224, 64)

@@ -20,7 +20,7 @@ from mimbench.system.source import source_state
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchSetting:
     """Where a part runs and how large."""
 
     device: torch.device
@@ -36,7 +36,7 @@ class Setting:
         write_json(self.out / f"{name}.json", figures)
 
 
-def part_setting(argv: Sequence[str] | None, description: str | None) -> Setting:
+def part_setting(argv: Sequence[str] | None, description: str | None) -> BenchSetting:
     """Parse the arguments that every part takes."""
     parser = Parser(description=(description or "").partition("\n")[0])
     add_option(parser, "--out", "a folder for the figures", required=True, metavar="DIR")
@@ -45,7 +45,7 @@ def part_setting(argv: Sequence[str] | None, description: str | None) -> Setting
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu" if args.rehearse else "cuda")
     fp32_means_fp32()
-    return Setting(device=device, rehearse=args.rehearse, out=args.out)
+    return BenchSetting(device=device, rehearse=args.rehearse, out=args.out)
 
 
 def where() -> dict[str, Any]:

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from bench.gpu.measure import Setting, forget, part_setting, peak_mib, seconds
+from bench.gpu.measure import BenchSetting, forget, part_setting, peak_mib, seconds
 
 K = 20
 
 
-def plain(setting: Setting, bank: torch.Tensor, queries: torch.Tensor, dtype: torch.dtype) -> float:
+def plain(
+    setting: BenchSetting, bank: torch.Tensor, queries: torch.Tensor, dtype: torch.dtype
+) -> float:
     """Return seconds of one product and top-k, in pieces that fit."""
     bank, queries = bank.to(dtype), queries.to(dtype)
     piece = setting.pick(2048, 64)
@@ -24,7 +26,7 @@ def plain(setting: Setting, bank: torch.Tensor, queries: torch.Tensor, dtype: to
     return seconds(work, setting.device, setting.pick(2, 1), 1)
 
 
-def by_faiss(setting: Setting, bank: torch.Tensor, queries: torch.Tensor) -> dict[str, Any]:
+def by_faiss(setting: BenchSetting, bank: torch.Tensor, queries: torch.Tensor) -> dict[str, Any]:
     """Return the task's own search, host to host, and how often it agrees with torch's."""
     from mimbench.features.search import search  # noqa: PLC0415 - FAISS may be absent
 

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bench.gpu.measure import Setting, forget, part_setting, peak_mib, seconds
+from bench.gpu.measure import BenchSetting, forget, part_setting, peak_mib, seconds
 from bench.pretrain_flops import necessary
-from bench.pretrain_subjects import HPM, MAE, OurStep, normalised, plain_twin
-from bench.pretrain_subjects import Setting as StepSetting
+from bench.pretrain_subjects import HPM, MAE, OurStep, StepSetting, normalised, plain_twin
 from bench.stopwatch import gemm_rate
 
 METHODS = {"hpm": HPM, "mae": MAE}
@@ -22,7 +21,7 @@ TOP = 15
 """Kernels listed for each method."""
 
 
-def top_kernels(step: Callable[[], object], setting: Setting) -> list[dict[str, Any]]:
+def top_kernels(step: Callable[[], object], setting: BenchSetting) -> list[dict[str, Any]]:
     """Return the operations with the most time of their own, over three steps."""
     activities = [ProfilerActivity.CPU]
     activities += [ProfilerActivity.CUDA] if setting.device.type == "cuda" else []
@@ -39,7 +38,7 @@ def top_kernels(step: Callable[[], object], setting: Setting) -> list[dict[str, 
     return [{"name": e.key[:120], "share": own(e) / total, "calls": e.count} for e in events[:TOP]]
 
 
-def measure(setting: Setting, method: str, batch: int, rate: float, *, compiled: bool) -> Any:
+def measure(setting: BenchSetting, method: str, batch: int, rate: float, *, compiled: bool) -> Any:
     """Return one configuration's speed, memory and kernels."""
     size = setting.pick("base", "tiny")
     common = StepSetting(
@@ -73,7 +72,7 @@ def measure(setting: Setting, method: str, batch: int, rate: float, *, compiled:
     }
 
 
-def against_plain(setting: Setting, batch: int) -> dict[str, float]:
+def against_plain(setting: BenchSetting, batch: int) -> dict[str, float]:
     """Return the plain step's time over ours, same weights, same images."""
     common = StepSetting(
         size=setting.pick("base", "tiny"),

@@ -9,7 +9,7 @@ import torch
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from bench.gpu.measure import Setting, forget, part_setting, peak_mib, seconds
+from bench.gpu.measure import BenchSetting, forget, part_setting, peak_mib, seconds
 from mimbench.system.runtime import Precision, Ranks, autocast
 from mimbench.task import Machine
 from mimbench.vit.weights import VitSpec, random_weights
@@ -38,7 +38,7 @@ def nowhere() -> DataSource:
     )
 
 
-def segmentor(setting: Setting, precision: Precision, side: int, batch: int) -> Any:
+def segmentor(setting: BenchSetting, precision: Precision, side: int, batch: int) -> Any:
     """Return the filled model of the paper's recipe, on its device."""
     spec = setting.pick(BASE, TINY)
     config = upernet.Config(
@@ -72,7 +72,7 @@ def labelled(side: int, batch: int, device: torch.device) -> list[SegDataSample]
     return found
 
 
-def measure(setting: Setting, precision: Precision, side: int, batch: int) -> dict[str, Any]:
+def measure(setting: BenchSetting, precision: Precision, side: int, batch: int) -> dict[str, Any]:
     """Return images a second of training and testing, and peak memory."""
     forget(setting.device)
     model = segmentor(setting, precision, side, batch).train()

@@ -1,6 +1,7 @@
 """mkdocs hooks: pages that live at the root of the repository, and links between the two places."""
 
 import re
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if path is None or not path.exists():
             return found[0]  # an anchor of this page, or a dead link, which mkdocs reports
         if path.is_relative_to(ROOT / "docs"):
-            return f"{image}[{text}]({path.relative_to(ROOT / 'docs').as_posix()}{anchor})"
-        if path.name in PAGES and path.parent == ROOT:
-            return f"{image}[{text}]({path.name}{anchor})"
-        return f"`{path.relative_to(ROOT).as_posix()}`"
+            page = path.relative_to(ROOT / "docs")
+        elif path.name in PAGES and path.parent == ROOT:
+            page = Path(path.name)
+        else:
+            return f"`{path.relative_to(ROOT).as_posix()}`"
+        return f"{image}[{text}]({relpath(page, Path(source).parent)}{anchor})"
 
     return LINK.sub(link, markdown)

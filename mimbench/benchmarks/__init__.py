@@ -1,1 +1,1 @@
-"""What is to be run: the manifest, orders, the cells of the table, and one order evaluated."""
+"""What is to be run: the manifest, the cells of the table, the configuration of a run, and one run evaluated."""

@@ -8,11 +8,11 @@ from typing import Any
 
 from mimbench.benchmarks.evaluation import describe_weights
 from mimbench.benchmarks.manifest import Manifest, Profile
-from mimbench.benchmarks.orders import (
-    Order,
+from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, preflight
+from mimbench.benchmarks.run_config import (
+    RunConfig,
     safe_name,
 )
-from mimbench.benchmarks.survey import Finding, Question, survey
 from mimbench.checkpoints.files import read_weights
 from mimbench.checkpoints.reading.plausibility import doubts
 from mimbench.model import Spec
@@ -90,7 +90,7 @@ class Request:
 class Cell:
     """One run to do, or the reason why it cannot be done."""
 
-    order: Order
+    run: RunConfig
     folder: Path
     candidate: Candidate
     after: tuple[str, ...]
@@ -110,8 +110,8 @@ class Cell:
     @property
     def label(self) -> str:
         """How messages name the cell."""
-        seed = self.order.config.get("seed", 0)
-        return f"{self.order.benchmark} · {self.candidate.weights['name']}" + (
+        seed = self.run.config.get("seed", 0)
+        return f"{self.run.benchmark} · {self.candidate.weights['name']}" + (
             f" · seed {seed}" if seed else ""
         )
 
@@ -155,11 +155,11 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     manifest.check_overrides(request.overrides)
     specs = list(dict.fromkeys(who.spec for who in candidates if who.spec))
     request = replace(request, benchmarks=manifest.choose(request.profile, request.benchmarks))
-    findings = _ask(manifest, request, specs)
+    reports = _ask(manifest, request, specs)
     cells = [
         replace(
-            _cell(manifest, who, name, findings[name], seed, request),
-            footprint=_footprint(findings[name], specs, who.spec),
+            _cell(manifest, who, name, reports[name], seed, request),
+            footprint=_footprint(reports[name], specs, who.spec),
         )
         for who in candidates
         for name in request.benchmarks
@@ -171,25 +171,25 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     return cells
 
 
-def _footprint(finding: Finding, specs: Sequence[Spec], spec: Spec | None) -> Footprint:
-    if spec is None or not finding.footprints:
+def _footprint(report: RecipeReport, specs: Sequence[Spec], spec: Spec | None) -> Footprint:
+    if spec is None or not report.footprints:
         return Footprint()
-    return finding.footprints[specs.index(spec)]
+    return report.footprints[specs.index(spec)]
 
 
-def _ask(manifest: Manifest, request: Request, specs: Sequence[Spec]) -> dict[str, Finding]:
-    questions = []
+def _ask(manifest: Manifest, request: Request, specs: Sequence[Spec]) -> dict[str, RecipeReport]:
+    queries = []
     for name in request.benchmarks:
         dataset, config = manifest.recipe(name, request.profile, request.overrides)
-        questions.append(
-            Question(
+        queries.append(
+            RecipeQuery(
                 benchmark=name,
                 task=manifest.benchmarks[name].task,
                 dataset=dataset,
                 config={**config, "machine": _machine(manifest, request, name, config)},
             )
         )
-    found = survey(questions, request.data, own=request.own_data, specs=specs)
+    found = preflight(queries, request.data, own=request.own_data, specs=specs)
     return dict(zip(request.benchmarks, found, strict=True))
 
 
@@ -205,7 +205,7 @@ def _machine(
 
 
 def _cell(
-    manifest: Manifest, who: Candidate, name: str, finding: Finding, seed: int, request: Request
+    manifest: Manifest, who: Candidate, name: str, report: RecipeReport, seed: int, request: Request
 ) -> Cell:
     benchmark = manifest.benchmarks[name]
     dataset, _ = manifest.recipe(name, request.profile)
@@ -214,32 +214,32 @@ def _cell(
     parts += [request.profile] if request.profile != "paper" else []
     # the machine moves no number: the run goes on in the same folder
     recipe_changed = any(set(change) - {"machine"} for change in overrides.values())
-    parts += [finding.protocol[:6] or "changed"] if recipe_changed else []
+    parts += [report.protocol[:6] or "changed"] if recipe_changed else []
     parts += [f"seed{seed}"] if seed else []
-    order = Order(
+    run = RunConfig(
         benchmark=name,
         task=benchmark.task,
         profile=request.profile,
-        dataset=finding.dataset or dataset,
+        dataset=report.dataset or dataset,
         checkpoint=who.path,
-        config={**finding.config, "seed": seed},
+        config={**report.config, "seed": seed},
         overrides=overrides,
         name=who.weights["name"],
         which=who.which,
         num_heads=who.num_heads,
         weights_digest=who.weights["digest"],
-        data_digest=finding.data_digest,
+        data_digest=report.data_digest,
     )
     return Cell(
-        order=order,
+        run=run,
         folder=request.out / who.folder / ".".join(parts),
         candidate=who,
         after=benchmark.after,
-        version=finding.version,
-        main_metric=finding.main_metric,
-        protocol=finding.protocol,
-        problem=finding.problem,
-        rehearsal={**finding.rehearsal, "seed": seed} if finding.rehearsal else {},
-        effort=finding.effort,
-        labelled_images=finding.labelled_images,
+        version=report.version,
+        main_metric=report.main_metric,
+        protocol=report.protocol,
+        problem=report.problem,
+        rehearsal={**report.rehearsal, "seed": seed} if report.rehearsal else {},
+        effort=report.effort,
+        labelled_images=report.labelled_images,
     )

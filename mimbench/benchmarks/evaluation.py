@@ -1,4 +1,4 @@
-"""Run one order in this process: the only place where a task's `run` is called and a result written."""
+"""Evaluate one run in this process: the only place where a task's `run` is called and a result written."""
 
 import logging
 import math
@@ -10,8 +10,14 @@ from typing import Any
 
 import torch
 
-from mimbench.benchmarks.orders import RESULT_FILE, Order, changed, order_protocol, protocol_config
 from mimbench.benchmarks.records import keep_outcomes, store_pictures
+from mimbench.benchmarks.run_config import (
+    RESULT_FILE,
+    RunConfig,
+    changed,
+    protocol_config,
+    task_protocol,
+)
 from mimbench.checkpoints.files import read_weights
 from mimbench.model import Weights
 from mimbench.results.record import Result, provenance, write_result
@@ -27,43 +33,43 @@ from mimbench.task import Task, TaskResult, load_task, traits_of
 logger = logging.getLogger(__name__)
 
 
-def evaluate(order: Order, out: Path, weights: Weights | None = None) -> Result:
-    """Run the order's task in `out` and write its result last; only rank 0 writes.
+def evaluate(run: RunConfig, out: Path, weights: Weights | None = None) -> Result:
+    """Run the task in `out` and write its result last; only rank 0 writes.
 
     Args:
-        order: What to run.
+        run: What to run.
         out: The run's folder.
-        weights: The checkpoint, where it is in memory already; by default the order's file is read.
+        weights: The checkpoint, where it is in memory already; by default its file is read.
     """
     if _rank():
-        return _evaluate(order, out, weights)
-    with folder_lock(out, f"another process is running {order.benchmark} in {out}"):
-        result = _evaluate(order, out, weights)
+        return _evaluate(run, out, weights)
+    with folder_lock(out, f"another process is running {run.benchmark} in {out}"):
+        result = _evaluate(run, out, weights)
         write_result(out / RESULT_FILE, result)
     return result
 
 
-def _evaluate(order: Order, out: Path, weights: Weights | None) -> Result:
-    task = load_task(order.task)
-    config = from_mapping(task.Config, order.config, f"{order.benchmark}.config")
+def _evaluate(run: RunConfig, out: Path, weights: Weights | None) -> Result:
+    task = load_task(run.task)
+    config = from_mapping(task.Config, run.config, f"{run.benchmark}.config")
     if weights is None:
-        weights = read_weights(order.checkpoint, which=order.which, num_heads=order.num_heads)
-    if order.weights_digest and weights.digest != order.weights_digest:
+        weights = read_weights(run.checkpoint, which=run.which, num_heads=run.num_heads)
+    if run.weights_digest and weights.digest != run.weights_digest:
         raise UserError(
-            f"{order.checkpoint} changed since the run was planned: digest {weights.digest[:12]}, "
-            f"expected {order.weights_digest[:12]}; start the run again"
+            f"{run.checkpoint} changed since the run was planned: digest {weights.digest[:12]}, "
+            f"expected {run.weights_digest[:12]}; start the run again"
         )
     began = time.monotonic()
     found = task.run(weights, config, out)
-    check_result(order.task, task.MAIN_METRIC, found)
+    check_result(run.task, task.MAIN_METRIC, found)
     seconds = time.monotonic() - began
-    result = make_result(order, task, config, weights, found, seconds=seconds)
+    result = make_result(run, task, config, weights, found, seconds=seconds)
     # resampling takes a while, and only the main process's result is written
     return keep(result, found, task, out) if _rank() == 0 else result
 
 
 def make_result(
-    order: Order,
+    run: RunConfig,
     task: Task,
     config: Any,
     weights: Weights,
@@ -75,18 +81,18 @@ def make_result(
     device = _device_of(config)
     traits = traits_of(task)
     return Result(
-        benchmark=order.benchmark,
-        task=order.task,
+        benchmark=run.benchmark,
+        task=run.task,
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
         lower_is_better=traits.lower_is_better,
         trains=traits.trains(config) if callable(traits.trains) else traits.trains,
         ran=dict(found.ran),
-        profile=order.profile,
-        protocol=order_protocol(order.task, task.VERSION, order.dataset, config, traits),
+        profile=run.profile,
+        protocol=task_protocol(run.task, task.VERSION, run.dataset, config, traits),
         metrics=dict(found.metrics),
-        config=protocol_config(order.dataset, config, traits),
-        weights=describe_weights(weights, order.name),
+        config=protocol_config(run.dataset, config, traits),
+        weights=describe_weights(weights, run.name),
         status="done",
         provenance=provenance(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "",
@@ -95,9 +101,9 @@ def make_result(
             peak_memory_mb=peak_memory(device) / 2**20,
         ),
         draws=found.draws,
-        overrides=changed(order),
+        overrides=changed(run),
         data=str(getattr(config, "data", "")),
-        data_digest=order.data_digest,
+        data_digest=run.data_digest,
         resolved=to_mapping(traits.resolved(weights.spec, config)) if traits.resolved else {},
         figures=tuple(found.figures),
         notes=dict(found.notes),

@@ -1,7 +1,7 @@
-"""One life cycle of a run: claim the folder, set aside what is stale, order, run, success or failure.
+"""One life cycle of a run: claim the folder, set aside what is stale, configure, run, record.
 
 `run_here` does all of it in this process; the runner and the cluster call `begin`, start processes,
-and record a failure where no result came back. Nothing else touches a run's order or result.
+and record a failure where no result came back. Nothing else writes a run's configuration or result.
 """
 
 import logging
@@ -11,16 +11,16 @@ from typing import Any
 
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.evaluation import evaluate
-from mimbench.benchmarks.orders import (
+from mimbench.benchmarks.run_config import (
+    CONFIG_FILE,
     LEFT_FILE,
     NOT_PROTOCOL,
-    ORDER_FILE,
     RESULT_FILE,
     STALE,
-    Order,
+    RunConfig,
     changed,
-    read_order,
-    write_order,
+    read_run_config,
+    write_run_config,
 )
 from mimbench.data.digest import DataDigest
 from mimbench.model import Weights
@@ -46,10 +46,10 @@ def run_here(cell: Cell, *, fresh: bool = False, weights: Weights | None = None)
         return done
     main = int(os.environ.get("RANK", "0")) == 0
     if main:
-        with folder_lock(cell.folder, f"another process is running {cell.order.benchmark}"):
+        with folder_lock(cell.folder, f"another process is running {cell.run.benchmark}"):
             begin(cell, fresh=fresh)
     try:
-        return evaluate(cell.order, cell.folder, weights)
+        return evaluate(cell.run, cell.folder, weights)
     except Exception as error:
         if main:
             record_failure(cell, str(error) or type(error).__name__)
@@ -57,12 +57,12 @@ def run_here(cell: Cell, *, fresh: bool = False, weights: Weights | None = None)
 
 
 def begin(cell: Cell, *, fresh: bool = False) -> None:
-    """Make the cell's folder ready: stale content aside, no old result, the order written."""
+    """Make the cell's folder ready: stale content aside, no old result, the configuration written."""
     set_aside(cell, fresh=fresh)
     cell.folder.mkdir(parents=True, exist_ok=True)
     for name in (RESULT_FILE, LEFT_FILE):
         (cell.folder / name).unlink(missing_ok=True)
-    write_order(cell.folder / ORDER_FILE, cell.order)
+    write_run_config(cell.folder / CONFIG_FILE, cell.run)
 
 
 def finished(cell: Cell) -> Result | None:
@@ -70,9 +70,9 @@ def finished(cell: Cell) -> Result | None:
     result = number_in(cell.folder)
     if result is None or result.protocol != cell.protocol:
         return None
-    if not same_data(result.data_digest, cell.order.data_digest):
+    if not same_data(result.data_digest, cell.run.data_digest):
         return None
-    return result if result.weights["digest"] == cell.order.weights_digest else None
+    return result if result.weights["digest"] == cell.run.weights_digest else None
 
 
 def number_in(folder: Path) -> Result | None:
@@ -84,14 +84,14 @@ def number_in(folder: Path) -> Result | None:
 
 def set_aside(cell: Cell, *, fresh: bool = False) -> None:
     """Move what another recipe or version left in the cell's folder out of the way."""
-    path = cell.folder / ORDER_FILE
+    path = cell.folder / CONFIG_FILE
     if not path.is_file():
         return
-    before = read_order(path)
+    before = read_run_config(path)
     failed = cell.folder / RESULT_FILE
     stale = failed.is_file() and read_result(failed).protocol not in ("", cell.protocol)
-    known = same_data(before.data_digest, cell.order.data_digest)
-    if not fresh and not stale and known and _identity(before) == _identity(cell.order):
+    known = same_data(before.data_digest, cell.run.data_digest)
+    if not fresh and not stale and known and _identity(before) == _identity(cell.run):
         return
     number = 1
     while (aside := cell.folder.with_name(f"{cell.folder.name}{STALE}{number}")).exists():
@@ -107,26 +107,26 @@ def same_data(a: DataDigest, b: DataDigest) -> bool:
     return not (a.digest and b.digest) or a.digest == b.digest
 
 
-def _identity(order: Order) -> tuple[Any, ...]:
-    config = {k: v for k, v in order.config.items() if k not in NOT_PROTOCOL - {"seed"}}
-    return order.task, order.dataset, order.weights_digest, order.which, config
+def _identity(run: RunConfig) -> tuple[Any, ...]:
+    config = {k: v for k, v in run.config.items() if k not in NOT_PROTOCOL - {"seed"}}
+    return run.task, run.dataset, run.weights_digest, run.which, config
 
 
 def record_failure(cell: Cell, error: str) -> None:
     """Leave a result that says the cell failed, so that the table can say so too."""
     result = Result(
-        benchmark=cell.order.benchmark,
-        task=cell.order.task,
+        benchmark=cell.run.benchmark,
+        task=cell.run.task,
         version=cell.version,
         main_metric=cell.main_metric,
-        profile=cell.order.profile,
+        profile=cell.run.profile,
         protocol=cell.protocol,
         metrics={},
-        config={"dataset": cell.order.dataset},
+        config={"dataset": cell.run.dataset},
         weights=cell.candidate.weights,
         status="failed",
         error=error,
         provenance=provenance(device="", seed=0, seconds=0.0, peak_memory_mb=0.0),
-        overrides=changed(cell.order),
+        overrides=changed(cell.run),
     )
     write_result(cell.folder / RESULT_FILE, result)

@@ -14,7 +14,7 @@ def locate(dataset: str, data: Path | None) -> Path:
     """Return the folder of a data set.
 
     Args:
-        dataset: imagenet, coco, ade, or one of `SAMPLES`.
+        dataset: imagenet, coco, ade, voc, or one of `SAMPLES`.
         data: The user's --data: a folder that holds the data set's folder, or that folder itself.
     """
     if dataset in SAMPLES:

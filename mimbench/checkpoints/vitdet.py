@@ -24,7 +24,7 @@ PLACELESS = ("cls_token", "reg_token", "norm.", "fc_norm.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converted:
+class VitDetTensors:
     """Tensors for detectron2's ViT, and what its constructor must know about them."""
 
     tensors: Mapping[str, Tensor]
@@ -59,7 +59,7 @@ def to_vitdet(
     patch_size: int | None = None,
     side: int | None = None,
     windows: Mapping[int, int] | None = None,
-) -> Converted:
+) -> VitDetTensors:
     """Return the weights as detectron2's ViT holds them; every tensor is used or listed.
 
     Args:
@@ -90,7 +90,7 @@ def to_vitdet(
         notes.append(f"{spec.register_tokens} register tokens dropped: ViTDet attends patches only")
     if unplaced := [name for name in left if not name.startswith(PLACELESS)]:
         raise UserError(f"no rule maps {first_few(unplaced)} to ViTDet")
-    return Converted(
+    return VitDetTensors(
         tensors=out,
         patch_size=target,
         table_side=table_side,
@@ -133,7 +133,7 @@ def refuse(spec: VitSpec, *, ours: bool) -> None:
         raise UserError("ViTDet cannot run this backbone: " + "; ".join(reasons))
 
 
-def vitdet_arguments(spec: VitSpec, converted: Converted) -> dict[str, Any]:
+def vitdet_arguments(spec: VitSpec, converted: VitDetTensors) -> dict[str, Any]:
     """Return what detectron2's ViT must be built with, beside what the detector decides."""
     # detectron2 floors width x ratio: half a unit more keeps an uneven ratio from losing one
     whole = spec.mlp_dim % spec.embed_dim == 0

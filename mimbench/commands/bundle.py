@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE
-from mimbench.sharing.bundle import write_bundle
+from mimbench.suite.sharing.bundle import write_bundle
 from mimbench.system.exit_codes import ExitCode
 from mimbench.system.options import Parser, add_option
 

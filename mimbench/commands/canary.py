@@ -10,28 +10,28 @@ from mimbench.system.exit_codes import ExitCode
 from mimbench.system.options import Parser, add_checkpoint, add_option, add_reading
 
 if TYPE_CHECKING:
-    from mimbench.suite.running.canary import Verdict
+    from mimbench.suite.running.canary import CanaryResult
 
 logger = logging.getLogger(__name__)
 CPU_SECONDS = 60.0
-"""After this long on a CPU the less telling rivals are left out."""
+"""After this long on a CPU the less telling baselines are left out."""
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
     add_checkpoint(parser)
     add_option(parser, "--data", "default: the sample data")
-    add_option(parser, "--out", "the verdict as JSON", metavar="FILE")
+    add_option(parser, "--out", "the result as JSON", metavar="FILE")
     add_option(parser, "--device")
     add_reading(parser)
 
 
-def summary(found: "Verdict") -> str:
+def summary(found: "CanaryResult") -> str:
     """Return one line on how far ahead the checkpoint is."""
-    from mimbench.suite.running.rivals import TWIN
+    from mimbench.suite.running.baselines import TWIN
 
-    text = f"{found.score:.1f} % in a small k-NN, {TWIN} {found.rivals[TWIN]:.1f} %"
-    others = {name: score for name, score in found.rivals.items() if name != TWIN}
+    text = f"{found.score:.1f} % in a small k-NN, {TWIN} {found.baselines[TWIN]:.1f} %"
+    others = {name: score for name, score in found.baselines.items() if name != TWIN}
     if others:
         best = max(others, key=lambda name: others[name])
         text += f", the best of {len(others)} rearrangements {others[best]:.1f} % ({best})"

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
-    add_option(parser, "--data", "imagenet/, coco/ and ade/, or one of these, or the sample data")
+    add_option(
+        parser, "--data", "imagenet/, coco/, ade/ and voc/, or one of these, or the sample data"
+    )
     add_option(parser, "--json")
 
 

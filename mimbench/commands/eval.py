@@ -1,4 +1,4 @@
-"""Run one order (a run's config.yaml) in this process and write its result beside it."""
+"""Run one cell again from its config.yaml, in this process; the result goes beside it."""
 
 import argparse
 import logging
@@ -12,22 +12,24 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
-    parser.add_argument("order", type=Path, metavar="config.yaml", help="the file that a run wrote")
+    parser.add_argument(
+        "config", type=Path, metavar="config.yaml", help="the file that a run wrote"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the order."""
+    """Evaluate the run."""
     from mimbench.benchmarks.evaluation import evaluate
-    from mimbench.benchmarks.orders import LEFT_FILE, read_order
+    from mimbench.benchmarks.run_config import LEFT_FILE, read_run_config
     from mimbench.suite.running.launch import follow_parent
 
     follow_parent()
     try:
-        result = evaluate(read_order(args.order), args.order.parent)
+        result = evaluate(read_run_config(args.config), args.config.parent)
     except SystemExit as left:
         if left.code == ExitCode.PREEMPTED:
             logger.warning("interrupted, the state is saved: the same command goes on")
-            (args.order.parent / LEFT_FILE).touch()
+            (args.config.parent / LEFT_FILE).touch()
         raise
     for name, value in result.metrics.items():
         logger.info("%s %.4f", name, value)

@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Write the report."""
-    from mimbench.report.page import make_report
+    from mimbench.suite.report.page import make_report
 
     path = args.out or args.results / "report.html"
     choice = parse_choices(args.reference)

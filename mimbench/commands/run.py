@@ -80,7 +80,7 @@ def add_request_arguments(parser: Parser) -> None:
     add_option(what, "--only", "default: all of the profile", default="")
     add_option(what, "--set", "for example knn.k=[20]")
     add_option(what, "--seeds", "default: 1", default=1)
-    add_option(what, "--data", "holds imagenet/, coco/, ade/")
+    add_option(what, "--data", "holds imagenet/, coco/, ade/, voc/")
     add_option(what, "--out", "default: runs (runs/demo with --demo)", metavar="DIR")
     add_reading(what)
     add_option(what, "--benchmarks", default=DEFAULT_FILE)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE
-from mimbench.sharing.verifying import verify_bundle
+from mimbench.suite.sharing.verifying import verify_bundle
 from mimbench.system.errors import printable
 from mimbench.system.exit_codes import ExitCode
 from mimbench.system.options import Parser, add_option

@@ -4,19 +4,21 @@ import json
 import shlex
 from pathlib import Path
 
-from mimbench.doctor import ade, coco, imagenet
+from mimbench.doctor import ade, coco, imagenet, voc
 from mimbench.doctor.check import Check, fault, ok, python_module, warn
 from mimbench.doctor.folders import count_files
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
 
 SAMPLE_GENERATOR = "mimbench-sample"
-LAYOUTS = {"imagenet": imagenet, "coco": coco, "ade": ade}
+LAYOUTS = {"imagenet": imagenet, "coco": coco, "ade": ade, "voc": voc}
+NAMED = "imagenet/, coco/, ade/ or voc/"
 # What the archives call themselves, and other usual names, by the name that the benchmarks use.
 ALIASES = {
     "imagenet": ("imagenet-1k", "imagenet1k", "ImageNet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC"),
     "coco": ("COCO", "coco2017", "mscoco"),
     "ade": ("ADEChallengeData2016", "ade20k", "ADE20K", "ADE20K_2016_07_26", "ADE20K_2021_17_01"),
+    "voc": ("VOC2012", "VOCdevkit/VOC2012", "VOC", "voc2012", "pascal_voc"),
 }
 
 
@@ -24,9 +26,7 @@ def check_data(root: Path) -> list[Check]:
     """Check the data sets under `root`, or `root` itself if it is one of them."""
     root = root.expanduser().absolute()
     if not root.is_dir():
-        raise UserError(
-            f"--data {root}: no such folder; expected one with imagenet/, coco/ or ade/ in it"
-        )
+        raise UserError(f"--data {root}: no such folder; expected one with {NAMED} in it")
     manifest = _sample_manifest(root)
     if manifest is not None:
         return [_check_sample(root, manifest)]
@@ -39,7 +39,7 @@ def check_data(root: Path) -> list[Check]:
         return [
             fault(
                 "data",
-                f"{root} holds no data set; expected imagenet/, coco/ or ade/ in it",
+                f"{root} holds no data set; expected {NAMED} in it",
                 "\n".join(check.fix for check in checks),
             )
         ]

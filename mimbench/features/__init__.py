@@ -1,1 +1,1 @@
-"""Features of frozen backbones: how they are extracted, cached and configured."""
+"""Features of frozen backbones: extracted, cached, searched, and classified by logistic regression."""

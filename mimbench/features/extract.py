@@ -26,7 +26,7 @@ from mimbench.system.signals import leave_signals_to_parent
 from mimbench.task import Machine
 
 
-class Recipe(Protocol):
+class ExtractionRecipe(Protocol):
     """How a bank's images are read and computed."""
 
     @property
@@ -59,7 +59,7 @@ class Bank(Protocol):
         ...
 
     @property
-    def spec(self) -> Recipe:
+    def spec(self) -> ExtractionRecipe:
         """How it is computed and kept."""
         ...
 

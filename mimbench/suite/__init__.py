@@ -1,1 +1,1 @@
-"""A run of the suite: cells, their processes, their costs, the table at the end."""
+"""A run of the suite: cells, their processes and costs, the table and the report at the end, bundles."""

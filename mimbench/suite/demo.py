@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mimbench.benchmarks.survey import child_environment
+from mimbench.benchmarks.preflight import child_environment
 from mimbench.checkpoints.files import write_weights
 from mimbench.sample import sample_root
 from mimbench.system.errors import UserError

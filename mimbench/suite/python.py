@@ -15,8 +15,8 @@ from mimbench.benchmarks.cells import Candidate, Cell
 from mimbench.benchmarks.evaluation import describe_weights
 from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import Manifest, Profile, load_manifest
-from mimbench.benchmarks.orders import Order, safe_name
-from mimbench.benchmarks.survey import Finding, Question, look
+from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_recipe
+from mimbench.benchmarks.run_config import RunConfig, safe_name
 from mimbench.checkpoints.files import read_weights, write_weights
 from mimbench.model import Weights
 from mimbench.networks.module import ModuleWeights, adapt
@@ -102,10 +102,10 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         own=own_data,
         machine=Machine(device=device, workers=workers),
     )
-    found = {benchmark: study.look(benchmark) for benchmark in names}
+    found = {benchmark: study.inspect_recipe(benchmark) for benchmark in names}
     if problems := [f"{b}: {f.problem}" for b, f in found.items() if f.problem]:
         raise UserError("\n".join(problems))
-    return {b: study.run(b, finding, weights, label, row) for b, finding in found.items()}
+    return {b: study.run(b, report, weights, label, row) for b, report in found.items()}
 
 
 def table(out: str | Path = "runs", *, format: str = "terminal") -> Text:  # noqa: A002
@@ -151,45 +151,45 @@ class Study:
     own: bool
     machine: Machine
 
-    def look(self, benchmark: str) -> Finding:
+    def inspect_recipe(self, benchmark: str) -> RecipeReport:
         """Return the benchmark's whole configuration, or why it cannot run."""
         dataset, config = self.manifest.recipe(benchmark, self.profile, self.settings)
         machine = merge(to_mapping(self.machine), self.manifest.limits(benchmark, self.profile))
-        question = Question(
+        query = RecipeQuery(
             benchmark=benchmark,
             task=self.manifest.benchmarks[benchmark].task,
             dataset=dataset,
             config={**config, "machine": merge(machine, config.get("machine", {}))},
         )
-        return look(question, self.data, own=self.own)
+        return inspect_recipe(query, self.data, own=self.own)
 
     def run(
-        self, benchmark: str, finding: Finding, weights: Weights, label: str, row: Path
+        self, benchmark: str, report: RecipeReport, weights: Weights, label: str, row: Path
     ) -> Result:
         """Return the benchmark's result, from its folder if it is there already."""
         parts = [benchmark] + ([self.profile] if self.profile != "paper" else [])
-        folder = row / ".".join([*parts, finding.protocol[:6]] if self.settings else parts)
+        folder = row / ".".join([*parts, report.protocol[:6]] if self.settings else parts)
         row.mkdir(parents=True, exist_ok=True)
-        order = Order(
+        run = RunConfig(
             benchmark=benchmark,
             task=self.manifest.benchmarks[benchmark].task,
             profile=self.profile,
-            dataset=finding.dataset,
+            dataset=report.dataset,
             checkpoint=_kept(weights, row),
-            config=finding.config,
+            config=report.config,
             overrides=self.settings,
             name=label,
             weights_digest=weights.digest,
-            data_digest=finding.data_digest,
+            data_digest=report.data_digest,
         )
         cell = Cell(
-            order=order,
+            run=run,
             folder=folder,
-            candidate=Candidate(path=order.checkpoint, weights=describe_weights(weights, label)),
+            candidate=Candidate(path=run.checkpoint, weights=describe_weights(weights, label)),
             after=(),
-            version=finding.version,
-            main_metric=finding.main_metric,
-            protocol=finding.protocol,
+            version=report.version,
+            main_metric=report.main_metric,
+            protocol=report.protocol,
         )
         return run_here(cell, weights=weights)
 

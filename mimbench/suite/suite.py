@@ -17,17 +17,17 @@ from mimbench.benchmarks.cells import (
 )
 from mimbench.benchmarks.lifecycle import finished
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.benchmarks.orders import safe_name
-from mimbench.benchmarks.survey import child_environment
+from mimbench.benchmarks.preflight import child_environment
+from mimbench.benchmarks.run_config import safe_name
 from mimbench.checkpoints.files import read_weights, write_weights
 from mimbench.networks.kinds import random_twin
 from mimbench.suite.costs.footprint import check_room
-from mimbench.suite.costs.ledger import FORECAST, Ledger
+from mimbench.suite.costs.forecast_log import FORECAST, ForecastLog
 from mimbench.suite.costs.planning import PATIENCE, longest_first, plan_text
+from mimbench.suite.running.canary_check import check_checkpoints
 from mimbench.suite.running.cluster import Cluster, submit_cells
 from mimbench.suite.running.launch import Slot, gpu_slot, hidden_gpus, make_slots
-from mimbench.suite.running.runner import Ended, run_cells
-from mimbench.suite.running.watchman import watch
+from mimbench.suite.running.runner import FinishedCell, run_cells
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import value_digest, write_text
@@ -66,7 +66,7 @@ def run_suite(
             at_once = 1 if slots[0].gpus else len(slots)
             check_room(cells, out, side_by_side=at_once, device=device)
         if request.canary:
-            watch(cells, device)
+            check_checkpoints(cells, device)
         try:
             ended = _run(cells, slots, request, cluster)
         finally:
@@ -107,22 +107,22 @@ def write_tables(out: Path, manifest: Manifest, choice: Mapping[str, str]) -> Ta
 
 def _run(
     cells: Sequence[Cell], slots: Sequence[Slot], request: Request, cluster: Cluster | None
-) -> list[Ended]:
-    ledger = Ledger(request.out / FORECAST, cells)
+) -> list[FinishedCell]:
+    forecasts = ForecastLog(request.out / FORECAST, cells)
     if cluster is None:
         if len(slots) > 1:
             cells = longest_first(cells)
-        ended = run_cells(cells, slots, fresh=request.fresh, watcher=ledger)
+        ended = run_cells(cells, slots, fresh=request.fresh, monitor=forecasts)
     else:
         for cell in cells:
             if request.fresh or not (cell.problem or finished(cell)):
-                ledger.begin(cell)
+                forecasts.begin(cell)
         ended = submit_cells(cells, cluster, fresh=request.fresh)
         for cell in [e.cell for e in ended if e.status == "done"]:
             if result := finished(cell):
                 # jobs start out of our sight: what the task itself took is all that is known
-                ledger.end(cell, result.provenance.seconds)
-    if said := ledger.summary([e.cell.label for e in ended if e.status == "done"]):
+                forecasts.end(cell, result.provenance.seconds)
+    if said := forecasts.summary([e.cell.label for e in ended if e.status == "done"]):
         logger.info("%s", said)
     return ended
 
@@ -178,7 +178,7 @@ def _report(request: Request) -> None:
         )
 
 
-def _verdict(cells: Sequence[Cell], ended: Sequence[Ended]) -> int:
+def _verdict(cells: Sequence[Cell], ended: Sequence[FinishedCell]) -> int:
     if left := [e.cell.label for e in ended if e.status == "interrupted"]:
         logger.warning("interrupted: %s; the same command goes on", ", ".join(left))
     failed = [e.cell for e in ended if e.status == "failed"]

@@ -75,7 +75,7 @@ def task_parser(
     )
     add_option(parser, "--benchmarks", default=DEFAULT_FILE)
     add_option(parser, "--set", "for example k=[20]")
-    add_option(parser, "--data", "holds imagenet/, coco/, ade/, or is one of these")
+    add_option(parser, "--data", "holds imagenet/, coco/, ade/, voc/, or is one of these")
     add_option(parser, "--out", "default: runs", default=Path("runs"), metavar="DIR")
     add_option(parser, "--seed")
     add_option(parser, "--device")

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from mimbench.benchmarks.manifest import Manifest, Reference
-from mimbench.benchmarks.survey import Question, survey
+from mimbench.benchmarks.preflight import RecipeQuery, preflight
 from mimbench.results.record import Result
 from mimbench.system.errors import UserError
 from mimbench.tables.columns import ran_as
@@ -56,7 +56,7 @@ def published_config(protocol: str, manifest: Manifest, model: str) -> dict[str,
     if protocol not in manifest.benchmarks:
         return None
     dataset, config = manifest.recipe(protocol, "paper")
-    question = Question(
+    query = RecipeQuery(
         benchmark=protocol,
         task=manifest.benchmarks[protocol].task,
         dataset=dataset,
@@ -64,10 +64,10 @@ def published_config(protocol: str, manifest: Manifest, model: str) -> dict[str,
         needs_data=False,
     )
     spec = spec_of(model)
-    [finding] = survey([question], None, specs=[spec] if spec else [])
-    if finding.problem:
-        raise UserError(finding.problem)
-    return {**finding.canonical, **(finding.resolved[0] if finding.resolved else {})}
+    [report] = preflight([query], None, specs=[spec] if spec else [])
+    if report.problem:
+        raise UserError(report.problem)
+    return {**report.canonical, **(report.resolved[0] if report.resolved else {})}
 
 
 def spec_of(model: str) -> "VitSpec | None":

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import Manifest, Reference
-from mimbench.benchmarks.orders import RESULT_FILE, STALE
+from mimbench.benchmarks.run_config import RESULT_FILE, STALE
 from mimbench.results.record import Result, read_result
 from mimbench.tables.columns import columns_of, ran_as
 from mimbench.tables.published import Match, match

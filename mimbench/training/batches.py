@@ -133,7 +133,7 @@ def loader(samples: Samples, sampler: StepSampler, *, workers: int, pin: bool) -
 
 
 @dataclass
-class Faults:
+class BrokenImages:
     """Broken images met so far; too many of them end the run."""
 
     allowed: float

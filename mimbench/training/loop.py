@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import autocast
-from mimbench.training.batches import Batch, Faults, Samples, StepSampler, loader, to_device
+from mimbench.training.batches import Batch, BrokenImages, Samples, StepSampler, loader, to_device
 from mimbench.training.journal import Record
 from mimbench.training.learner import BEST, FAILED, LAST, Learner, LoopConfig, RunContext, StepInfo
 from mimbench.training.optim import plan_batch, set_lr
@@ -63,7 +63,7 @@ class _Run:
         self.total = min(whole, config.steps or whole)
         self.now = TrainingState(learner, config, context, steps_per_epoch=self.per_epoch)
         self.device, self.scaler = self.now.device, self.now.scaler
-        self.faults = Faults(config.max_broken, len(samples))
+        self.faults = BrokenImages(config.max_broken, len(samples))
         self.watch = LossWatch(learner.optimizer, self.device, self.ranks)
         self.trained = [p for g in learner.optimizer.param_groups for p in g["params"]]
         self.record: Record | None = None

@@ -52,6 +52,11 @@ def trained(spec: Spec, config: Any, images: int) -> Footprint:
     )
 
 
+def saved_parameters(spec: Spec) -> float:
+    """Return the MB of saved states that hold a backbone without moments, while a newer replaces an older."""
+    return _parameters(spec) * 2 * 4 / MB
+
+
 def frozen(spec: Spec, config: Any, images: int) -> Footprint:
     """Return what a frozen backbone takes: its parameters and the activations of one block."""
     del images

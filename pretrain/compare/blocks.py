@@ -44,7 +44,7 @@ Budget = Literal["steps", "time"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ArmRun:
     """One run: an arm in a block, under one of the two budgets."""
 
     arm: str
@@ -68,7 +68,7 @@ class RunOptions:
     device: str = "auto"
     jobs: int = 1
 
-    def folder(self, task: Task) -> Path:
+    def folder(self, task: ArmRun) -> Path:
         """Return a run's folder."""
         return self.out / "runs" / task.slug
 
@@ -86,19 +86,19 @@ def claim(design: Design, out: Path) -> None:
         )
 
 
-def tasks_of(design: Design, ratios: Mapping[str, float]) -> list[Task]:
+def tasks_of(design: Design, ratios: Mapping[str, float]) -> list[ArmRun]:
     """Return all runs, block by block; dearer arms also for the time that the reference takes.
 
     Args:
         design: The experiment.
         ratios: Each arm's time for a step over the reference's.
     """
-    found = [Task(arm=arm, seed=seed) for seed in design.seeds for arm in design.arms]
+    found = [ArmRun(arm=arm, seed=seed) for seed in design.seeds for arm in design.arms]
     for seed in design.seeds if design.equal_time else ():
         for arm in design.arms:
             epochs = matched_epochs(design, arm, ratios.get(arm, 1.0))
             if epochs is not None:
-                found.append(Task(arm=arm, seed=seed, budget="time", epochs=epochs))
+                found.append(ArmRun(arm=arm, seed=seed, budget="time", epochs=epochs))
     return found
 
 
@@ -197,7 +197,7 @@ def untrained(out: Path) -> list[str]:
 _SPLITS: dict[Path, tuple[Labelled, Labelled]] = {}
 
 
-def perform(design: Design, options: RunOptions, task: Task) -> None:
+def perform(design: Design, options: RunOptions, task: ArmRun) -> None:
     """Train and score one run; its record is written last."""
     folder = options.folder(task)
     with folder_lock(folder, f"'{task.slug}' is being computed"):

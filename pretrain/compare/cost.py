@@ -13,7 +13,7 @@ from mimbench.training.learner import StepInfo
 from mimbench.training.optim import set_lr
 from pretrain.compare.design import Design
 from pretrain.objectives.learner import Pretraining
-from pretrain.sources.images import Part, open_source
+from pretrain.sources.images import EvenSubset, open_source
 from pretrain.train import build_learner, learner_samples
 
 ROUNDS = 9
@@ -28,7 +28,7 @@ def over_reference(design: Design, data: Path) -> dict[str, float]:
     """
     learners = {arm: _learner(design, arm, data) for arm in design.arms}
     config = next(iter(learners.values())).config
-    source = Part(open_source("", data, "train"), config.training.batch)
+    source = EvenSubset(open_source("", data, "train"), config.training.batch)
     for learner in learners.values():
         learner.open_bank(len(source))
     crops = {arm: learner_samples(learner.config, source) for arm, learner in learners.items()}

@@ -30,7 +30,7 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class ProbeConfig:
     """How an encoder is scored: frozen features of labelled images."""
 
     train: int = 5000
@@ -59,7 +59,7 @@ class Design:
     """Of a paired difference, from a pilot: what the power is computed for."""
     equal_time: bool = True
     """Also train each dearer arm for the time that the reference takes."""
-    probe: Probe = field(default_factory=Probe)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         roles = [arm.role for arm in self.arms.values()]

@@ -16,9 +16,9 @@ from mimbench.scores import neighbours
 from mimbench.system.errors import UserError
 from mimbench.system.seeds import derive_seed
 from mimbench.vit.backbone import Backbone
-from pretrain.compare.design import Probe, split_of
+from pretrain.compare.design import ProbeConfig, split_of
 from pretrain.sources.crops import Crops, DataConfig
-from pretrain.sources.images import Part, Source, open_source
+from pretrain.sources.images import EvenSubset, ImageSource, open_source
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the ridge, over the number of images; features are standardised."""
@@ -35,15 +35,15 @@ class Labelled:
     classes: tuple[str, ...]
 
 
-def class_of(source: Source, index: int) -> str:
+def class_of(source: ImageSource, index: int) -> str:
     """Return an image's class: the folder that it lies in."""
     return Path(source.name(index).rpartition(":")[2]).parent.name
 
 
 def load_labelled(data: Path, split: str, images: int, config: DataConfig) -> Labelled:
     """Return images of a split, whole, spread evenly over their order."""
-    source: Source = open_source("", split_of(data, split), split)
-    source = Part(source, min(images, len(source)))
+    source: ImageSource = open_source("", split_of(data, split), split)
+    source = EvenSubset(source, min(images, len(source)))
     whole = Crops(source, DataConfig(image_size=config.image_size, augment="none"))
     names = [class_of(source, i) for i in range(len(source))]
     classes = tuple(sorted(set(names)))
@@ -57,7 +57,7 @@ def load_labelled(data: Path, split: str, images: int, config: DataConfig) -> La
     )
 
 
-def both_splits(data: Path, probe: Probe, config: DataConfig) -> tuple[Labelled, Labelled]:
+def both_splits(data: Path, probe: ProbeConfig, config: DataConfig) -> tuple[Labelled, Labelled]:
     """Return what features are fitted on and what they are scored on."""
     train = load_labelled(data, "train", probe.train, config)
     test = load_labelled(data, "test", probe.test, config)

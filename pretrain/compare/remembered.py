@@ -12,7 +12,7 @@ from pretrain.config import Config
 from pretrain.models.autoencoder import MaskedAutoencoder
 from pretrain.models.teacher import Teacher
 from pretrain.sources.crops import Crops, DataConfig
-from pretrain.sources.images import Part, open_source
+from pretrain.sources.images import EvenSubset, open_source
 
 
 def remembered_quality(
@@ -33,7 +33,7 @@ def remembered_quality(
     """
     source = open_source(config.data.name, config.data.root, config.data.split)
     if config.data.images is not None:
-        source = Part(source, config.data.images)
+        source = EvenSubset(source, config.data.images)
     whole = Crops(source, DataConfig(image_size=config.data.image_size, augment="none"))
     chosen = range(0, len(source), max(1, len(source) // images))
     pixels = torch.stack([whole.plain(i) for i in chosen])

@@ -27,7 +27,7 @@ Found = Mapping[tuple[str, int], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ArmRow:
     """An arm against the reference, in the blocks that have both."""
 
     arm: str
@@ -58,7 +58,7 @@ def paired(found: Found, design: Design, arm: str, base: str, outcome: str) -> l
     ]
 
 
-def rows(design: Design, found: Found, baseline: Found | None = None) -> list[Row]:
+def rows(design: Design, found: Found, baseline: Found | None = None) -> list[ArmRow]:
     """Return all arms against the reference; p-values of the tested ones after Holm.
 
     Args:
@@ -78,7 +78,7 @@ def rows(design: Design, found: Found, baseline: Found | None = None) -> list[Ro
         if not own:
             continue
         out.append(
-            Row(
+            ArmRow(
                 arm=arm,
                 values=[r["scores"][design.outcome] for r in own],
                 differences=differences[arm],

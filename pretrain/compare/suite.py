@@ -49,7 +49,7 @@ Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ComparisonPlan:
     """What is compared, and how."""
 
     out: Path
@@ -81,7 +81,7 @@ class Plan:
         return read_config(self.recipe, [*self.overrides, *changes_of(arm), *own])
 
 
-def prepare(plan: Plan, arm: str, seed: int) -> Path | None:
+def prepare(plan: ComparisonPlan, arm: str, seed: int) -> Path | None:
     """Return an arm's encoder, trained unless it lies there; None where that is not allowed."""
     out, config = plan.folder(arm, seed), plan.config(arm, seed)
     path = out / ENCODER
@@ -97,7 +97,9 @@ def prepare(plan: Plan, arm: str, seed: int) -> Path | None:
     return path
 
 
-def cells_of(plan: Plan, manifest: Manifest, seed: int, encoders: Mapping[str, Path]) -> list[Cell]:
+def cells_of(
+    plan: ComparisonPlan, manifest: Manifest, seed: int, encoders: Mapping[str, Path]
+) -> list[Cell]:
     """Return the cells of one seed's encoders, all at once: asking the tasks takes a while."""
     request = Request(
         profile="demo",
@@ -124,7 +126,7 @@ def score(cell: Cell, *, done: bool) -> float | None:
     return result.metrics[result.main_metric]
 
 
-def compare(plan: Plan, manifest: Manifest) -> Scores:
+def compare(plan: ComparisonPlan, manifest: Manifest) -> Scores:
     """Return all numbers, seed by seed over all arms; compare.json holds them as they come."""
     scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in plan.arms}
     for seed in range(plan.seeds):
@@ -134,14 +136,14 @@ def compare(plan: Plan, manifest: Manifest) -> Scores:
         for cell in cells_of(plan, manifest, seed, encoders):
             value = score(cell, done=plan.done)
             if value is not None:
-                row = scores[names[cell.order.name]].setdefault(seed, {})
-                row[cell.order.benchmark] = value
+                row = scores[names[cell.run.name]].setdefault(seed, {})
+                row[cell.run.benchmark] = value
             if not plan.done:
                 write_json(plan.out / "compare.json", record(plan, scores))
     return scores
 
 
-def record(plan: Plan, scores: Scores) -> dict[str, Any]:
+def record(plan: ComparisonPlan, scores: Scores) -> dict[str, Any]:
     """Return what a reader of the file needs to know: the settings, and each seed's numbers."""
     return {
         "recipe": plan.recipe,
@@ -152,7 +154,7 @@ def record(plan: Plan, scores: Scores) -> dict[str, Any]:
     }
 
 
-def table(plan: Plan, scores: Scores) -> str:
+def table(plan: ComparisonPlan, scores: Scores) -> str:
     """Return means and standard deviations over the seeds as a Markdown table."""
     lines = [
         f"| masks | seeds | {' | '.join(plan.benchmarks)} |",
@@ -207,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     wanted = [part for part in args.arms.split(",") if part]
-    plan = Plan(
+    plan = ComparisonPlan(
         out=args.out,
         seeds=args.seeds,
         benchmarks=args.only.split(","),

@@ -24,7 +24,7 @@ from mimbench.system.progress import track
 from pretrain.viewing.annotations import Annotations, Cover, find_annotations
 from pretrain.viewing.laboratory import Observation, Observer, Variant, draw, variants
 from pretrain.viewing.mask_figures import show_masks, show_statistics
-from pretrain.viewing.mask_statistics import Row, describe, find_images
+from pretrain.viewing.mask_statistics import StrategyStatistics, describe, find_images
 
 logger = logging.getLogger("pretrain.masks")
 
@@ -117,7 +117,7 @@ def measure(
     annotations: Annotations | None = None,
     ratio: float,
     seed: int,
-) -> list[Row]:
+) -> list[StrategyStatistics]:
     """Return the statistics of every strategy over a set of images."""
     chosen = usable(observer, ratio, labels=cover is not None)
     drawn: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}
@@ -151,7 +151,7 @@ def measure(
     ]
 
 
-def shapes(rows: Sequence[Row]) -> str:
+def shapes(rows: Sequence[StrategyStatistics]) -> str:
     """Return counts, places, grain and gaps as a second Markdown table."""
     titles = {
         "count entropy": "count_entropy",
@@ -174,7 +174,7 @@ def shapes(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def table(rows: Sequence[Row], kind: str) -> str:
+def table(rows: Sequence[StrategyStatistics], kind: str) -> str:
     """Return the statistics as a Markdown table; `kind` is what annotations show."""
     lines = [
         f"| strategy | ratio | spatial entropy | clumping | {kind} hidden | "

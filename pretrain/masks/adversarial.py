@@ -16,7 +16,7 @@ from torch import Tensor
 from pretrain.masks import MaskInput, Need, hidden_count, hide_largest
 
 
-class Draw(NamedTuple):
+class MaskSample(NamedTuple):
     """One draw of masks."""
 
     sample: Tensor
@@ -84,11 +84,11 @@ class Strategy:
         gumbel = -(-inp.uniform(rng, inp.patches).clamp(min=1e-12).log()).clamp(min=1e-12).log()
         return noise, gumbel
 
-    def draw(self, log_probability: Tensor, gumbel: Tensor, noise: Tensor) -> Draw:
+    def draw(self, log_probability: Tensor, gumbel: Tensor, noise: Tensor) -> MaskSample:
         """Return a sample and the mask that follows from it; gradients pass straight through."""
         hidden = self.count(log_probability.shape[1])
         sample = (log_probability.float() + gumbel).softmax(dim=1)
         fixed = sample.detach()
         chosen = hide_largest(fixed, log_probability.shape[1] - hidden).float()
         scores = noise + self.boost * (chosen - fixed + sample)
-        return Draw(sample, scores, hide_largest(scores.detach(), hidden))
+        return MaskSample(sample, scores, hide_largest(scores.detach(), hidden))

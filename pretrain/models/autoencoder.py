@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mimbench.vit.weights import VitSpec
-from pretrain.models.decoders import Decoder, DecoderConfig, Head
-from pretrain.models.encoder import Encoder, Noise, fixed_table, learn_positions, positions, take
+from pretrain.models.decoders import Decoder, DecoderConfig, TokenHead
+from pretrain.models.encoder import (
+    Encoder,
+    EncoderNoise,
+    fixed_table,
+    learn_positions,
+    positions,
+    take,
+)
 from pretrain.models.initial import Source, fill, stream
 from pretrain.models.linear import Linear
 
@@ -80,7 +87,7 @@ class Outputs(NamedTuple):
 class MaskedAutoencoder(nn.Module):
     """The student: encoder, reconstruction decoder and, for HPM, a loss predictor."""
 
-    predictor: Decoder | Head | None
+    predictor: Decoder | TokenHead | None
     secondary_token: nn.Parameter | None
     """Stands for visible patches that are veiled (UM-MAE's secondary masking)."""
     learned_positions = False
@@ -113,7 +120,7 @@ class MaskedAutoencoder(nn.Module):
         self.register_parameter("secondary_token", None)
         self.predictor = None
         if predictor and leave is not None:
-            self.predictor = Head(decoder.width, 1, spec.norm_eps)
+            self.predictor = TokenHead(decoder.width, 1, spec.norm_eps)
         elif predictor:
             self.predictor = Decoder(decoder, 1, spec.norm_eps)
         self.initialise(stream)
@@ -154,13 +161,15 @@ class MaskedAutoencoder(nn.Module):
             self.initialise(stream)
 
     def forward(
-        self, patches: Tensor, visible: Tensor, hidden: Tensor, noise: Noise | None = None
+        self, patches: Tensor, visible: Tensor, hidden: Tensor, noise: EncoderNoise | None = None
     ) -> Outputs:
         """Return latent tokens and what the decoders say about the hidden patches."""
         veil, keep = self.disturbed(noise)
         return self.decode(self.encoder(patches, visible, veil=veil, keep=keep), visible, hidden)
 
-    def disturbed(self, noise: Noise | None) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+    def disturbed(
+        self, noise: EncoderNoise | None
+    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
         """Return what the encoder takes of the noise: the veil with its token, and the factors."""
         if noise is None:
             return None, None

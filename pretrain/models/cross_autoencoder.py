@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from mimbench.vit.weights import VitSpec
 from pretrain.models.autoencoder import MaskedAutoencoder, Outputs
 from pretrain.models.cross import CrossDecoder, Queries
-from pretrain.models.decoders import DecoderConfig, Head
-from pretrain.models.encoder import Encoder, Noise
+from pretrain.models.decoders import DecoderConfig, TokenHead
+from pretrain.models.encoder import Encoder, EncoderNoise
 from pretrain.models.initial import Source, stream
 
 
@@ -43,7 +43,7 @@ class CrossAutoencoder(MaskedAutoencoder):
         self.register_parameter("secondary_token", None)
         self.predictor = None
         if predictor and leave is not None:
-            self.predictor = Head(decoder.width, 1, spec.norm_eps)
+            self.predictor = TokenHead(decoder.width, 1, spec.norm_eps)
         elif predictor:
             self.predictor = cast(Any, build(1))
         self.initialise(stream)
@@ -58,7 +58,7 @@ class CrossAutoencoder(MaskedAutoencoder):
                     nn.init.normal_(decoder.mix, std=decoder.mix.shape[1] ** -0.5)
 
     def forward(
-        self, patches: Tensor, visible: Tensor, hidden: Tensor, noise: Noise | None = None
+        self, patches: Tensor, visible: Tensor, hidden: Tensor, noise: EncoderNoise | None = None
     ) -> Outputs:
         """Return latent tokens and what the decoders say about the hidden patches."""
         veil, keep = self.disturbed(noise)

@@ -39,7 +39,7 @@ def answer(norm: nn.Module, pred: nn.Linear, x: Tensor) -> Tensor:
         return pred(x.to(pred.weight.dtype))
 
 
-class Head(nn.Module):
+class TokenHead(nn.Module):
     """A norm and a linear map over another network's tokens: the loss predictor that shares a trunk."""
 
     def __init__(self, width: int, outputs: int, eps: float) -> None:

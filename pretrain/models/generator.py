@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec
 from pretrain.masks import MaskInput
-from pretrain.masks.adversarial import Draw, Strategy
+from pretrain.masks.adversarial import MaskSample, Strategy
 from pretrain.models.autoencoder import DecoderConfig, MaskedAutoencoder, Outputs, split
 
 AREA, EXTENT = (40 / 196, 160 / 196), (4 / 14, 10 / 14)
@@ -136,7 +136,7 @@ class AdversarialOutputs(NamedTuple):
     """What student and generator say about one batch."""
 
     outputs: Outputs
-    draw: Draw
+    draw: MaskSample
     hidden: Tensor
     """Indices (b, m) of the hidden patches, raster order."""
 

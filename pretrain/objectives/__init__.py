@@ -1,1 +1,1 @@
-"""What is trained: reconstruction, adversarial masks, self-distillation."""
+"""What is trained (reconstruction, adversarial masks, self-distillation), and the recipes for it."""

@@ -41,9 +41,9 @@ class AdversarialPretraining(Pretraining):
 
     def __init__(self, config: Config, device: torch.device, out: Path) -> None:
         super().__init__(config, device, out)
-        self.rival = Discriminator(self.spec.grid).to(device)
+        self.discriminator = Discriminator(self.spec.grid).to(device)
         self.rival_optimizer = torch.optim.Adam(
-            self.rival.parameters(), betas=config.optimizer.betas
+            self.discriminator.parameters(), betas=config.optimizer.betas
         )
 
     def networks(self, outputs: int | None) -> AdversarialAutoencoder:
@@ -79,7 +79,7 @@ class AdversarialPretraining(Pretraining):
         mask_input, views = self.look(patches, normalised, given, at)
         figures: dict[str, Tensor] = {}
         if self.strategy.weight > 0:
-            figures = self.train_rival(attention, mask_input, at)
+            figures = self.train_discriminator(attention, mask_input, at)
         self.dice(at, self.config.start.mask_stream)
         noise, gumbel = self.strategy.noise(mask_input, self.generator)
         found: AdversarialOutputs = model(patches, attention, gumbel, noise)
@@ -105,11 +105,11 @@ class AdversarialPretraining(Pretraining):
 
     def judge(self, sample: Tensor) -> Tensor:
         """Return how far the critic, left as it is, finds samples from rectangles."""
-        self.rival.requires_grad_(requires_grad=False)
+        self.discriminator.requires_grad_(requires_grad=False)
         with torch.autocast(sample.device.type, enabled=False):
-            return (self.rival(shown(sample, self.strategy.maps)) - 1).square().mean()
+            return (self.discriminator(shown(sample, self.strategy.maps)) - 1).square().mean()
 
-    def train_rival(
+    def train_discriminator(
         self, attention: Tensor, mask_input: MaskInput, at: StepInfo
     ) -> dict[str, Tensor]:
         """Let the critic learn from this micro-batch; after the last one it takes its step."""
@@ -117,7 +117,7 @@ class AdversarialPretraining(Pretraining):
         share = at.batch // world
         if at.first % share == 0:
             self.rival_optimizer.zero_grad(set_to_none=True)
-        self.rival.requires_grad_(requires_grad=True)
+        self.discriminator.requires_grad_(requires_grad=True)
         dice = self.dice(at, RIVAL)
         real = rectangles(mask_input, dice)
         noise, gumbel = self.strategy.noise(mask_input, dice)
@@ -127,27 +127,27 @@ class AdversarialPretraining(Pretraining):
             fake = self.strategy.draw(chances, gumbel, noise).sample
         maps = self.strategy.maps
         with torch.autocast(attention.device.type, enabled=False):
-            real_loss = (self.rival(shown(real, maps)) - 1).square().mean()
-            fake_loss = self.rival(shown(fake, maps)).square().mean()
+            real_loss = (self.discriminator(shown(real, maps)) - 1).square().mean()
+            fake_loss = self.discriminator(shown(fake, maps)).square().mean()
             ((real_loss + fake_loss) * (len(attention) / share)).backward()
         if at.first % share + len(attention) == share:
-            self.step_rival(at)
+            self.step_discriminator(at)
         return {"critic_rectangles": real_loss.detach(), "critic_samples": fake_loss.detach()}
 
-    def step_rival(self, at: StepInfo) -> None:
+    def step_discriminator(self, at: StepInfo) -> None:
         """Take the critic's step on the gradients of all processes."""
-        for parameter in self.rival.parameters():
+        for parameter in self.discriminator.parameters():
             assert parameter.grad is not None
             parameter.grad = all_reduce_mean(parameter.grad)
         set_lr(self.rival_optimizer, self.rate(at))
         self.rival_optimizer.step()
-        self.rival.power_step()
+        self.discriminator.power_step()
 
     def state(self) -> dict[str, Any]:
         """Return the teacher, the critic and its optimizer."""
         return {
             **super().state(),
-            "rival": self.rival.state_dict(),
+            "rival": self.discriminator.state_dict(),
             "rival_optimizer": self.rival_optimizer.state_dict(),
             "scorer": self.scorer_digest,
         }
@@ -160,7 +160,7 @@ class AdversarialPretraining(Pretraining):
                 f"mask.scorer {self.strategy.scorer} is not the network with which this run began; "
                 "give it back the file it had, or start afresh with --fresh"
             )
-        self.rival.load_state_dict(state["rival"])
+        self.discriminator.load_state_dict(state["rival"])
         self.rival_optimizer.load_state_dict(state["rival_optimizer"])
 
 

@@ -18,7 +18,7 @@ OPEN_FILES = 64
 """Shards that a process keeps open: a data set may have more than a process may open."""
 
 
-class Entry(NamedTuple):
+class TarEntry(NamedTuple):
     """One image's place."""
 
     shard: int
@@ -32,11 +32,11 @@ class ArchiveSource:
 
     def __init__(self, shards: list[Path]) -> None:
         self.shards = shards
-        self.entries: list[Entry] = []
+        self.entries: list[TarEntry] = []
         for number, shard in enumerate(shards):
             try:
                 with tarfile.open(shard, "r:") as archive:
-                    self.entries += (Entry(number, *found) for found in members(archive))
+                    self.entries += (TarEntry(number, *found) for found in members(archive))
             except (OSError, tarfile.TarError) as error:
                 raise UserError(f"cannot index the tar file {shard}: {error}") from error
         if not self.entries:

@@ -14,10 +14,10 @@ from torchvision.transforms.v2 import functional as vision
 
 from mimbench.data.images import decode
 from pretrain.sections import ImagesConfig
-from pretrain.sources.images import Source
+from pretrain.sources.images import ImageSource
 from pretrain.sources.labels import Labels
 
-View = Callable[[Tensor, InterpolationMode], Tensor]
+Viewing = Callable[[Tensor, InterpolationMode], Tensor]
 Place = tuple[float, float, float, float]
 
 MARGIN = 4
@@ -41,7 +41,7 @@ class DataConfig(ImagesConfig):
 class Move(NamedTuple):
     """One random view of an image: what is done to its pixels can be done to its annotations."""
 
-    view: View
+    view: Viewing
     place: Place
     """Top, left, height and width in the image, as shares of it."""
     mirrored: bool
@@ -61,7 +61,7 @@ class Crops:
 
     def __init__(
         self,
-        source: Source,
+        source: ImageSource,
         config: DataConfig,
         *,
         places: bool = False,
@@ -114,7 +114,7 @@ class Crops:
         view, place = self.gentle(image) if kind == "gentle" else self.resized(image)
         return Move(view, place, mirrored=bool(torch.rand(()) < self.config.flip))
 
-    def resized(self, image: Tensor) -> tuple[View, Place]:
+    def resized(self, image: Tensor) -> tuple[Viewing, Place]:
         """Draw a random part of the image, to be resized."""
         height, width = image.shape[1:]
         box = {key: int(value) for key, value in self.crop.make_params([image]).items()}
@@ -126,7 +126,7 @@ class Crops:
         )
         return partial(cut, box=box, side=self.config.image_size), place
 
-    def gentle(self, image: Tensor) -> tuple[View, Place]:
+    def gentle(self, image: Tensor) -> tuple[Viewing, Place]:
         """Draw a square of the image, its shorter side resized and its edges mirrored."""
         side = self.config.image_size
         height, width = image.shape[1:]

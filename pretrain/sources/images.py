@@ -19,7 +19,7 @@ from pretrain.sources.archives import ArchiveSource, expand
 from pretrain.sources.arrow import ArrowSource
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Images by index."""
 
     def __len__(self) -> int: ...
@@ -104,10 +104,10 @@ class ListSource:
         return str(self.folder / self.paths[index])
 
 
-class Part:
+class EvenSubset:
     """Some of a source's images, spread evenly over their order."""
 
-    def __init__(self, source: Source, images: int) -> None:
+    def __init__(self, source: ImageSource, images: int) -> None:
         if not 0 < images <= len(source):
             raise UserError(f"data.images is {images}, but there are {len(source)} images")
         self.source, self.images = source, images
@@ -127,7 +127,7 @@ class Part:
         return index * len(self.source) // self.images
 
 
-def open_source(name: str, root: Path | None, split: str) -> Source:
+def open_source(name: str, root: Path | None, split: str) -> ImageSource:
     """Return the images that a config names.
 
     Args:

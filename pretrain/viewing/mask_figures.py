@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mimbench.system.files import atomic_path
 from pretrain.viewing.laboratory import Observation
-from pretrain.viewing.mask_statistics import Row
+from pretrain.viewing.mask_statistics import StrategyStatistics
 
 INK, FAINT, PAPER, VEIL = "#1b1f24", "#6b7280", "#ffffff", "#e7e5df"
 HEAT, WHERE = "magma", "BuPu"
@@ -100,7 +100,9 @@ def veiled(picture: Any, mask: Tensor, grid: tuple[int, int]) -> Any:
     return out
 
 
-def show_statistics(path: Path, rows: Sequence[Row], *, kind: str, title: str) -> None:
+def show_statistics(
+    path: Path, rows: Sequence[StrategyStatistics], *, kind: str, title: str
+) -> None:
     """Draw where each strategy hides, and its figures as bars on common scales.
 
     Args:

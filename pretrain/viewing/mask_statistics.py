@@ -15,7 +15,7 @@ from pretrain.viewing.mask_shapes import Shape, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StrategyStatistics:
     """One strategy's statistics over a set of images."""
 
     label: str
@@ -42,7 +42,7 @@ def describe(
     objects: Tensor | None,
     loss: Tensor | None,
     lift: float | None = None,
-) -> Row:
+) -> StrategyStatistics:
     """Return the statistics of masks.
 
     Args:
@@ -63,7 +63,7 @@ def describe(
         if known.any():
             area = objects[known]
             over = ((often[known] * area).sum() / area.sum()).item() / ratio
-    return Row(
+    return StrategyStatistics(
         label=label,
         ratio=ratio,
         spatial_entropy=entropy,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mimbench.report.curves import HEIGHT, WIDTH, Line, chart
+from mimbench.suite.report.curves import HEIGHT, WIDTH, Line, chart
 
 STYLE = (
     "svg path{fill:none;stroke-width:1.6}svg .axis{stroke:#999}"

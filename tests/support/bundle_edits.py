@@ -13,7 +13,7 @@ import yaml
 
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.results.record import checksum, protocol_digest, read_result
-from mimbench.sharing.verifying import BENCHMARKS, HEAD, TABLE
+from mimbench.suite.sharing.verifying import BENCHMARKS, HEAD, TABLE
 from mimbench.system.errors import UserError
 from mimbench.tables.formats import as_json
 from mimbench.tables.table import make_table
@@ -48,8 +48,8 @@ def result(change: Callable[[dict[str, Any]], object], name: str = "good") -> Ch
     return edit
 
 
-def order(change: Callable[[dict[str, Any]], object], name: str = "good") -> Change:
-    """Return what changes a run's order."""
+def run_config(change: Callable[[dict[str, Any]], object], name: str = "good") -> Change:
+    """Return what changes a run's config.yaml."""
 
     def edit(root: Path) -> None:
         path = run(root, name) / "config.yaml"
@@ -170,10 +170,10 @@ def _meaning() -> Iterator[Edit]:
     for key, value in fields.items():
         yield Edit(f"result {key}", result(put(key, value=value)))
     for key in ("benchmark", "task", "profile"):
-        yield Edit(f"order {key}", order(put(key, value=fields[key])))
+        yield Edit(f"config.yaml {key}", run_config(put(key, value=fields[key])))
         yield Edit(
-            f"order and result {key}",
-            both(order(put(key, value=fields[key])), result(put(key, value=fields[key]))),
+            f"config.yaml and result {key}",
+            both(run_config(put(key, value=fields[key])), result(put(key, value=fields[key]))),
         )
     for key, value in {
         "k": 10,
@@ -184,28 +184,30 @@ def _meaning() -> Iterator[Edit]:
         yield Edit(f"config {key}", result(put("config", key, value=value)))
         yield Edit(f"config {key} and protocol", _redigested(put(key, value=value)))
     for key, value in {"k": 10, "temperature": 0.1}.items():
-        yield Edit(f"order config {key}", order(put("config", key, value=value)))
+        yield Edit(f"config.yaml config {key}", run_config(put("config", key, value=value)))
         yield Edit(
             f"order, config and protocol {key}",
-            both(order(put("config", key, value=value)), _redigested(put(key, value=value))),
+            both(run_config(put("config", key, value=value)), _redigested(put(key, value=value))),
         )
-    yield Edit("order data set", order(put("dataset", value="sample-classification")))
+    yield Edit("config.yaml data set", run_config(put("dataset", value="sample-classification")))
     yield Edit(
         "data set everywhere",
         both(
-            order(put("dataset", value="sample-classification")),
+            run_config(put("dataset", value="sample-classification")),
             _redigested(put("dataset", value="sample-classification")),
         ),
     )
     yield Edit("config emptied", result(put("config", value={})))
-    yield Edit("order config emptied", order(put("config", value={})))
+    yield Edit("config.yaml config emptied", run_config(put("config", value={})))
     yield Edit("status", result(put("status", value="failed")))
     yield Edit(
         "failed without metrics",
         result(lambda r: r.update(status="failed", metrics={}, intervals={}, error="x")),
         beyond=True,
     )
-    yield Edit("overrides of the order", order(put("overrides", value={"in-knn": {"k": 10}})))
+    yield Edit(
+        "overrides of config.yaml", run_config(put("overrides", value={"in-knn": {"k": 10}}))
+    )
     yield Edit("manifest title", text(BENCHMARKS, "title: k-NN", "title: Linear"))
     yield Edit(
         "manifest data set", text(BENCHMARKS, "dataset: imagenet", "dataset: sample-classification")
@@ -243,20 +245,22 @@ def _origin() -> Iterator[Edit]:
     for key, value in {"format": "mae", "model": "L/16"}.items():
         yield Edit(f"weights {key}", result(put("weights", key, value=value)), beyond=True)
     for key, value in {"weights_digest": "f" * 64, "name": "other", "which": "teacher"}.items():
-        yield Edit(f"order {key}", order(put(key, value=value)))
+        yield Edit(f"config.yaml {key}", run_config(put(key, value=value)))
     yield Edit("weights removed", result(put("weights", value={})))
     yield Edit(
         "digest everywhere but the folder",
         both(
-            order(put("weights_digest", value="f" * 64)),
+            run_config(put("weights_digest", value="f" * 64)),
             result(put("weights", "digest", value="f" * 64)),
         ),
     )
     yield Edit("seed of the result", result(put("provenance", "seed", value=3)))
-    yield Edit("seed of the order", order(put("config", "seed", value=3)))
+    yield Edit("seed of config.yaml", run_config(put("config", "seed", value=3)))
     yield Edit(
         "seed of both",
-        both(result(put("provenance", "seed", value=3)), order(put("config", "seed", value=3))),
+        both(
+            result(put("provenance", "seed", value=3)), run_config(put("config", "seed", value=3))
+        ),
     )
     said = {"commit": "dead", "dirty": True, "python": "2.7", "device": "H100", "host_cores": 1, "seconds": 1.0,
             "peak_memory_mb": 1.0, "argv": ["x"], "libraries": {}}  # fmt: skip
@@ -269,8 +273,10 @@ def _origin() -> Iterator[Edit]:
         "overrides": {"in-knn": {"k": 1}},
     }.items():
         yield Edit(f"result {key}", result(put(key, value=value)), beyond=key != "overrides")
-    yield Edit("order checkpoint", order(put("checkpoint", value="/other.pth")), beyond=True)
-    yield Edit("order heads", order(put("num_heads", value=3)), beyond=True)
+    yield Edit(
+        "config.yaml checkpoint", run_config(put("checkpoint", value="/other.pth")), beyond=True
+    )
+    yield Edit("config.yaml heads", run_config(put("num_heads", value=3)), beyond=True)
 
 
 def _outcomes() -> Iterator[Edit]:
@@ -359,16 +365,16 @@ def _runs() -> Iterator[Edit]:
     )
     yield Edit("checkpoints exchanged", lambda root: _exchange(run(root), run(root, "bad")))
     yield Edit(
-        "orders exchanged",
+        "config.yaml exchanged",
         lambda root: _exchange(run(root) / "config.yaml", run(root, "bad") / "config.yaml"),
     )
-    yield Edit("order deleted", lambda root: (run(root) / "config.yaml").unlink())
+    yield Edit("config.yaml deleted", lambda root: (run(root) / "config.yaml").unlink())
     yield Edit("result deleted", lambda root: (run(root) / "result.json").unlink())
     yield Edit("result deep", lambda root: (run(root) / "result.json").write_text("[" * 100_000))
     yield Edit("result incomplete", result(drop("weights")))
     yield Edit("result no object", lambda root: (run(root) / "result.json").write_text("[]"))
     yield Edit(
-        "order a bomb",
+        "config.yaml a bomb",
         lambda root: (run(root) / "config.yaml").write_text(
             "a: &a [1]\n" + "".join(f"b{i}: &a [*a, *a, *a, *a]\n" for i in range(30))
         ),

@@ -1,11 +1,11 @@
-"""Cells whose child is a small script in place of `mimbench eval`: it writes what its order says."""
+"""Cells whose child is a small script in place of `mimbench eval`: it writes what its config.yaml says."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.cells import Candidate, Cell
-from mimbench.benchmarks.orders import Order
+from mimbench.benchmarks.run_config import RunConfig
 from mimbench.suite.running.cell_job import CellJob
 from mimbench.suite.running.launch import Slot
 
@@ -14,8 +14,8 @@ import sys, time
 from pathlib import Path
 import yaml
 from mimbench.system.files import write_json
-out = Path(sys.argv[1]); order = yaml.safe_load((out / "config.yaml").read_text())
-config = order["config"]
+out = Path(sys.argv[1]); run = yaml.safe_load((out / "config.yaml").read_text())
+config = run["config"]
 print(config.get("say", "working"), flush=True)
 starts = len((out / "starts").read_text()) if (out / "starts").exists() else 0
 (out / "starts").write_text("x" * (starts + 1))
@@ -24,11 +24,11 @@ if "leave" in config:
     sys.exit(config["leave"])
 if config.get("fail"):
     print("broken on purpose", flush=True); sys.exit(3)
-weights = {"name": "a", "digest": order["weights_digest"], "format": "hpm", "which": "", "model": "B/16"}
+weights = {"name": "a", "digest": run["weights_digest"], "format": "hpm", "which": "", "model": "B/16"}
 source = {"commit": "", "dirty": False, "python": "", "libraries": {}, "device": "cpu", "host_cores": 1,
           "seed": 0, "seconds": config["seconds"], "peak_memory_mb": 0.0, "argv": []}
-write_json(out / "result.json", {"benchmark": order["benchmark"], "task": order["task"], "version": 1,
-  "main_metric": "top1", "profile": "paper", "protocol": "p" + order["benchmark"],
+write_json(out / "result.json", {"benchmark": run["benchmark"], "task": run["task"], "version": 1,
+  "main_metric": "top1", "profile": "paper", "protocol": "p" + run["benchmark"],
   "metrics": {"top1": config["answer"]}, "config": {}, "weights": weights, "status": "done", "provenance": source})
 """
 
@@ -61,7 +61,7 @@ def cell(
         path=out / "a.pth",
         weights={"name": "a", "digest": "d" * 64, "format": "hpm", "which": "", "model": "B/16"},
     )
-    order = Order(
+    run = RunConfig(
         benchmark=name,
         task="t",
         profile="paper",
@@ -71,7 +71,7 @@ def cell(
         weights_digest="d" * 64,
     )
     return Cell(
-        order=order,
+        run=run,
         folder=out / who.folder / name,
         candidate=who,
         after=after,

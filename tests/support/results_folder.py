@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from mimbench.benchmarks.evaluation import intervals
-from mimbench.benchmarks.orders import Order, write_order
+from mimbench.benchmarks.run_config import RunConfig, write_run_config
 from mimbench.results.record import (
     Provenance,
     Result,
@@ -99,7 +99,7 @@ def write_run(
         "".join(json.dumps(x) + "\n" for x in steps) + '{"step": 6, "lo'
     )
     weights = {"name": name, "digest": digest, "format": "hpm", "which": "student", "model": "B/16"}
-    order = Order(
+    run = RunConfig(
         benchmark=benchmark,
         task="toy_task",
         profile="paper",
@@ -108,7 +108,7 @@ def write_run(
         config={**config, "data": "nowhere", "seed": seed},
         weights_digest=digest,
     )
-    write_order(folder / "config.yaml", order)
+    write_run_config(folder / "config.yaml", run)
     result = Result(
         benchmark=benchmark,
         task="toy_task",

@@ -8,7 +8,7 @@ from mimbench.training.batches import Batch
 from mimbench.training.learner import StepInfo
 from pretrain.objectives.distill.config import DistillConfig
 from pretrain.objectives.distill.learner import Distillation
-from pretrain.recipes import read_recipe
+from pretrain.objectives.recipes import read_recipe
 
 TINY = [
     "encoder.patch=8",

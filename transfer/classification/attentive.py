@@ -14,14 +14,12 @@ trains on the tokens of the centre crop, computed once: cheaper, and another pro
 
 import logging
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
 from mimbench.features.patches import PatchBank, PatchSpec, extract_patches, patch_grid
-from mimbench.features.protocol import ImageConfig
 from mimbench.model import Weights
 from mimbench.networks.kinds import plain_vit
 from mimbench.scores.hits import Hits
@@ -33,66 +31,16 @@ from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import scaled_lr
 from mimbench.vit.footprint import stored_patches
 from mimbench.vit.weights import VitWeights
-from transfer.classification.attentive_probe import AttentiveProbe, Part, Scored
-from transfer.classification.pooling import Head
-from transfer.classification.tokens import CachedTokens, Where, Which, token_rule
-from transfer.classification.training import Crop, TrainImages
+from transfer.classification.attentive_config import Config
+from transfer.classification.attentive_probe import AttentiveProbe, Part, ScoredTokens
+from transfer.classification.tokens import CachedTokens, token_rule
+from transfer.classification.training import TrainImages
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "top1"
 TRAITS = Traits(labelled_images=True, footprint=stored_patches)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(ImageConfig):
-    """Everything that may move the number, beside how images are read."""
-
-    probe: Head = "ep"
-    queries: int = 32
-    """Of `ep`."""
-    tokens: Which = "auto"
-    """auto: the class token too where the pretraining objective is defined on it."""
-    norm: Where = "auto"
-    """auto: before the final norm, but for families published after it."""
-    learning_rates: tuple[float, ...] = (0.1,)
-    """Base rates, for 256 images; each with each weight decay is one head."""
-    weight_decays: tuple[float, ...] = (0.0,)
-    optimiser: Literal["lars", "adamw"] = "lars"
-    batch: int = 4096
-    norm_batch: int = 512
-    """Images that batch norm takes its statistics over, where the head has one."""
-    epochs: int = 90
-    warmup: float = 10
-    """Epochs, or iterations where these are given."""
-    iterations: int | None = None
-    """Optimiser steps in all; `epochs` is then what they come to."""
-    crop: Crop | None = field(default_factory=lambda: Crop(kind="byol"))
-    """null: train on the tokens of the centre crop, computed once."""
-    holdout: float = 0.02
-    """Share of the training images that chooses the epoch and the head, and is not trained on."""
-    storage: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Of tokens on disk: those that are scored, and without a crop those that are trained on."""
-
-    def __post_init__(self) -> None:
-        if not self.learning_rates or not self.weight_decays:
-            raise ValueError("learning_rates and weight_decays each need at least one value")
-        if not 0 < self.holdout < 1:
-            raise ValueError(
-                f"holdout {self.holdout} is not between 0 and 1: part of train chooses the epoch"
-            )
-        super().__post_init__()
-
-    @property
-    def heads(self) -> list[tuple[float, float]]:
-        """Every head's base learning rate and weight decay."""
-        return [(lr, wd) for lr in self.learning_rates for wd in self.weight_decays]
-
-    @property
-    def at_most(self) -> int:
-        """Images that one micro-batch may have."""
-        return self.norm_batch if self.probe in ("ep", "aim") else self.machine.max_batch
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:
@@ -119,9 +67,9 @@ def train_heads(
     def bank(images: ImageList) -> PatchBank:
         return token_bank(weights, images, config, ranks)
 
-    scored: dict[Part, Scored] = {
-        "val": Scored(bank=bank(val), labels=val.labels),
-        "held": Scored(bank=bank(train.subset(held)), labels=train.labels[held]),
+    scored: dict[Part, ScoredTokens] = {
+        "val": ScoredTokens(bank=bank(val), labels=val.labels),
+        "held": ScoredTokens(bank=bank(train.subset(held)), labels=train.labels[held]),
     }
     part = train.subset(kept)
     probe = AttentiveProbe(weights, config, rule, scored, ranks, classes=len(train.classes))

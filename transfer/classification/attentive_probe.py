@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,9 @@ from mimbench.training.loop import Learner, StepInfo
 from mimbench.training.optim import Lars, Schedule, scaled_lr
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitWeights
+from transfer.classification.attentive_config import Config
 from transfer.classification.pooling import AttentiveHead, build_head
 from transfer.classification.tokens import TokenRule, join_tokens
-
-if TYPE_CHECKING:
-    from transfer.classification.attentive import Config
 
 Part = Literal["held", "val"]
 SCORED_BYTES = 32 * 2**20
@@ -36,7 +34,7 @@ SCORED_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoredTokens:
     """Images that heads are scored on, and their tokens, computed once."""
 
     bank: PatchBank
@@ -58,7 +56,7 @@ class AttentiveProbe(Learner):
         weights: VitWeights,
         config: Config,
         rule: TokenRule,
-        scored: Mapping[Part, Scored],
+        scored: Mapping[Part, ScoredTokens],
         ranks: Ranks,
         *,
         classes: int,

@@ -30,7 +30,7 @@ from mimbench.training.identity import run_digest
 from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
 from transfer.classification.augmentation import train_transform
-from transfer.classification.recipes import Recipe
+from transfer.classification.recipes import FinetuneRecipe
 from transfer.classification.training import TrainImages
 from transfer.classification.tuner import Config, FineTune
 
@@ -111,7 +111,7 @@ def train_classifier(
     return _report(learner, config, ranks, room)
 
 
-def loop_config(config: Config, recipe: Recipe) -> LoopConfig:
+def loop_config(config: Config, recipe: FinetuneRecipe) -> LoopConfig:
     """Return the training loop's configuration."""
     return LoopConfig(
         epochs=recipe.epochs,

@@ -25,9 +25,9 @@ from mimbench.data.lists import ImageList
 from mimbench.data.subsets import hold_out
 from mimbench.features.bank import FeatureBank
 from mimbench.features.extract import extract
+from mimbench.features.logistic.grid import Grid, held_out_score, solve
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.search import search
-from mimbench.logistic.grid import Grid, held_out_score, solve
 from mimbench.model import Weights
 from mimbench.networks.kinds import plain_vit
 from mimbench.scores.figures import Figure
@@ -68,7 +68,7 @@ class Config(FrozenConfig):
         super().__post_init__()
 
 
-class Place(NamedTuple):
+class VectorLayer(NamedTuple):
     """Where a feature is read."""
 
     block: int
@@ -127,12 +127,12 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
 def sweep(sets: Sets, config: Config, depth: int) -> TaskResult:
     """Try every place on held-out images; score the last and the chosen one on val."""
     places = [
-        Place(block, part, normed)
+        VectorLayer(block, part, normed)
         for block in range(depth, 0, -1)
         for part in config.parts
         for normed in config.norms
     ]
-    last = Place(1, config.parts[0], normed=True)
+    last = VectorLayer(1, config.parts[0], normed=True)
     found = {place: held_out_knn(sets, config, place) for place in places}
     # of equal ones the deepest
     chosen = max(reversed(places), key=lambda place: found[place])
@@ -156,7 +156,7 @@ def sweep(sets: Sets, config: Config, depth: int) -> TaskResult:
     return TaskResult(metrics=metrics, outcomes=outcomes, figures=figures, notes=notes)
 
 
-def curves(title: str, found: dict[Place, float], depth: int) -> list[Figure]:
+def curves(title: str, found: dict[VectorLayer, float], depth: int) -> list[Figure]:
     """Return a line over the blocks for each part and norm."""
     kinds = dict.fromkeys((place.part, place.normed) for place in found)
     return [
@@ -187,31 +187,31 @@ def knn(
     return weighted_votes(near, ks=[k], temperature=config.temperature, classes=classes)[k]
 
 
-def vectors(bank: FeatureBank, place: Place) -> Tensor:
+def vectors(bank: FeatureBank, place: VectorLayer) -> Tensor:
     """Return one feature of every image (n, d)."""
     return bank.vectors([place.vector])[place.vector]
 
 
-def held_out_knn(sets: Sets, config: Config, place: Place) -> float:
+def held_out_knn(sets: Sets, config: Config, place: VectorLayer) -> float:
     """Return top-1 of the held-out images, the other training images being the bank."""
     x = vectors(sets.train, place)
     ranked = knn(x[sets.kept], sets.labels[sets.kept], x[sets.held], config, sets.classes)
     return top_percent(ranked, torch.from_numpy(sets.labels[sets.held]), 1)
 
 
-def val_knn(sets: Sets, config: Config, place: Place) -> Tensor:
+def val_knn(sets: Sets, config: Config, place: VectorLayer) -> Tensor:
     """Return the five best classes of the val images, all training images being the bank."""
     bank, queries = vectors(sets.train, place), vectors(sets.val, place)
     return knn(bank, sets.labels, queries, config, sets.classes)
 
 
 def sweep_logreg(
-    sets: Sets, config: Config, places: list[Place], depth: int
+    sets: Sets, config: Config, places: list[VectorLayer], depth: int
 ) -> tuple[dict[str, float], dict[str, str], list[Figure]]:
     """Return metrics, notes and curves of logistic regression over every place."""
-    grid, last = config.grid, Place(1, config.parts[0], normed=True)
-    best_c: dict[Place, float] = {}
-    found: dict[Place, float] = {}
+    grid, last = config.grid, VectorLayer(1, config.parts[0], normed=True)
+    best_c: dict[VectorLayer, float] = {}
+    found: dict[VectorLayer, float] = {}
     bar = Progress("logistic regression of each block", len(places))
     for place in places:
         x = vectors(sets.train, place)

@@ -34,7 +34,7 @@ from mimbench.training.loop import LoopConfig, RunContext, fit
 from mimbench.training.optim import plan_batch
 from mimbench.vit.footprint import frozen
 from transfer.classification.heads import Config, head_name
-from transfer.classification.probe import Probe, Scored
+from transfer.classification.probe import ProbeLearner, ScoredFeatures
 from transfer.classification.training import TrainImages
 
 logger = logging.getLogger(__name__)
@@ -70,16 +70,16 @@ def train_probe(
     digest = run_digest(weights, config, version=VERSION, data=[train.digest, val.digest])
     needed = sorted({part for choice in config.choices for part in PARTS[choice]})
 
-    def scored(images: ImageList) -> Scored:
+    def scored(images: ImageList) -> ScoredFeatures:
         bank = config.features(weights, images, ranks)
-        return Scored(bank=bank, vectors=bank.vectors(needed))
+        return ScoredFeatures(bank=bank, vectors=bank.vectors(needed))
 
     on_val = scored(val)
     chooser = on_val
     if config.holdout:
         kept, held = hold_out(train.labels, config.holdout, seed=config.seed)
         chooser, train = scored(train.subset(held)), train.subset(kept)
-    probe = Probe(weights, config, on_val, chooser, ranks)
+    probe = ProbeLearner(weights, config, on_val, chooser, ranks)
     context = RunContext(
         out=out,
         digest=digest,
@@ -118,7 +118,7 @@ def check_groups(config: Config, world: int) -> None:
         )
 
 
-def _report(probe: Probe, config: Config) -> TaskResult:
+def _report(probe: ProbeLearner, config: Config) -> TaskResult:
     names = [head_name(*head) for head in config.heads]
     history = probe.history
     last = history[max(history, key=int)]

@@ -23,9 +23,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from mimbench.features.bank import Choice, FeatureBank
+from mimbench.features.logistic.grid import Fitted, Grid, choose_and_fit, solve
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
-from mimbench.logistic.grid import Fitted, Grid, choose_and_fit, solve
 from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent

@@ -26,9 +26,9 @@ from typing_extensions import Self
 from mimbench.data.lists import ImageList
 from mimbench.data.subsets import draw_fraction, draw_per_class, first_per_class, read_list
 from mimbench.features.bank import Choice, FeatureBank, open_bank
+from mimbench.features.logistic.grid import Grid, choose_and_fit, solve
 from mimbench.features.protocol import FrozenConfig, by_content, from_main
 from mimbench.features.storage import storage_effect
-from mimbench.logistic.grid import Grid, choose_and_fit, solve
 from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent

@@ -21,7 +21,7 @@ from transfer.classification.heads import Config, Heads, make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoredFeatures:
     """Images that heads are scored on, and their features, computed once."""
 
     bank: FeatureBank
@@ -33,7 +33,7 @@ class Scored:
         return torch.from_numpy(self.bank.images.labels)
 
 
-class Probe(Learner):
+class ProbeLearner(Learner):
     """Heads over a frozen backbone."""
 
     sometimes = frozenset({"top1"})
@@ -42,8 +42,8 @@ class Probe(Learner):
         self,
         weights: Weights,
         config: Config,
-        val: Scored,
-        chooser: Scored,
+        val: ScoredFeatures,
+        chooser: ScoredFeatures,
         ranks: Ranks,
     ) -> None:
         self.config, self.val, self.chooser = config, val, chooser
@@ -95,12 +95,12 @@ class Probe(Learner):
         self.history[epoch] = self.tops(self.val)
         return {"top1": max(self.history[epoch])}
 
-    def tops(self, scored: Scored) -> list[float]:
+    def tops(self, scored: ScoredFeatures) -> list[float]:
         """Return every head's top-1."""
         return [top_percent(r, scored.labels, 1) for r in self.ranked(scored)]
 
     @torch.no_grad()
-    def ranked(self, scored: Scored) -> Tensor:
+    def ranked(self, scored: ScoredFeatures) -> Tensor:
         """Return every head's five best classes of each image (heads, n, 5)."""
         training = self.heads.training
         self.heads.eval()

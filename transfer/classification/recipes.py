@@ -14,7 +14,7 @@ Name = Literal["mae", "hpm", "beit"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class FinetuneRecipe:
     """What a family does at one size."""
 
     epochs: int
@@ -35,8 +35,8 @@ class Recipe:
 
 def _mae(
     epochs: int, lr: float, decay: float, drop: float, note: str = "", *, mixed: int = 32
-) -> Recipe:
-    return Recipe(
+) -> FinetuneRecipe:
+    return FinetuneRecipe(
         epochs=epochs,
         warmup=5,
         batch=1024,
@@ -50,8 +50,8 @@ def _mae(
     )
 
 
-def _hpm(epochs: int, batch: int, note: str = "") -> Recipe:
-    return Recipe(
+def _hpm(epochs: int, batch: int, note: str = "") -> FinetuneRecipe:
+    return FinetuneRecipe(
         epochs=epochs,
         warmup=5,
         batch=batch,
@@ -70,8 +70,8 @@ SWEPT = "published rows are the best of lr 8e-4, 9e-4, 1e-3 and 2e-3: 1e-3 here"
 
 def _beit(
     epochs: int, warmup: int, decay: float, drop: float, note: str = SWEPT, *, mixed: int = 128
-) -> Recipe:
-    return Recipe(
+) -> FinetuneRecipe:
+    return FinetuneRecipe(
         epochs=epochs,
         warmup=warmup,
         batch=1024,
@@ -85,7 +85,7 @@ def _beit(
     )
 
 
-RECIPES: dict[Name, dict[str, Recipe]] = {
+RECIPES: dict[Name, dict[str, FinetuneRecipe]] = {
     "mae": {
         "S": _mae(100, 5e-4, 0.65, 0.1, "MAE published no recipe for S: that of B"),
         "B": _mae(100, 5e-4, 0.65, 0.1),
@@ -114,7 +114,7 @@ RECIPES: dict[Name, dict[str, Recipe]] = {
 }
 
 
-def recipe_for(name: Name, width: int) -> Recipe:
+def recipe_for(name: Name, width: int) -> FinetuneRecipe:
     """Return the recipe for a model's width; for another width, that of the nearest size."""
     known = [size for size in SIZES.values() if size.letter in RECIPES[name]]
     nearest = min(known, key=lambda size: (abs(size.embed_dim - width), size.embed_dim))
@@ -123,4 +123,4 @@ def recipe_for(name: Name, width: int) -> Recipe:
         return recipe
     letters = ", ".join(size.letter for size in known)
     note = f"width {width} is none of {letters}: the recipe of {nearest.letter}"
-    return Recipe(**{**recipe.__dict__, "note": f"{note}. {recipe.note}".strip()})
+    return FinetuneRecipe(**{**recipe.__dict__, "note": f"{note}. {recipe.note}".strip()})

@@ -9,15 +9,17 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from mimbench.system.errors import UserError
-from transfer.classification.recipes import Recipe
+from transfer.classification.recipes import FinetuneRecipe
 
 StagedName = Literal["fcmae", "simmim", "spark"]
 EMA = "published rows evaluate an average of the weights (EMA); these are the last weights"
 
 
-def _recipe(epochs: int, warmup: int, lr: float, decay: float, drop: float, **own: Any) -> Recipe:
+def _recipe(
+    epochs: int, warmup: int, lr: float, decay: float, drop: float, **own: Any
+) -> FinetuneRecipe:
     usual: dict[str, Any] = {"batch": 1024, "note": EMA, "mixed": 32} | own
-    return Recipe(
+    return FinetuneRecipe(
         epochs=epochs,
         warmup=warmup,
         lr=lr,
@@ -31,7 +33,7 @@ def _recipe(epochs: int, warmup: int, lr: float, decay: float, drop: float, **ow
 
 SIMMIM_NOTE = "downsampling has the rate of the stage it leads into; the published run's, one lower"
 
-STAGED: dict[StagedName, dict[str, Recipe]] = {
+STAGED: dict[StagedName, dict[str, FinetuneRecipe]] = {
     "fcmae": {
         "ConvNeXtV2-T": _recipe(300, 40, 8e-4, 0.9, 0.2),
         "ConvNeXtV2-B": _recipe(100, 20, 6.25e-4, 0.6, 0.1, joined=3),
@@ -49,7 +51,7 @@ STAGED: dict[StagedName, dict[str, Recipe]] = {
 }
 
 
-def staged_recipe(name: StagedName, model: str) -> Recipe:
+def staged_recipe(name: StagedName, model: str) -> FinetuneRecipe:
     """Return the recipe for a model of the recipe's family."""
     table = STAGED[name]
     if model in table:

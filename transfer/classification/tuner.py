@@ -19,7 +19,7 @@ from mimbench.training.optim import Schedule, layer_decay_groups, scaled_lr
 from mimbench.vit.depth import StochasticDepth, image_seeds
 from transfer.classification.augmentation import Augmentation, Mixing, make_criterion
 from transfer.classification.classifier import Pool, at_size, build_classifier
-from transfer.classification.recipes import Name, Recipe, recipe_for
+from transfer.classification.recipes import FinetuneRecipe, Name, recipe_for
 from transfer.classification.staged_recipes import StagedName, staged_recipe
 from transfer.classification.training import predict
 
@@ -51,7 +51,7 @@ class Config(ImageConfig):
         every = 1 if self.report == "last" else self.eval_every
         return replace(super().canonical(), eval_every=every)
 
-    def resolve(self, width: int, model: str = "") -> Recipe:
+    def resolve(self, width: int, model: str = "") -> FinetuneRecipe:
         """Return the recipe with this configuration's own values.
 
         Args:
@@ -178,7 +178,7 @@ class FineTune(Learner):
 
 
 def make_optimizer(
-    model: nn.Module, config: Config, recipe: Recipe, spec: Spec
+    model: nn.Module, config: Config, recipe: FinetuneRecipe, spec: Spec
 ) -> torch.optim.Optimizer:
     """Return AdamW with a group for each level and weight decay."""
     groups = layer_decay_groups(
@@ -193,7 +193,7 @@ def make_optimizer(
     return torch.optim.AdamW(plain, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
 
 
-def make_mixing(config: Config, recipe: Recipe, classes: int) -> Mixing | None:
+def make_mixing(config: Config, recipe: FinetuneRecipe, classes: int) -> Mixing | None:
     """Return the mixing of images, if there is any: a group is never more than the batch."""
     if not config.augment.mixes:
         return None

@@ -1,7 +1,8 @@
 """Confusion of predicted and true pixels, image by image, and the published means over classes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,13 @@ class EveryClass(Confusion):
         return [Statistic(metric=f"miou{self.suffix}", images=self.images, value=value)]
 
 
+class Seen(NamedTuple):
+    """Classes of an image's pixels, 255 where there is none."""
+
+    truth: Labels
+    predicted: Labels
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tally:
     """The confusion of each image, kept sparsely."""
@@ -66,6 +74,8 @@ class Tally:
     predicted: Counts
     """`classes` where it is no class."""
     pixels: Counts
+    kept: Mapping[int, Seen] = field(default_factory=dict)
+    """Image -> what was counted, of those that were to be kept."""
 
     @property
     def total(self) -> Counts:
@@ -84,7 +94,19 @@ class Tally:
             true=self.true,
             predicted=called,
             pixels=self.pixels,
+            kept={
+                at: Seen(
+                    seen.truth, np.append(names, IGNORED)[np.minimum(seen.predicted, self.classes)]
+                )
+                for at, seen in self.kept.items()
+            },
         )
+
+    def accuracy(self, image: int) -> float:
+        """Return the percentage of an image's labelled pixels that are right."""
+        mine = self.image == image
+        right = self.pixels[mine & (self.true == self.predicted)].sum()
+        return 100 * float(right / max(1, self.pixels[mine].sum()))
 
     def counts(self) -> Counts:
         """Return pixels (images, what agrees / either / predicted / labelled, classes)."""
@@ -111,8 +133,9 @@ class Tally:
 class Tallier:
     """Adds one image after the other."""
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, keep: Collection[int] = ()) -> None:
+        self.classes, self.keep = classes, keep
+        self.kept: dict[int, Seen] = {}
         self.images: list[str] = []
         self.entries: list[Counts] = []
 
@@ -120,6 +143,8 @@ class Tallier:
         """Count one image; pixels without a true class do not count."""
         found = confusion(truth, predicted, self.classes)
         true, guess = np.nonzero(found)
+        if len(self.images) in self.keep:
+            self.kept[len(self.images)] = Seen(truth, predicted)
         image = np.full(len(true), len(self.images))
         self.images.append(name)
         self.entries.append(np.stack([image, true, guess, found[true, guess]]))
@@ -134,6 +159,7 @@ class Tallier:
             true=true,
             predicted=predicted,
             pixels=pixels,
+            kept=self.kept,
         )
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mimbench.data.label_maps import LabelMaps
 from mimbench.data.preprocess import Interpolation, Squash
-from mimbench.features.patches import FinalNorm, PatchSpec, extract_patches, patch_grid
+from mimbench.features.patches import FinalNorm, PatchBank, PatchSpec, extract_patches, patch_grid
 from mimbench.features.search import (
     Approximate,
     Floats,
@@ -61,6 +61,7 @@ from transfer.dense.confusion import (
     pixel_accuracy,
     ratios,
 )
+from transfer.dense.drawing import draw, drawn_rows
 from transfer.dense.neighbours import Answers, measured_recall
 from transfer.dense.patches import IGNORED, Labels, frequencies, rare_patches, rarity, unpatchify
 from transfer.dense.views import BankView
@@ -113,7 +114,7 @@ def as_published(weights: VitWeights, config: Config) -> VitWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class TrainingView:
     """One view of the training pictures: chosen patches and their class shares."""
 
     patches: Patches
@@ -162,7 +163,7 @@ def evaluate(weights: VitWeights, config: Config, ranks: Ranks) -> TaskResult:
         answers = quick
     truth = patch_labels(val, SquashedLabels(squash=squash), weights.spec.patch_size)
     tally = label(answers, queries, shares, val, truth, config, classes=classes)
-    return result(tally, val, notes)
+    return result(tally, val, notes, bank)
 
 
 def part_of(
@@ -172,7 +173,7 @@ def part_of(
     ranks: Ranks,
     norm: FinalNorm,
     epoch: int,
-) -> Part:
+) -> TrainingView:
     """Return one random view of every training picture; rare classes' patches where memory is short."""
     view = BankView(size=config.image_size, epoch=epoch, seed=config.seed)
     grid, patch = patch_grid(weights, config.image_size), weights.spec.patch_size
@@ -185,7 +186,7 @@ def part_of(
     bank = extract_patches(weights, maps.images, spec, config.machine, ranks=ranks)
     rows = [pixels[i] if kept is None else pixels[i][kept[i]] for i in range(len(pixels))]
     shares = np.concatenate([frequencies(without_void(p), classes) for p in rows])
-    return Part(patches=Patches(bank, norm, device=config.machine.device), shares=shares)
+    return TrainingView(patches=Patches(bank, norm, device=config.machine.device), shares=shares)
 
 
 def without_void(pixels: Labels) -> Labels:
@@ -230,7 +231,7 @@ def label(
         raise UserError(f"k = {config.k} neighbours of a bank of {len(shares)} patches")
     grid = queries.bank.spec.grid
     side = (config.image_size, config.image_size)
-    tallier = Tallier(classes)
+    tallier = Tallier(classes, drawn_rows(len(val.images)))
     bar = Progress("dense k-NN", len(val.images))
     for at, tokens in queries.of(every(len(val.images))):
         similarity, ids = answers.find(as_rows(tokens, unit=True), config.k)
@@ -251,7 +252,7 @@ def label(
     return tallier.close()
 
 
-def result(tally: Tally, val: LabelMaps, notes: dict[str, Any]) -> TaskResult:
+def result(tally: Tally, val: LabelMaps, notes: dict[str, Any], bank: PatchBank) -> TaskResult:
     """Return the published mean over matched classes, and what stands beside it."""
     matched = tally.renamed(best_names(tally.total))
     names = ("not labelled", *val.names) if val.first else val.names
@@ -266,6 +267,7 @@ def result(tally: Tally, val: LabelMaps, notes: dict[str, Any]) -> TaskResult:
         },
         outcomes=[matched.outcomes(every=True)],
         figures=[Figure(title="IoU", values={names[i]: float(found[i]) for i in labelled})],
+        pictures=draw(matched, bank, names, by_patch=False),
         notes=notes,
     )
 

@@ -22,7 +22,8 @@ from mimbench.vit.footprint import frozen
 from transfer.dense.banks import DenseConfig, every, held_out
 from transfer.dense.confusion import EveryClass as EveryClass
 from transfer.dense.confusion import Tally, miou_occurring
-from transfer.dense.neighbours import Bank, vote
+from transfer.dense.drawing import drawn_rows
+from transfer.dense.neighbours import LabelledPatches, vote
 from transfer.dense.patch_knn import METRICS, Distance, Ready, dense_result, prepare
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Config(DenseConfig):
             raise ValueError("norms needs true: the last block is read after the norm")
 
 
-class Place(NamedTuple):
+class PatchLayer(NamedTuple):
     """Where patches are read."""
 
     block: int
@@ -75,23 +76,23 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
 
 def sweep(ready: Ready, config: Config, depth: int) -> TaskResult:
     """Try every place on held-out pictures; score the last and the chosen one on val."""
-    places = [Place(b, normed) for b in range(depth, 0, -1) for normed in config.norms]
+    places = [PatchLayer(b, normed) for b in range(depth, 0, -1) for normed in config.norms]
     pictures = len(ready.train_truth.names)
     kept, held = held_out(pictures, config.holdout, config.seed)
-    found: dict[Place, float] = {}
+    found: dict[PatchLayer, float] = {}
     for place in places:
         at = reading(ready, place)
         at.train.scaler = at.train.fit(kept)
-        answers = Bank.of(at.train, at.train_truth, kept).exact(
+        answers = LabelledPatches.of(at.train, at.train_truth, kept).exact(
             METRICS[config.distance], config.machine.device
         )
         tally = vote(answers, at.train, at.train_truth, pictures=held, ks=[config.k])
         found[place] = miou_occurring(tally[config.k].total)
-    chosen, last = max(reversed(places), key=lambda place: found[place]), Place(1, normed=True)
+    chosen, last = max(reversed(places), key=lambda place: found[place]), PatchLayer(1, normed=True)
     tallies = {place: on_val(ready, config, place) for place in dict.fromkeys((chosen, last))}
     result = dense_result(
         tallies[chosen],
-        ready.class_names,
+        ready,
         {
             "chosen": chosen.describe(depth),
             "last": last.describe(depth),
@@ -114,22 +115,30 @@ def sweep(ready: Ready, config: Config, depth: int) -> TaskResult:
     return replace(result, metrics={**result.metrics, **more}, figures=figures)
 
 
-def reading(ready: Ready, place: Place) -> Ready:
+def reading(ready: Ready, place: PatchLayer) -> Ready:
     """Return the same patches read at one place."""
     train, val = (p.at(place.block, normed=place.normed) for p in (ready.train, ready.val))
     return replace(ready, train=train, val=val)
 
 
-def on_val(ready: Ready, config: Config, place: Place) -> Tally:
+def on_val(ready: Ready, config: Config, place: PatchLayer) -> Tally:
     """Return the confusion of the val pictures, all training pictures answering."""
     at = reading(ready, place)
     everyone = every(len(at.train_truth.names))
     at.train.scaler = at.val.scaler = at.train.fit(everyone)
-    answers = Bank.of(at.train, at.train_truth, everyone).exact(
+    answers = LabelledPatches.of(at.train, at.train_truth, everyone).exact(
         METRICS[config.distance], config.machine.device
     )
     pictures = every(len(at.val_truth.names))
-    return vote(answers, at.val, at.val_truth, pictures=pictures, ks=[config.k])[config.k]
+    found = vote(
+        answers,
+        at.val,
+        at.val_truth,
+        pictures=pictures,
+        ks=[config.k],
+        keep=drawn_rows(len(pictures)),
+    )
+    return found[config.k]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """From patches to predictions: search the bank for each piece of the queries, and let neighbours vote."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,7 +63,7 @@ class KeptLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bank:
+class LabelledPatches:
     """Patches of some pictures that may answer: those whose own modal label is a class."""
 
     patches: Patches
@@ -73,7 +73,7 @@ class Bank:
     """(pictures, m)"""
 
     @classmethod
-    def of(cls, patches: Patches, truth: Truth, pictures: NDArray[np.int64]) -> "Bank":
+    def of(cls, patches: Patches, truth: Truth, pictures: NDArray[np.int64]) -> "LabelledPatches":
         """Return the bank of some pictures; patches whose modal label is ignored are left out."""
         per_image = truth.pixels.shape[1]
         kept = np.empty((len(pictures), per_image), dtype=bool)
@@ -136,6 +136,7 @@ def vote(
     pictures: NDArray[np.int64],
     ks: Sequence[int],
     label: str = "",
+    keep: Collection[int] = (),
 ) -> Mapping[int, Tally]:
     """Return for each k the confusion of the query pictures, from one search.
 
@@ -146,8 +147,9 @@ def vote(
         pictures: Which of them.
         ks: How many neighbours vote.
         label: Name of the progress line; none is shown without it.
+        keep: Of the query pictures, by their place, those whose predictions the tallies keep.
     """
-    talliers = {k: Tallier(truth.classes) for k in ks}
+    talliers = {k: Tallier(truth.classes, keep) for k in ks}
     bar = Progress(label, len(pictures)) if label else None
     for at, tokens in queries.of(pictures):
         ids = answers.find(as_rows(tokens, unit=answers.unit), max(ks))[1]

@@ -49,7 +49,8 @@ from transfer.dense.confusion import (
     pixel_accuracy,
     ratios,
 )
-from transfer.dense.neighbours import Answers, Bank, Truth, measured_recall, vote
+from transfer.dense.drawing import draw, drawn_rows
+from transfer.dense.neighbours import Answers, LabelledPatches, Truth, measured_recall, vote
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def evaluate(ready: Ready, config: Config) -> TaskResult:
     chosen, tried = choose(ready, config, kept, held)
     k, distance = chosen
     metric = METRICS[distance]
-    bank = Bank.of(ready.train, ready.train_truth, every(len(ready.train_truth.names)))
+    bank = LabelledPatches.of(ready.train, ready.train_truth, every(len(ready.train_truth.names)))
     answers = exact = bank.exact(metric, config.machine.device)
     notes: dict[str, Any] = {}
     if config.index.kind != "exact":
@@ -157,6 +158,7 @@ def evaluate(ready: Ready, config: Config) -> TaskResult:
         pictures=every(len(ready.val_truth.names)),
         ks=[k],
         label="patch k-NN",
+        keep=drawn_rows(len(ready.val_truth.names)),
     ).values()
     notes |= {
         "k": k,
@@ -168,7 +170,7 @@ def evaluate(ready: Ready, config: Config) -> TaskResult:
     }
     if config.storage != "fp32":
         notes["storage_effect"] = storage_effect(ready, exact, k)
-    return dense_result(tally, ready.class_names, notes)
+    return dense_result(tally, ready, notes)
 
 
 def choose(
@@ -178,7 +180,7 @@ def choose(
     settings = list(itertools.product(config.k, config.distances))
     if len(settings) == 1:
         return settings[0], {}
-    bank = Bank.of(ready.train, ready.train_truth, kept)
+    bank = LabelledPatches.of(ready.train, ready.train_truth, kept)
     found: dict[tuple[int, Distance], float] = {}
     for distance in config.distances:
         tallies = vote(
@@ -224,9 +226,9 @@ class _Fixed(Patches):
                 yield np.array([row]), self.prepared(self.tokens[place : place + 1])
 
 
-def dense_result(tally: Tally, names: tuple[str, ...], notes: dict[str, Any]) -> TaskResult:
+def dense_result(tally: Tally, ready: Ready, notes: dict[str, Any]) -> TaskResult:
     """Return the published mean, and what stands beside it."""
-    total = tally.total
+    total, names = tally.total, ready.class_names
     found = 100 * ratios(total)
     labelled = np.flatnonzero(total.sum(axis=1) > 0)
     return TaskResult(
@@ -237,6 +239,7 @@ def dense_result(tally: Tally, names: tuple[str, ...], notes: dict[str, Any]) ->
         },
         outcomes=[tally.outcomes(every=False)],
         figures=[Figure(title="IoU", values={names[i]: float(found[i]) for i in labelled})],
+        pictures=draw(tally, ready.val.bank, names, by_patch=True),
         notes=notes,
     )
 

@@ -11,6 +11,7 @@ switch of the published script; all of ADE20K at ViT-B takes 12 GB.
 
 import logging
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from mimbench.data.label_maps import class_indices
-from mimbench.logistic.grid import Grid, Pace, solve
-from mimbench.logistic.solver import Solutions
+from mimbench.features.logistic.grid import Grid, GridProgress, solve
+from mimbench.features.logistic.solver import Solutions
 from mimbench.model import Weights
 from mimbench.networks.kinds import plain_vit
 from mimbench.system.memory import Halving
@@ -32,6 +33,7 @@ from mimbench.vit.footprint import frozen
 from transfer.dense.banks import DenseConfig, Patches, choose_largest, every, held_out
 from transfer.dense.confusion import EveryClass as EveryClass
 from transfer.dense.confusion import Tallier, Tally, miou_occurring
+from transfer.dense.drawing import drawn_rows
 from transfer.dense.neighbours import Truth
 from transfer.dense.patch_knn import Ready, dense_result, prepare
 from transfer.dense.patches import modal
@@ -77,7 +79,9 @@ def evaluate(ready: Ready, config: Config) -> TaskResult:
         scores = [miou_occurring(tally.total) for tally in tallies]
         place = choose_largest(scores)
     final, last = fit(ready, config, every(len(ready.train_truth.names)), [values[place]])
-    [tally] = label_patches(final, ready.val, ready.val_truth, every(len(ready.val_truth.names)))
+    pictures = every(len(ready.val_truth.names))
+    drawn = drawn_rows(len(pictures))
+    [tally] = label_patches(final, ready.val, ready.val_truth, pictures, keep=drawn)
     notes = {
         "C": values[place],
         "at_edge_of_grid": place in {0, len(values) - 1} and len(values) > 1,
@@ -87,7 +91,7 @@ def evaluate(ready: Ready, config: Config) -> TaskResult:
         "unconverged": record.get("unconverged", 0) + last["unconverged"],
         "iterations": record.get("iterations", []) + last["iterations"],
     }
-    return dense_result(tally, ready.class_names, notes)
+    return dense_result(tally, ready, notes)
 
 
 def fit(
@@ -101,9 +105,9 @@ def fit(
     """Return the classifiers for some values of C, and how they were found."""
     features, labels = labelled_patches(ready, config, pictures)
     bar = Progress(label, len(values)) if label else None
-    pace = Pace(room=Halving(size=len(values)), bar=bar)
+    progress = GridProgress(room=Halving(size=len(values)), bar=bar)
     truth = ready.train_truth
-    found = solve(features, labels, truth.classes, values, config.grid, pace=pace)
+    found = solve(features, labels, truth.classes, values, config.grid, progress=progress)
     record = {
         "patches": len(labels),
         "iterations": list(found.iterations),
@@ -132,11 +136,16 @@ def labelled_patches(
 
 
 def label_patches(
-    solutions: Solutions, queries: Patches, truth: Truth, pictures: NDArray[np.int64]
+    solutions: Solutions,
+    queries: Patches,
+    truth: Truth,
+    pictures: NDArray[np.int64],
+    *,
+    keep: Collection[int] = (),
 ) -> list[Tally]:
     """Return the confusion of some pictures for each classifier: one class for a whole patch."""
     count = len(solutions.iterations)
-    talliers = [Tallier(truth.classes) for _ in range(count)]
+    talliers = [Tallier(truth.classes, keep) for _ in range(count)]
     for at, tokens in queries.of(pictures):
         rows = tokens.flatten(0, 1)
         for which, tallier in enumerate(talliers):

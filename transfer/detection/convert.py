@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mimbench.checkpoints.vitdet import Converted, to_vitdet
+from mimbench.checkpoints.vitdet import VitDetTensors, to_vitdet
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec, VitWeights
 
@@ -17,7 +17,7 @@ def convert(
     patch_size: int | None,
     side: int,
     windows: Mapping[int, int] = MappingProxyType({}),
-) -> Converted:
+) -> VitDetTensors:
     """Return the weights as a detector's trunk holds them.
 
     Args:

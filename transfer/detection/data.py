@@ -27,7 +27,7 @@ Annotation = Mapping[str, Any]
 
 
 @dataclass
-class Faults:
+class AnnotationFaults:
     """What is wrong with one file: kind -> count and the first examples."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -83,7 +83,7 @@ def inspect(annotations: Path, images: Path) -> Split:
     pictures = {picture["id"]: picture for picture in content["images"]}
     categories = sorted(content["categories"], key=lambda category: category["id"])
     known = {category["id"] for category in categories}
-    fatal, harmless = Faults(), Faults()
+    fatal, harmless = AnnotationFaults(), AnnotationFaults()
     _check_files(content["images"], images, fatal)
     for kind, items in (("images", pictures), ("categories", known)):
         if len(items) < len(content[kind]):
@@ -135,7 +135,7 @@ def _holds_list(content: object, key: str) -> bool:
     return isinstance(content, dict) and isinstance(content.get(key), list)
 
 
-def _check_files(pictures: Sequence[Annotation], folder: Path, fatal: Faults) -> None:
+def _check_files(pictures: Sequence[Annotation], folder: Path, fatal: AnnotationFaults) -> None:
     if not folder.is_dir():
         raise UserError(f"there is no folder of pictures {folder}; check --data and train_images")
     parents = {(folder / picture["file_name"]).parent for picture in pictures}
@@ -150,8 +150,8 @@ def _check_annotations(
     annotations: Iterable[Annotation],
     pictures: Mapping[int, Annotation],
     categories: set[int],
-    fatal: Faults,
-    harmless: Faults,
+    fatal: AnnotationFaults,
+    harmless: AnnotationFaults,
 ) -> None:
     seen = set()
     for item in annotations:
@@ -172,7 +172,9 @@ def _check_annotations(
             fatal.add("annotations have no mask (Mask R-CNN needs one for each object)", number)
 
 
-def _check_box(item: Annotation, picture: Annotation, number: str, harmless: Faults) -> None:
+def _check_box(
+    item: Annotation, picture: Annotation, number: str, harmless: AnnotationFaults
+) -> None:
     x, y, width, height = item["bbox"]
     if width <= 0 or height <= 0:
         harmless.add("boxes without area are left out of training", number)

@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mimbench.model import Weights, require_fit, strides
+from mimbench.networks.channel_norm import ChannelNorm
 from mimbench.networks.frozen import level_maps
 from mimbench.networks.levels import STRIDES, LevelSpec, LevelWeights, build_levels
 from mimbench.system.errors import UserError
 from mimbench.task import TaskResult, Traits
 from transfer.detection import recipe
-from transfer.detection.prepare import Design
-from transfer.detection.protocol import DetectorConfig, Levels, Plan
+from transfer.detection.prepare import DetectorSetup
+from transfer.detection.protocol import DetectorConfig, ResolvedRecipe
+from transfer.detection.pyramid import Levels
 from transfer.detection.vitdet import detect
 
 __all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "run"]
@@ -56,15 +58,6 @@ class Config(DetectorConfig):
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Fine-tune, score on the validation pictures, and return the figures in percent."""
     return detect(weights, config, out, design, task=(TASK, VERSION))
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map (b, c, h, w)."""
-
-    @override
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the normed map."""
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 class LevelTrunk(Backbone):
@@ -107,7 +100,7 @@ class LevelTrunk(Backbone):
         }
 
 
-def design(weights: Weights, config: Config, *, classes: int) -> Design:
+def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
     """Return Mask R-CNN with FPN over a network's own four levels."""
     if not isinstance(weights, LevelWeights) or tuple(strides(weights.spec)) != STRIDES:
         raise UserError(
@@ -118,7 +111,7 @@ def design(weights: Weights, config: Config, *, classes: int) -> Design:
     planned = _plan(config)
     lazy = build_model_config(config, planned, weights.spec, classes)
     model = recipe.build_seeded(lazy, seed=config.seed)
-    return Design(
+    return DetectorSetup(
         plan=planned,
         report=fill(model, weights),
         model=model,
@@ -126,10 +119,10 @@ def design(weights: Weights, config: Config, *, classes: int) -> Design:
     )
 
 
-def _plan(config: Config) -> Plan:
+def _plan(config: Config) -> ResolvedRecipe:
     steps = STEPS * 64 // config.batch if config.images is None else config.images // config.batch
     first, second = (round(drop * SCHEDULE) for drop in config.drops)
-    return Plan(
+    return ResolvedRecipe(
         steps=steps,
         schedule=(first, second, SCHEDULE),
         warmup=config.warmup,
@@ -144,7 +137,9 @@ def _plan(config: Config) -> Plan:
     )
 
 
-def build_model_config(config: Config, plan: Plan, spec: LevelSpec, classes: int) -> DictConfig:
+def build_model_config(
+    config: Config, plan: ResolvedRecipe, spec: LevelSpec, classes: int
+) -> DictConfig:
     """Return ViTDet's Mask R-CNN with an FPN in the place of its pyramid."""
     model = recipe.official("common/models/mask_rcnn_vitdet.py", "model")
     pyramid = Levels(scales=(), strides=(*STRIDES, 2 * STRIDES[-1]))

@@ -23,7 +23,7 @@ from mimbench.system.signals import leave_signals_to_parent
 POSITION = "position"
 
 
-class Order(Sampler[tuple[int, int]]):
+class EndlessSampler(Sampler[tuple[int, int]]):
     """An endless sampler of (position, index): a new shuffle for each pass over the data."""
 
     def __init__(self, size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:

@@ -13,16 +13,16 @@ from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.optim import BatchPlan, plan_batch
 from transfer.detection import data, recipe
-from transfer.detection.protocol import DetectorConfig, Plan
+from transfer.detection.protocol import DetectorConfig, ResolvedRecipe
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design:
+class DetectorSetup:
     """What a kind of detector makes of weights and a recipe."""
 
-    plan: Plan
+    plan: ResolvedRecipe
     report: str
     """The line that says what was loaded."""
     model: nn.Module
@@ -30,7 +30,7 @@ class Design:
     """Still without the model."""
 
 
-Designer = Callable[..., Design]
+Designer = Callable[..., DetectorSetup]
 """Called with weights, configuration and `classes`."""
 
 
@@ -39,7 +39,7 @@ class Job:
     """Everything that a run is made of, with nothing built twice."""
 
     config: DetectorConfig
-    design: Design
+    design: DetectorSetup
     train: data.Split
     val: data.Split
     names: dict[str, str]
@@ -48,7 +48,7 @@ class Job:
     batch: BatchPlan
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> ResolvedRecipe:
         """The recipe with nothing left open."""
         return self.design.plan
 

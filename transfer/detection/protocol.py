@@ -1,6 +1,6 @@
 """The recipe in plain values: its configuration, what depends on the model's size, and the arithmetic."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -21,13 +21,19 @@ WARMUP = 250
 """Steps of `STEPS` of linear warm-up: a fraction, so that a shorter run warms up shorter."""
 BATCH = 64
 
-FINEST_STRIDE = 4
-"""Pyramid levels finer than this are left out; with patches of 16 the published four remain."""
-SCALES = (4.0, 2.0, 1.0, 0.5)
+FROZEN_HAS_NO = (
+    "window",
+    "global_blocks",
+    "coordinates",
+    "drop_path",
+    "layer_decay",
+    "decay_all",
+)
+"""Fields that say how a trunk is trained or cut into windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class SizeRecipe:
     """A column of the recipe table: what the official configs change with the model's size."""
 
     layer_decay: float
@@ -39,10 +45,10 @@ class Column:
 
 
 TABLE = {
-    "S": Column(layer_decay=0.7, drop_path=0.1),
-    "B": Column(layer_decay=0.7, drop_path=0.1),
-    "L": Column(layer_decay=0.8, drop_path=0.4),
-    "H": Column(layer_decay=0.9, drop_path=0.5, share=Fraction(3, 4), decay_all=True),
+    "S": SizeRecipe(layer_decay=0.7, drop_path=0.1),
+    "B": SizeRecipe(layer_decay=0.7, drop_path=0.1),
+    "L": SizeRecipe(layer_decay=0.8, drop_path=0.4),
+    "H": SizeRecipe(layer_decay=0.9, drop_path=0.5, share=Fraction(3, 4), decay_all=True),
 }
 """By the model's size. S has no official config: it takes B's values."""
 
@@ -135,12 +141,32 @@ class Config(DetectorConfig):
     decay_all: bool | None = None
     attention: Literal["stock", "fused"] = "stock"
     """`fused`: the same numbers within 1e-5 through torch's fused attention."""
+    trunk: Literal["trained", "frozen"] = later("trained")
+    """`frozen`: the backbone as it is, with global attention in every block; only pyramid and heads
+    learn. Our own protocol."""
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         if self.window < 1:
             raise ValueError(f"window is {self.window}, expected at least 1")
+        if self.trunk == "frozen":
+            self._refuse_what_a_frozen_trunk_cannot_use()
         super().__post_init__()
+
+    def _refuse_what_a_frozen_trunk_cannot_use(self) -> None:
+        if self.relative_positions:
+            raise ValueError(
+                "trunk frozen with relative_positions: their tables start at zero and cannot be "
+                "learned; set relative_positions: false"
+            )
+        usual = {field.name: field.default for field in fields(self)}
+        for name in FROZEN_HAS_NO:
+            if getattr(self, name) != usual[name]:
+                raise ValueError(
+                    f"trunk frozen with {name}: {getattr(self, name)}: a frozen backbone runs as it "
+                    "was pretrained, without windows, dropped paths or rates of its own; leave "
+                    f"{name} out"
+                )
 
 
 def column_of(spec: VitSpec) -> Size:
@@ -150,7 +176,7 @@ def column_of(spec: VitSpec) -> Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ResolvedRecipe:
     """A recipe with nothing left open, for one model."""
 
     steps: int
@@ -169,7 +195,7 @@ class Plan:
         return {i: size for i in range(self.depth) if i not in self.global_blocks}
 
 
-def plan(config: Config, spec: VitSpec) -> Plan:
+def plan(config: Config, spec: VitSpec) -> ResolvedRecipe:
     """Return what the recipe means for a model of this size."""
     size = column_of(spec)
     column = TABLE[size.letter]
@@ -183,16 +209,21 @@ def plan(config: Config, spec: VitSpec) -> Plan:
             )
         if size.letter == "S":
             notes.append("ViT-S has no official config: it takes B's values")
+    frozen = config.trunk == "frozen"
+    if frozen:
+        # a column's values say how a trunk of this size is trained
+        column = replace(column, layer_decay=1.0, drop_path=0.0)
+        notes.append("the trunk is frozen: our own protocol, no published row has it")
     share = column.share if config.images is None else Fraction(1)
     first, second = (int(round(drop * STEPS) * share) for drop in config.drops)
-    return Plan(
+    return ResolvedRecipe(
         steps=length,
         schedule=(first, second, int(STEPS * share)),
         warmup=config.warmup,
         layer_decay=column.layer_decay if config.layer_decay is None else config.layer_decay,
         drop_path=column.drop_path if config.drop_path is None else config.drop_path,
         decay_all=column.decay_all if config.decay_all is None else config.decay_all,
-        global_blocks=spread(config.global_blocks, spec.depth),
+        global_blocks=spread(spec.depth if frozen else config.global_blocks, spec.depth),
         depth=spec.depth,
         notes=tuple(notes),
     )
@@ -216,29 +247,3 @@ def spread(count: int, depth: int) -> tuple[int, ...]:
     if not 0 < count <= depth:
         raise UserError(f"global_blocks is {count}, expected 1 to {depth} for {depth} blocks")
     return tuple(sorted({round((i + 1) * depth / count) - 1 for i in range(count)}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Levels:
-    """The feature pyramid's levels over patches of one size."""
-
-    scales: tuple[float, ...]
-    strides: tuple[int, ...]
-    """Of the levels, then of the extra level on top."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return detectron2's names: p and the binary logarithm of the stride."""
-        return tuple(f"p{stride.bit_length() - 1}" for stride in self.strides)
-
-
-def levels(patch_size: int, image_size: int) -> Levels:
-    """Return the pyramid for a patch size: levels are named by stride, so the names must follow."""
-    scales = tuple(s for s in SCALES if patch_size / s >= FINEST_STRIDE)
-    strides = [int(patch_size / s) for s in scales]
-    if image_size % strides[-1]:
-        raise UserError(
-            f"image_size {image_size} is no multiple of {strides[-1]}, the stride of the pyramid's "
-            f"coarsest level over patches of {patch_size}"
-        )
-    return Levels(scales=scales, strides=(*strides, 2 * strides[-1]))

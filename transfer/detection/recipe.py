@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from timm.layers.activations import QuickGELU
 from torch import nn
 
-from mimbench.checkpoints.vitdet import Converted, is_stock, vitdet_arguments
+from mimbench.checkpoints.vitdet import VitDetTensors, is_stock, vitdet_arguments
 from mimbench.model import Spec
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
@@ -27,9 +27,11 @@ from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
 from transfer.detection.crop import LimitedCrop
+from transfer.detection.frozen import VITS
 from transfer.detection.pictures import by_picture
-from transfer.detection.protocol import Config, DetectorConfig, Levels, Plan, levels
-from transfer.detection.trunk import TABLE, ModernViT, decay_rate
+from transfer.detection.protocol import Config, DetectorConfig, ResolvedRecipe
+from transfer.detection.pyramid import Levels, levels
+from transfer.detection.trunk import TABLE, decay_rate
 
 
 class TopPool(LastLevelMaxPool):
@@ -52,7 +54,7 @@ def instantiate(lazy: Any) -> Any:
 
 
 def build_model_config(
-    config: Config, plan: Plan, spec: VitSpec, converted: Converted, *, classes: int
+    config: Config, plan: ResolvedRecipe, spec: VitSpec, converted: VitDetTensors, *, classes: int
 ) -> DictConfig:
     """Return detectron2's ViTDet Mask R-CNN, edited to the checkpoint and the recipe."""
     model = official("common/models/mask_rcnn_vitdet.py", "model")
@@ -79,7 +81,7 @@ def normalise(model: DictConfig, spec: Spec) -> None:
 
 
 def _edit_vit(
-    net: DictConfig, config: Config, plan: Plan, spec: VitSpec, converted: Converted
+    net: DictConfig, config: Config, plan: ResolvedRecipe, spec: VitSpec, converted: VitDetTensors
 ) -> None:
     net.update(vitdet_arguments(spec, converted))
     net.img_size = config.image_size
@@ -89,9 +91,10 @@ def _edit_vit(
     net.window_size = config.window
     net.window_block_indexes = [i for i in range(spec.depth) if i not in plan.global_blocks]
     net.use_rel_pos = config.relative_positions and spec.position == "absolute"
-    if not is_stock(spec):
+    stock = is_stock(spec)
+    net["_target_"] = VITS[stock, config.trunk]
+    if not stock:
         net.use_abs_pos = spec.has_table
-        net["_target_"] = ModernViT
         net.spec, net.coordinates = spec.to_json(), config.coordinates
 
 
@@ -129,7 +132,7 @@ def _edit_heads(heads: DictConfig, config: DetectorConfig, pyramid: Levels, clas
     heads.mask_head.conv_dims = [channels] * (config.mask_convs + 1)
 
 
-def build_optimizer_config(config: Config, plan: Plan, spec: VitSpec) -> DictConfig:
+def build_optimizer_config(config: Config, plan: ResolvedRecipe, spec: VitSpec) -> DictConfig:
     """Return AdamW with detectron2's layer decay and the official exceptions from weight decay."""
     optimizer = official("common/optim.py", "AdamW")
     optimizer.lr, optimizer.weight_decay = config.learning_rate, config.weight_decay
@@ -142,7 +145,7 @@ def build_optimizer_config(config: Config, plan: Plan, spec: VitSpec) -> DictCon
     return optimizer
 
 
-def build_schedule_config(plan: Plan) -> DictConfig:
+def build_schedule_config(plan: ResolvedRecipe) -> DictConfig:
     """Return the multiplier of the learning rate over the run: warm-up, then two drops to a tenth."""
     first, second, length = plan.schedule
     return LazyCall(WarmupParamScheduler)(
@@ -219,7 +222,7 @@ def vit_of(model: nn.Module) -> ViT:
     return model.get_submodule("backbone.net")  # pyright: ignore[reportReturnType]
 
 
-def fill(model: nn.Module, converted: Converted) -> None:
+def fill(model: nn.Module, converted: VitDetTensors) -> None:
     """Copy the converted weights into the detector; only relative positions may stay as they are."""
     vit = vit_of(model)
     own = vit.state_dict()

@@ -17,7 +17,7 @@ from transfer.detection.console import advice
 from transfer.detection.hooks import Checkpoints, CurveWriter, ProgressHook, StopOnSignal
 from transfer.detection.inference import evaluate
 from transfer.detection.loop import Accumulator
-from transfer.detection.order import Order, Positioned, Reader
+from transfer.detection.order import EndlessSampler, Positioned, Reader
 from transfer.detection.prepare import Job
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def fit_job(job: Job, out: Path) -> None:
     """Train the detector to the end of the recipe, from wherever `out` stands."""
     config, ranks = job.config, job.ranks
     records = recipe.instantiate(job.sets.train.dataset)
-    order = Order(len(records), seed=config.seed, rank=ranks.rank, world=ranks.world)
+    order = EndlessSampler(len(records), seed=config.seed, rank=ranks.rank, world=ranks.world)
     reader = Reader(recipe.instantiate(job.sets.train.mapper))
     loader = TRAIN_LOADER(
         dataset=Positioned(records, reader, seed=config.seed),

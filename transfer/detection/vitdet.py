@@ -2,7 +2,8 @@
 
 Paper: Exploring Plain Vision Transformer Backbones for Object Detection (arXiv 2203.16527).
 Protocols: `coco-vitdet-100` (the defaults of `Config`) and `coco-vitdet-12` (batch 16, 88,750 steps,
-the one behind HPM's figures); docs/detection.md gives the recipe line by line.
+the one behind HPM's figures); docs/howto/detection.md gives the recipe line by line. `coco-vitdet-frozen`
+is our own: the backbone stays as it is, only pyramid and heads learn.
 Expected with MAE-1600 ViT-B under coco-vitdet-100: 51.6 box AP, 45.9 mask AP; standard deviation over
 seeds 0.10 (published). Cost of that: about 1,030 A100-hours; coco-vitdet-12: about 124.
 Command: python -m transfer.detection CKPT --benchmark coco-vitdet-12 --data COCO
@@ -14,7 +15,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.networks.kinds import plain
 from mimbench.scores.boxes import draw_detections
 from mimbench.scores.figures import Figure
@@ -24,10 +25,11 @@ from mimbench.system.errors import UserError
 from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.training.identity import claim, run_identity
+from mimbench.vit.footprint import Footprint, frozen, saved_parameters, trained
 from transfer.detection import recipe
 from transfer.detection.convert import convert, target_patch
 from transfer.detection.inference import judge
-from transfer.detection.prepare import Design, Designer, Job, prepare
+from transfer.detection.prepare import Designer, DetectorSetup, Job, prepare
 from transfer.detection.protocol import Config, DetectorConfig, plan, resolved
 from transfer.detection.score import Scores, read_detections
 from transfer.detection.train import fit_job
@@ -36,8 +38,18 @@ __all__ = ["MAIN_METRIC", "TRAITS", "VERSION", "Config", "run"]
 
 VERSION = 2
 MAIN_METRIC = "box_ap"
+
+
+def footprint(spec: Spec, config: Config, images: int) -> Footprint:
+    """Return memory and disk: a frozen trunk keeps no activations, gradients or moments."""
+    if config.trunk == "trained":
+        return trained(spec, config, images)
+    return replace(frozen(spec, config, images), disk=saved_parameters(spec))
+
+
 TRAITS = Traits(
     effort=3,
+    footprint=footprint,
     rehearsal=lambda c: replace(c, images=4 * c.batch, eval_every=0),
     # scores on the way are looked at, the last one is reported
     canonical=lambda c: replace(c, eval_every=0),
@@ -53,7 +65,7 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     return detect(weights, config, out, design, task=(TASK, VERSION))
 
 
-def design(weights: Weights, config: Config, *, classes: int) -> Design:
+def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
     """Return ViTDet over a plain ViT; a network with levels has another detector."""
     if len(weights.spec.levels) > 1:
         raise UserError(
@@ -71,7 +83,7 @@ def design(weights: Weights, config: Config, *, classes: int) -> Design:
     model = recipe.build_model(lazy, config, seed=config.seed)
     recipe.fill(model, converted)
     optimizer = recipe.build_optimizer_config(config, planned, vit.spec)
-    return Design(plan=planned, report=converted.report, model=model, optimizer=optimizer)
+    return DetectorSetup(plan=planned, report=converted.report, model=model, optimizer=optimizer)
 
 
 def detect(

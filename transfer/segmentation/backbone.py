@@ -18,7 +18,7 @@ from mimbench.system.listing import first_few
 from mimbench.vit.network import build_vit, run_block
 from mimbench.vit.positions import resize_table
 from mimbench.vit.weights import VitSpec
-from transfer.segmentation.convert import Converted, Kind, convert, token_grid
+from transfer.segmentation.convert import BackboneTensors, Kind, convert, token_grid
 from transfer.segmentation.framework import MODELS, BEiT
 from transfer.segmentation.levels import TimmLevels, load_levels
 
@@ -153,7 +153,7 @@ class TapBEiT(BEiT):
 
 def load(
     backbone: nn.Module, weights: Weights, kind: Kind, crop: tuple[int, int], *, tap_norm: bool
-) -> Converted:
+) -> BackboneTensors:
     """Fill a backbone strictly; relative bias that the checkpoint lacks starts from zero.
 
     Args:

@@ -30,7 +30,7 @@ TIMM_NAMES = (("blocks.", "layers."),)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converted:
+class BackboneTensors:
     """Tensors under a backbone's names, and why any of the checkpoint's are not among them."""
 
     tensors: Mapping[str, Tensor]
@@ -117,7 +117,9 @@ def token_grid(spec: VitSpec, crop: tuple[int, int]) -> tuple[int, int]:
     return -(-crop[0] // spec.patch_size), -(-crop[1] // spec.patch_size)
 
 
-def convert(weights: VitWeights, kind: Kind, crop: tuple[int, int], *, tap_norm: bool) -> Converted:
+def convert(
+    weights: VitWeights, kind: Kind, crop: tuple[int, int], *, tap_norm: bool
+) -> BackboneTensors:
     """Return the checkpoint's tensors as the backbone of this kind names and shapes them.
 
     Args:
@@ -155,7 +157,7 @@ def convert(weights: VitWeights, kind: Kind, crop: tuple[int, int], *, tap_norm:
             n: resize_bias(t, grid=weights.spec.grid, to=to) if n.endswith("bias_table") else t
             for n, t in tensors.items()
         }
-    return Converted(tensors=tensors, total=len(weights.tensors), unused=unused)
+    return BackboneTensors(tensors=tensors, total=len(weights.tensors), unused=unused)
 
 
 def _norm_reason(name: str, *, tap_norm: bool) -> str:

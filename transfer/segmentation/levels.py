@@ -16,23 +16,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mimbench.model import require_fit
+from mimbench.networks.channel_norm import ChannelNorm
 from mimbench.networks.frozen import level_maps
 from mimbench.networks.levels import LevelSpec, LevelWeights, build_levels
 from mimbench.system.errors import UserError
-from transfer.segmentation.convert import Converted
+from transfer.segmentation.convert import BackboneTensors
 from transfer.segmentation.framework import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 PLACELESS = ("head.norm.", "norm.")
 """The norm before the classifier."""
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map (b, c, h, w)."""
-
-    @override
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the normed map."""
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 @MODELS.register_module()
@@ -105,7 +97,7 @@ def last_norm(model: nn.Module, found: Tensor) -> Tensor:
     return normed.permute(0, 3, 1, 2).contiguous()
 
 
-def load_levels(backbone: TimmLevels, weights: LevelWeights) -> Converted:
+def load_levels(backbone: TimmLevels, weights: LevelWeights) -> BackboneTensors:
     """Fill the network strictly; the norm before the classifier is listed where it has no place."""
     require_fit(weights)
     own = backbone.body.state_dict()
@@ -115,13 +107,13 @@ def load_levels(backbone: TimmLevels, weights: LevelWeights) -> Converted:
         raise UserError(f"{weights.name}: the network has no place for {', '.join(lost[:5])}")
     backbone.body.load_state_dict({**own, **tensors})
     reason = "every level has a fresh norm in its place"
-    return Converted(
+    return BackboneTensors(
         tensors=tensors, total=len(weights.tensors), unused=dict.fromkeys(placeless, reason)
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimum:
+class LevelsOptimum:
     """Published fine-tuning values of a family in UperNet."""
 
     lr: float
@@ -134,18 +126,18 @@ class Optimum:
     source: str = ""
 
 
-SWIN = Optimum(lr=6e-5, weight_decay=0.01, drop_path=0.3, source="mmsegmentation, Swin")
+SWIN = LevelsOptimum(lr=6e-5, weight_decay=0.01, drop_path=0.3, source="mmsegmentation, Swin")
 OPTIMA = {
     "swin": {"": SWIN},
     "convnext": {
-        "T": Optimum(lr=1e-4, weight_decay=0.05, drop_path=0.4, decay=0.9, groups=6, source="ConvNeXt-T"),
-        "S": Optimum(lr=1e-4, weight_decay=0.05, drop_path=0.3, decay=0.9, groups=12, source="ConvNeXt-S"),
-        "": Optimum(lr=1e-4, weight_decay=0.05, drop_path=0.4, decay=0.9, groups=12, source="ConvNeXt-B"),
+        "T": LevelsOptimum(lr=1e-4, weight_decay=0.05, drop_path=0.4, decay=0.9, groups=6, source="ConvNeXt-T"),
+        "S": LevelsOptimum(lr=1e-4, weight_decay=0.05, drop_path=0.3, decay=0.9, groups=12, source="ConvNeXt-S"),
+        "": LevelsOptimum(lr=1e-4, weight_decay=0.05, drop_path=0.4, decay=0.9, groups=12, source="ConvNeXt-B"),
     },
 }  # fmt: skip
 
 
-def published(spec: LevelSpec) -> tuple[Optimum, str]:
+def published(spec: LevelSpec) -> tuple[LevelsOptimum, str]:
     """Return a family's values for UperNet, and a remark where none were published for it."""
     table = OPTIMA.get(spec.family)
     if table is None:
@@ -160,7 +152,7 @@ def published(spec: LevelSpec) -> tuple[Optimum, str]:
     return found, remark
 
 
-def scale_of(spec: LevelSpec, level: int | None, name: str, optimum: Optimum) -> float:
+def scale_of(spec: LevelSpec, level: int | None, name: str, optimum: LevelsOptimum) -> float:
     """Return the factor of a parameter's learning rate."""
     if level is None:
         return 1.0
@@ -189,7 +181,7 @@ class LevelDecay(DefaultOptimWrapperConstructor):
         """Append the parameter groups."""
         del prefix, is_dcn_module
         backbone: Any = module.get_submodule("backbone")
-        optimum = Optimum(**self.paramwise_cfg["optimum"])
+        optimum = LevelsOptimum(**self.paramwise_cfg["optimum"])
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:

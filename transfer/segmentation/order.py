@@ -22,7 +22,7 @@ def leave_to_parent(worker: int) -> None:
     leave_signals_to_parent(worker)
 
 
-class Draw(NamedTuple):
+class StreamItem(NamedTuple):
     """One picture to load: which, and its place in the endless sequence of all processes."""
 
     picture: int
@@ -36,10 +36,10 @@ class PositionSampler(InfiniteSampler):
     The sequence depends on the seed alone, whatever the number of processes.
     """
 
-    def _indices_of_rank(self) -> Iterator[Draw]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _indices_of_rank(self) -> Iterator[StreamItem]:  # pyright: ignore[reportIncompatibleMethodOverride]
         for position, index in enumerate(self._infinite_indices()):
             if position % self.world_size == self.rank:
-                yield Draw(index, position)
+                yield StreamItem(index, position)
 
 
 @DATASETS.register_module()
@@ -62,7 +62,7 @@ class SeededDataset:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: Draw) -> Any:
+    def __getitem__(self, draw: StreamItem) -> Any:
         name = str(self.dataset.get_data_info(draw.picture)["img_path"])
         # mmcv's transforms draw from Python's and NumPy's global generators
         first, second = sequence_words(self.seed, draw.position)

@@ -86,7 +86,7 @@ def canonical(config: Settings) -> Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimum:
+class VitOptimum:
     """A family's published fine-tuning values for one size of ViT."""
 
     lr: float
@@ -95,24 +95,24 @@ class Optimum:
     source: str
 
 
-OPTIMA: dict[Family, dict[str, Optimum]] = {
+OPTIMA: dict[Family, dict[str, VitOptimum]] = {
     "mae": {
-        "B": Optimum(lr=1e-4, layer_decay=0.65, drop_path=0.1, source="mmsegmentation, MAE-B"),
+        "B": VitOptimum(lr=1e-4, layer_decay=0.65, drop_path=0.1, source="mmsegmentation, MAE-B"),
     },
     "beit": {
-        "B": Optimum(lr=7e-4, layer_decay=0.65, drop_path=0.1, source="BEiT-B 512"),
-        "L": Optimum(lr=2e-5, layer_decay=0.95, drop_path=0.2, source="BEiT-L 512"),
+        "B": VitOptimum(lr=7e-4, layer_decay=0.65, drop_path=0.1, source="BEiT-B 512"),
+        "L": VitOptimum(lr=2e-5, layer_decay=0.95, drop_path=0.2, source="BEiT-L 512"),
     },
     "ibot": {
-        "S": Optimum(lr=3e-5, layer_decay=0.9, drop_path=0.1, source="iBOT-S"),
-        "B": Optimum(lr=8e-5, layer_decay=0.65, drop_path=0.1, source="iBOT-B"),
-        "L": Optimum(lr=2e-5, layer_decay=0.95, drop_path=0.2, source="iBOT-L"),
+        "S": VitOptimum(lr=3e-5, layer_decay=0.9, drop_path=0.1, source="iBOT-S"),
+        "B": VitOptimum(lr=8e-5, layer_decay=0.65, drop_path=0.1, source="iBOT-B"),
+        "L": VitOptimum(lr=2e-5, layer_decay=0.95, drop_path=0.2, source="iBOT-L"),
     },
 }
 """Sizes that a family did not publish take its B values, and the run says so."""
 
 
-def published(family: Family, spec: VitSpec) -> tuple[Optimum, str]:
+def published(family: Family, spec: VitSpec) -> tuple[VitOptimum, str]:
     """Return the family's values for this size of ViT, and a remark where they are another size's."""
     table = OPTIMA[family]
     size = size_of(spec.embed_dim, spec.depth)

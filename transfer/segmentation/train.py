@@ -11,6 +11,7 @@ from torch import nn
 
 from mimbench.model import Weights
 from mimbench.scores.figures import Figure
+from mimbench.scores.label_pictures import SMALL
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path, write_text
@@ -21,7 +22,7 @@ from mimbench.training.snapshots import gather
 from mimbench.training.watch import StopSignals
 from transfer.segmentation.backbone import load
 from transfer.segmentation.console import advice, quiet
-from transfer.segmentation.convert import Converted
+from transfer.segmentation.convert import BackboneTensors
 from transfer.segmentation.data import open_source
 from transfer.segmentation.hooks import STATE_FILE, CurveHook, StateHook, StepSeedHook, read_state
 from transfer.segmentation.inference import Tested, evaluate
@@ -31,7 +32,7 @@ from transfer.segmentation.prepare import Setup, build_model, set_up
 from transfer.segmentation.protocol import SegmentationConfig
 from transfer.segmentation.recipe import ModelRecipe, check_batch
 from transfer.segmentation.score import Score, sample_parts
-from transfer.segmentation.show import SMALL, show
+from transfer.segmentation.show import show
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def ran(setup: Setup) -> dict[str, Any]:
 
 
 def notes(
-    setup: Setup, used: Converted, labels: list[LabelReport], single: Score
+    setup: Setup, used: BackboneTensors, labels: list[LabelReport], single: Score
 ) -> dict[str, Any]:
     """Return what a reader of the numbers should know beside them."""
     return {

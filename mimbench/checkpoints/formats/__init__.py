@@ -11,7 +11,7 @@ from mimbench.system.listing import first_few
 
 
 class Format(Protocol):
-    """A module of this folder; see docs/adding.md for a template."""
+    """A module of this folder; see docs/howto/adding.md for a template."""
 
     @property
     def NAME(self) -> str:  # noqa: N802

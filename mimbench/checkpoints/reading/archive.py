@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mimbench.checkpoints.reading import limits, opcodes, zipped
-from mimbench.checkpoints.reading.machine import Machine, RefusedError
+from mimbench.checkpoints.reading.machine import PickleMachine, RefusedError
 from mimbench.checkpoints.reading.standins import CALLS, without_standins
 from mimbench.checkpoints.reading.storages import Tensors
 from mimbench.system.errors import UserError
@@ -80,7 +80,7 @@ def _read_zip(data: memoryview) -> tuple[Any, tuple[str, ...]]:
     tensors = Tensors(fetch, len(data))
     pickled = found[f"{root}data.pkl"]
     part = data[pickled.start : pickled.start + pickled.size]
-    machine = Machine(part, CALLS | tensors.calls, tensors.storage)
+    machine = PickleMachine(part, CALLS | tensors.calls, tensors.storage)
     return without_standins(opcodes.load(machine)), notes
 
 
@@ -108,7 +108,7 @@ def _read_legacy(data: memoryview) -> Any:
         return made[key]
 
     tensors = Tensors(fetch, len(data))
-    machine = Machine(data, CALLS | tensors.calls, tensors.storage)
+    machine = PickleMachine(data, CALLS | tensors.calls, tensors.storage)
     if MAGIC.to_bytes(10, "little") not in bytes(data[:64]):
         raise UserError(f"refused. {CONVERT_PICKLE}")
     if opcodes.load(machine) != MAGIC or opcodes.load(machine) != PROTOCOL:
@@ -129,7 +129,7 @@ def _read_legacy(data: memoryview) -> Any:
     return without_standins(value)
 
 
-def _legacy_storage(machine: Machine, tensors: Tensors, key: str) -> memoryview:
+def _legacy_storage(machine: PickleMachine, tensors: Tensors, key: str) -> memoryview:
     """Return the next storage's bytes, which follow their number of elements."""
     if key not in tensors.kinds:
         raise UserError("damaged: a storage that no tensor uses")

@@ -46,7 +46,7 @@ class RefusedError(UserError):
         super().__init__(f"reading it would need '{name[:100]}', which is not plain data")
 
 
-class Machine:
+class PickleMachine:
     """Stack and memory of the pickles in some bytes; `opcodes` moves it on.
 
     Args:

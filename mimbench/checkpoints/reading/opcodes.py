@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from mimbench.checkpoints.reading import limits
-from mimbench.checkpoints.reading.machine import MARK, Machine, Name
+from mimbench.checkpoints.reading.machine import MARK, Name, PickleMachine
 from mimbench.system.errors import UserError
 
 
-def load(machine: Machine) -> Any:
+def load(machine: PickleMachine) -> Any:
     """Return the value of the pickle at the machine's position, and move behind it."""
     machine.stack, machine.memo = [], {}
     try:
@@ -34,27 +34,27 @@ def load(machine: Machine) -> Any:
 
 STOP = ord(".")
 _SMALL, _SHORT, _INT, _WORD, _LONG, _REAL = map(struct.Struct, ("<B", "<H", "<i", "<I", "<Q", ">d"))
-Step = Callable[[Machine], Any]
+Step = Callable[[PickleMachine], Any]
 
 
-def _pushes(make: Callable[[Machine], Any]) -> Step:
+def _pushes(make: Callable[[PickleMachine], Any]) -> Step:
     return lambda m: m.stack.append(make(m))
 
 
-def _integer(m: Machine) -> int:
+def _integer(m: PickleMachine) -> int:
     count = m.number(_SMALL)
     if count > limits.INTEGER_BYTES:
         raise UserError(f"damaged: a number of {count} bytes")
     return int.from_bytes(m.take(count), "little", signed=True)
 
 
-def _old_text(m: Machine, size: struct.Struct) -> str | bytes:
+def _old_text(m: PickleMachine, size: struct.Struct) -> str | bytes:
     content = m.string(m.number(size))  # Python 2 wrote text and bytes alike
     return content.decode() if content.isascii() else content
 
 
 def _tuple(count: int) -> Step:
-    def step(m: Machine) -> None:
+    def step(m: PickleMachine) -> None:
         values = m.stack[-count:]
         if len(values) != count or any(value is MARK for value in values):
             raise LookupError("too few values for a tuple")
@@ -67,14 +67,14 @@ def _name(module: str, name: str) -> Name:
     return Name(f"{'builtins' if module == '__builtin__' else module}.{name}")
 
 
-def _stacked_name(m: Machine) -> Name:
+def _stacked_name(m: PickleMachine) -> Name:
     name, module = m.stack.pop(), m.stack.pop()
     if not isinstance(name, str) or not isinstance(module, str):
         raise TypeError("a name that is no text")
     return _name(module, name[: limits.NAME_LENGTH])
 
 
-def _call(m: Machine) -> Any:
+def _call(m: PickleMachine) -> Any:
     arguments = m.stack.pop()
     return m.call(m.stack.pop(), arguments)
 
@@ -87,16 +87,16 @@ def _bytes(size: struct.Struct) -> Step:
     return _pushes(lambda m: m.string(m.number(size)))
 
 
-def _many(apply: Callable[[Machine, Any, list[Any]], None]) -> Step:
-    def step(m: Machine) -> None:
+def _many(apply: Callable[[PickleMachine, Any, list[Any]], None]) -> Step:
+    def step(m: PickleMachine) -> None:
         values = m.group()
         apply(m, m.stack[-1], values)
 
     return step
 
 
-def _few(apply: Callable[[Machine, Any, list[Any]], None], count: int) -> Step:
-    def step(m: Machine) -> None:
+def _few(apply: Callable[[PickleMachine, Any, list[Any]], None], count: int) -> Step:
+    def step(m: PickleMachine) -> None:
         values = m.stack[-count:]
         del m.stack[-count:]
         apply(m, m.stack[-1], values)
@@ -104,7 +104,7 @@ def _few(apply: Callable[[Machine, Any, list[Any]], None], count: int) -> Step:
     return step
 
 
-def _remember(index: Callable[[Machine], int]) -> Step:
+def _remember(index: Callable[[PickleMachine], int]) -> Step:
     return lambda m: m.memo.__setitem__(index(m), m.stack[-1])
 
 
@@ -141,11 +141,11 @@ _STEPS: dict[bytes, Step] = {
     b"\x86": _tuple(2),
     b"\x87": _tuple(3),
     b"\x91": _pushes(lambda m: frozenset(map(m.key, m.group()))),
-    b"a": _few(Machine.extend, 1),
-    b"e": _many(Machine.extend),
-    b"\x90": _many(Machine.extend),
-    b"s": _few(Machine.store, 2),
-    b"u": _many(Machine.store),
+    b"a": _few(PickleMachine.extend, 1),
+    b"e": _many(PickleMachine.extend),
+    b"\x90": _many(PickleMachine.extend),
+    b"s": _few(PickleMachine.store, 2),
+    b"u": _many(PickleMachine.store),
     b"q": _remember(lambda m: m.number(_SMALL)),
     b"r": _remember(lambda m: m.number(_WORD)),
     b"\x94": _remember(lambda m: len(m.memo)),

@@ -21,7 +21,7 @@ BLOCK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ZipEntry:
     """A file in the archive."""
 
     name: str
@@ -36,7 +36,7 @@ class Entry:
     """CRC-32 of the content; 0 where torch wrote none."""
 
 
-def entries(data: memoryview) -> dict[str, Entry]:
+def entries(data: memoryview) -> dict[str, ZipEntry]:
     """Return name -> entry of an archive, once its two descriptions of every entry agree.
 
     No entry lies over another, and no name occurs twice.
@@ -45,7 +45,7 @@ def entries(data: memoryview) -> dict[str, Entry]:
         found = list(_directory(data))
     except struct.error as error:
         raise UserError("truncated or damaged zip archive: its directory breaks off") from error
-    out: dict[str, Entry] = {}
+    out: dict[str, ZipEntry] = {}
     end = 0
     for entry in sorted(found, key=lambda e: e.start):
         where = f"entry '{printable(entry.name[-60:])}'"
@@ -60,7 +60,7 @@ def entries(data: memoryview) -> dict[str, Entry]:
     return out
 
 
-def check_stored(found: Iterable[Entry]) -> None:
+def check_stored(found: Iterable[ZipEntry]) -> None:
     """Refuse compressed or encrypted entries, which torch does not write."""
     for entry in found:
         if not entry.stored:
@@ -70,7 +70,7 @@ def check_stored(found: Iterable[Entry]) -> None:
             )
 
 
-def check_sums(data: memoryview, found: dict[str, Entry]) -> bool:
+def check_sums(data: memoryview, found: dict[str, ZipEntry]) -> bool:
     """Refuse content without the sum it was written with; return whether there are sums at all."""
     if all(entry.sum == 0 for entry in found.values() if entry.size):
         return False
@@ -86,7 +86,7 @@ def check_sums(data: memoryview, found: dict[str, Entry]) -> bool:
     return True
 
 
-def _directory(data: memoryview) -> Iterator[Entry]:
+def _directory(data: memoryview) -> Iterator[ZipEntry]:
     """Yield the entries that the directory at the archive's end lists."""
     at, count, stop = _find(data)
     if count > limits.ENTRIES:
@@ -105,7 +105,7 @@ def _directory(data: memoryview) -> Iterator[Entry]:
         at = name_at + name_len + extra_len + head[12]
         if len(name) > limits.NAME_LENGTH or not name.isascii():
             raise UserError("an entry of the zip archive has a name that torch does not write")
-        yield Entry(
+        yield ZipEntry(
             name=name.decode("ascii"),
             start=_content(data, offset, name, total, packed),
             size=packed,

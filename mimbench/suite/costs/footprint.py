@@ -38,7 +38,7 @@ def check_room(cells: Sequence[Cell], out: Path, *, side_by_side: int = 1, devic
         gigabytes(runs),
         gigabytes(banks),
         gigabytes(memory),
-        largest.order.benchmark,
+        largest.run.benchmark,
         gigabytes(free_disk_mb(out)),
         out,
         gigabytes(free),

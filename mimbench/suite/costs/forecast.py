@@ -11,8 +11,14 @@ from pathlib import Path
 
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.lifecycle import finished
-from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE, RESULT_FILE, Order, write_order
-from mimbench.suite.costs.pace import Pace, read_pace
+from mimbench.benchmarks.run_config import (
+    CONFIG_FILE,
+    LOG_FILE,
+    RESULT_FILE,
+    RunConfig,
+    write_run_config,
+)
+from mimbench.suite.costs.stage_progress import StageProgress, read_stage
 from mimbench.suite.running.launch import Slot, start, stop
 from mimbench.suite.running.runner import Command, standard_command
 from mimbench.suite.running.screen import last_lines
@@ -21,7 +27,7 @@ from mimbench.system.progress import INTERVAL
 logger = logging.getLogger(__name__)
 PAGE = 4096
 LINES = 400
-"""Of a trial's log that are read for its pace."""
+"""Of a trial's log that are read for its progress."""
 Kind = tuple[str, str, str]
 
 
@@ -48,14 +54,14 @@ class Seen:
     """Exit code; None: stopped at work."""
     memory_mb: float
     disk_mb: float
-    pace: Pace | None
+    stage: StageProgress | None
     last_line: str
 
     @property
     def whole(self) -> float | None:
-        """Seconds to the end of the stage that was seen; None if neither end nor pace was."""
+        """Seconds to the end of the stage that was seen; None if neither end nor speed was."""
         if self.code is None:
-            return self.seconds + self.pace.left if self.pace else None
+            return self.seconds + self.stage.left if self.stage else None
         return self.seconds if self.code == 0 else None
 
 
@@ -97,7 +103,7 @@ def forecast(
 
 def kind_of(cell: Cell) -> Kind:
     """Return what cells of like cost share: benchmark, protocol, shape of the model."""
-    return cell.order.benchmark, cell.protocol, cell.candidate.weights.get("model", "")
+    return cell.run.benchmark, cell.protocol, cell.candidate.weights.get("model", "")
 
 
 def lessons(cells: Sequence[Cell], took: Mapping[str, float]) -> dict[Kind, Forecast]:
@@ -123,7 +129,7 @@ def measure(
     stages: dict[tuple[str, str], str],
     slot: Slot,
 ) -> Forecast:
-    """Run the cell in a scratch folder until it ends or its pace is known, at most `patience` seconds.
+    """Run the cell in a scratch folder until it ends or its speed is known, at most `patience` seconds.
 
     A cell that was stopped in its training has not shown what comes after; where its task offers a
     rehearsal (the recipe with next to no training), that is run too.
@@ -137,10 +143,10 @@ def measure(
         slot: The share of the machine.
     """
     logger.info("%s: measuring for at most %.0f s", cell.label, patience)
-    seen = observe(cell, cell.order, patience, command, slot)
+    seen = observe(cell, cell.run, patience, command, slot)
     who = cell.candidate.folder
-    if seen.pace and seen.code is None:
-        stages[who, cell.order.benchmark] = seen.pace.label
+    if seen.stage and seen.code is None:
+        stages[who, cell.run.benchmark] = seen.stage.label
     expected = Forecast(
         cell=cell.label,
         how=f"measured for {seen.seconds:.0f} s",
@@ -151,31 +157,34 @@ def measure(
         return replace(expected, how="ran to its end", seconds=seen.seconds)
     if seen.code is not None:
         return Forecast(cell=cell.label, how=f"the measurement failed: {seen.last_line}")
-    if seen.pace is None or seen.whole is None:
+    if seen.stage is None or seen.whole is None:
         return replace(
-            expected, how=f"{expected.how}, its pace is not known yet: try --patience", disk_mb=None
+            expected,
+            how=f"{expected.how}, its speed is not known yet: try --patience",
+            disk_mb=None,
         )
     made = {stages.get((who, name)) for name in cell.after}
-    whole = seen.seconds if seen.pace.label in made else seen.whole
+    whole = seen.seconds if seen.stage.label in made else seen.whole
     after = 0.0
     if cell.rehearsal:
         # what a rehearsal takes beyond the way to its training is what follows a training
-        short = replace(cell.order, config=cell.rehearsal)
+        short = replace(cell.run, config=cell.rehearsal)
         rehearsed = observe(cell, short, patience, command, slot)
-        after = max(0.0, (rehearsed.whole or 0.0) - (seen.seconds - seen.pace.spent))
+        after = max(0.0, (rehearsed.whole or 0.0) - (seen.seconds - seen.stage.spent))
         expected = replace(expected, memory_mb=max(seen.memory_mb, rehearsed.memory_mb))
     return replace(
         expected,
-        how=f"{expected.how}, stage {seen.pace.label}" + (f", then {after:.0f} s" if after else ""),
+        how=f"{expected.how}, stage {seen.stage.label}"
+        + (f", then {after:.0f} s" if after else ""),
         seconds=whole + after,
-        units=seen.pace.total,
+        units=seen.stage.total,
     )
 
 
-def observe(cell: Cell, order: Order, patience: float, command: Command, slot: Slot) -> Seen:
-    """Start an order in a scratch folder and watch it until it ends or patience does."""
+def observe(cell: Cell, run: RunConfig, patience: float, command: Command, slot: Slot) -> Seen:
+    """Start a run in a scratch folder and follow it until it ends or patience does."""
     with _scratch() as folder:
-        write_order(folder / ORDER_FILE, order)
+        write_run_config(folder / CONFIG_FILE, run)
         began = time.monotonic()
         slot = replace(slot, environment={**slot.environment, INTERVAL: "1"})
         process = start(command(replace(cell, folder=folder), slot), folder, slot)
@@ -194,7 +203,7 @@ def observe(cell: Cell, order: Order, patience: float, command: Command, slot: S
             code=1 if failed else code,
             memory_mb=memory,
             disk_mb=_size_mb(folder),
-            pace=read_pace(lines),
+            stage=read_stage(lines),
             last_line=lines[-1] if lines else "no output",
         )
 

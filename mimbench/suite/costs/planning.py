@@ -11,7 +11,7 @@ from mimbench.suite.costs.footprint import (
     gigabytes,
 )
 from mimbench.suite.costs.forecast import forecast
-from mimbench.suite.costs.ledger import FORECAST, Ledger, plan_lines
+from mimbench.suite.costs.forecast_log import FORECAST, ForecastLog, plan_lines
 from mimbench.suite.running.launch import Slot
 
 PATIENCE = 40.0
@@ -37,9 +37,9 @@ def plan_text(
     device: str = "auto",
 ) -> str:
     """Return a line for each cell, the total and the room there is; keep the forecasts in `out`."""
-    ledger = Ledger(out / FORECAST, cells)
-    found = forecast(cells, patience=patience, took=ledger.took(), slot=slots[0])
-    ledger.keep(found)
+    forecasts = ForecastLog(out / FORECAST, cells)
+    found = forecast(cells, patience=patience, took=forecasts.took(), slot=slots[0])
+    forecasts.keep(found)
     needs = [cell.footprint for cell in cells]
     disk = sum(need.disk for need in needs) + features_mb(zip(cells, needs, strict=True))
     seen = [f.memory_mb for f in found if f.memory_mb]

@@ -3,7 +3,7 @@
 A checkpoint must beat random weights of its own shape. That alone would let a half-loaded or
 shuffled one pass, so it must also beat its own rearrangements (a shuffled one gains, or at least
 does not lose, when it is shuffled again), and no block may still hold a fresh model's values.
-docs/faq.md lists which damages this finds and which it cannot find.
+docs/numbers/faq.md lists which damages this finds and which it cannot find.
 """
 
 import math
@@ -18,7 +18,7 @@ from mimbench.features.cards import Cards, embed
 from mimbench.model import Weights
 from mimbench.networks.kinds import build_network, with_tensors
 from mimbench.scores.neighbours import knn
-from mimbench.suite.running.rivals import HINTS, TWIN, faults_of, rivals_of
+from mimbench.suite.running.baselines import HINTS, TWIN, baselines_of, faults_of
 
 NEIGHBOURS, TEMPERATURE = 10, 0.07
 TWIN_SIGMAS = 2.0
@@ -28,14 +28,14 @@ SIGMAS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class CanaryResult:
     """What the canary found, in percent."""
 
     score: float
-    rivals: Mapping[str, float]
+    baselines: Mapping[str, float]
     faults: tuple[str, ...]
     not_tried: tuple[str, ...] = ()
-    """Rivals for which the time did not suffice."""
+    """Baselines for which the time did not suffice."""
 
 
 def hits_of(
@@ -60,48 +60,48 @@ def hits_of(
 
 def examine(
     weights: Weights, cards: Cards, device: torch.device, budget: float = math.inf
-) -> Verdict:
+) -> CanaryResult:
     """Return what is wrong with the weights.
 
     Args:
         weights: The checkpoint.
         cards: The labelled images.
         device: Where the k-NN's features are computed.
-        budget: Seconds after which no further rival is tried; the random twin always is.
+        budget: Seconds after which no further baseline is tried; the random twin always is.
     """
     began = time.monotonic()
     faults = faults_of(weights)
     own = hits_of(weights, cards, device)
     choice = max(own, key=lambda name: float(own[name].mean()))
-    rivals: dict[str, float] = {}
+    baselines: dict[str, float] = {}
     rest = []
-    for name, change in rivals_of(weights).items():
-        if rivals and time.monotonic() - began > budget:
+    for name, change in baselines_of(weights).items():
+        if baselines and time.monotonic() - began > budget:
             rest.append(name)
             continue
         hits = hits_of(with_tensors(weights, change()), cards, device)
         # the twin may take its better feature; a rearrangement is judged on the same one
         theirs = max(hits.values(), key=lambda h: float(h.mean())) if name == TWIN else hits[choice]
-        rivals[name] = 100 * float(theirs.mean())
+        baselines[name] = 100 * float(theirs.mean())
         lead, error = paired(own[choice], theirs)
         if beaten(name, lead, error):
             faults.append(
-                f"{name} reach {rivals[name]:.1f} % in a small k-NN, the checkpoint only "
+                f"{name} reach {baselines[name]:.1f} % in a small k-NN, the checkpoint only "
                 f"{100 * float(own[choice].mean()):.1f} %"
             )
-    return Verdict(
+    return CanaryResult(
         score=100 * float(own[choice].mean()),
-        rivals=rivals,
+        baselines=baselines,
         faults=tuple(faults),
         not_tried=tuple(rest),
     )
 
 
-def beaten(rival: str, lead: float, error: float) -> bool:
+def beaten(baseline: str, lead: float, error: float) -> bool:
     """Return whether a lead with this standard error tells against the checkpoint."""
-    if rival in HINTS:
+    if baseline in HINTS:
         return lead < -TWIN_SIGMAS * error
-    return lead <= (TWIN_SIGMAS if rival == TWIN else SIGMAS) * error
+    return lead <= (TWIN_SIGMAS if baseline == TWIN else SIGMAS) * error
 
 
 def paired(a: Tensor, b: Tensor) -> tuple[float, float]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.lifecycle import begin, record_failure
-from mimbench.benchmarks.orders import LEFT_FILE, LOG_FILE, RESULT_FILE
+from mimbench.benchmarks.run_config import LEFT_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results.record import read_result
 from mimbench.suite.running.cell_job import CellJob
-from mimbench.suite.running.runner import Ended, figure, settle
+from mimbench.suite.running.runner import FinishedCell, figure, settle
 from mimbench.suite.running.screen import last_lines
 from mimbench.system.errors import UserError
 
@@ -43,14 +43,16 @@ def levels(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Return cells in waves: each wave waits for the one before it."""
     rest, waves = list(cells), []
     while rest:
-        names = {(c.candidate.folder, c.order.benchmark) for c in rest}
+        names = {(c.candidate.folder, c.run.benchmark) for c in rest}
         free = [c for c in rest if not any((c.candidate.folder, name) in names for name in c.after)]
         waves.append(free or rest)
         rest = [c for c in rest if c not in waves[-1]]
     return waves
 
 
-def submit_cells(cells: Sequence[Cell], cluster: Cluster, *, fresh: bool = False) -> list[Ended]:
+def submit_cells(
+    cells: Sequence[Cell], cluster: Cluster, *, fresh: bool = False
+) -> list[FinishedCell]:
     """Submit the cells that are not done, wait for them, return how each ended.
 
     Args:
@@ -148,14 +150,14 @@ def _executor(folder: Path, nodes: int, before: Sequence[Any], cluster: Cluster)
     return executor
 
 
-def _conclude(cell: Cell, job: Any) -> Ended:
+def _conclude(cell: Cell, job: Any) -> FinishedCell:
     path = cell.folder / RESULT_FILE
     if path.is_file() and read_result(path).status == "done":
         logger.info("%s: %s", cell.label, figure(read_result(path)))
-        return Ended(cell, "done")
+        return FinishedCell(cell, "done")
     if (cell.folder / LEFT_FILE).exists():
         logger.warning("%s: interrupted; the same command goes on", cell.label)
-        return Ended(cell, "interrupted")
+        return FinishedCell(cell, "interrupted")
     tail = last_lines(cell.folder / LOG_FILE)
     shown = "\n".join(f"    {line}" for line in tail)
     logger.error(
@@ -166,4 +168,4 @@ def _conclude(cell: Cell, job: Any) -> Ended:
         shown,
     )
     record_failure(cell, tail[-1] if tail else f"job {job.job_id} ended without a result")
-    return Ended(cell, "failed")
+    return FinishedCell(cell, "failed")

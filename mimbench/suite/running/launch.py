@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mimbench.benchmarks.orders import LOG_FILE, ORDER_FILE
-from mimbench.benchmarks.survey import child_environment
+from mimbench.benchmarks.preflight import child_environment
+from mimbench.benchmarks.run_config import CONFIG_FILE, LOG_FILE
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, report_error
 from mimbench.system.runtime import usable_cores
@@ -65,7 +65,7 @@ def physical_gpu(index: int) -> str:
 def eval_command(
     folder: Path, processes: int = 1, nodes: int = 1, *, endpoint: str = ""
 ) -> list[str]:
-    """Return the command that runs the order in `folder`; torchrun where several processes share it.
+    """Return the command that runs the cell in `folder`; torchrun where several processes share it.
 
     Args:
         folder: The run's folder.
@@ -73,7 +73,7 @@ def eval_command(
         nodes: Nodes that share the run; each runs the same command.
         endpoint: host:port of the first node, where there are several.
     """
-    target = ["-m", "mimbench", "eval", str(folder / ORDER_FILE)]
+    target = ["-m", "mimbench", "eval", str(folder / CONFIG_FILE)]
     if processes * nodes <= 1:
         return [sys.executable, *target]
     meeting = ["--standalone"]

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.lifecycle import begin, finished, number_in, record_failure
-from mimbench.benchmarks.orders import LEFT_FILE, LOG_FILE, RESULT_FILE
+from mimbench.benchmarks.run_config import LEFT_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results.record import Result, read_result
 from mimbench.suite.running.launch import Slot, eval_command, start, stop
 from mimbench.suite.running.screen import Screen, last_lines
@@ -22,7 +22,7 @@ Command = Callable[[Cell, Slot], list[str]]
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedCell:
     """How a cell ended in this run."""
 
     cell: Cell
@@ -31,7 +31,7 @@ class Ended:
     """From the start of its process to its end; None where no process ran, or not under our eyes."""
 
 
-class Watcher(Protocol):
+class Monitor(Protocol):
     """Follows the cells of a run."""
 
     def begin(self, cell: Cell) -> float | None:
@@ -74,8 +74,8 @@ def run_cells(
     *,
     fresh: bool = False,
     command: Command = standard_command,
-    watcher: Watcher | None = None,
-) -> list[Ended]:
+    monitor: Monitor | None = None,
+) -> list[FinishedCell]:
     """Run the cells that are not done; return how each ended, in order of ending.
 
     Args:
@@ -83,7 +83,7 @@ def run_cells(
         slots: Shares of the machine; as many cells run side by side.
         fresh: Run done cells again, keeping their old folders aside.
         command: What to start for a cell.
-        watcher: Called for each cell that begins and each that is done.
+        monitor: Called for each cell that begins and each that is done.
     """
     ended, waiting = settle(cells, fresh=fresh)
     running: list[ActiveCell] = []
@@ -91,13 +91,13 @@ def run_cells(
     try:
         while waiting or running:
             for job in _fill(waiting, running, slots, command, fresh=fresh):
-                _announce(job.cell, watcher)
+                _announce(job.cell, monitor)
             time.sleep(0.05)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 ended.append(conclude(job, screen.next()))
-                if watcher and ended[-1].status == "done":
-                    watcher.end(job.cell, ended[-1].seconds or 0.0)
+                if monitor and ended[-1].status == "done":
+                    monitor.end(job.cell, ended[-1].seconds or 0.0)
             screen.show(running)
     finally:
         for job in running:
@@ -106,21 +106,21 @@ def run_cells(
     return ended
 
 
-def settle(cells: Iterable[Cell], *, fresh: bool = False) -> tuple[list[Ended], list[Cell]]:
+def settle(cells: Iterable[Cell], *, fresh: bool = False) -> tuple[list[FinishedCell], list[Cell]]:
     """Return the cells that need no process (done, impossible) and those that do."""
     ended, waiting = [], []
     for cell in cells:
         done = None if fresh else finished(cell)
         if done:
             logger.info("%s: skipped, done before: %s", cell.label, figure(done))
-            ended.append(Ended(cell, "skipped"))
+            ended.append(FinishedCell(cell, "skipped"))
         elif cell.problem:
             logger.error("%s: not possible here: %s", cell.label, cell.problem)
             if number_in(cell.folder):
                 logger.warning("%s: the number that it has from before stays", cell.label)
             else:
                 record_failure(cell, cell.problem)
-            ended.append(Ended(cell, "failed"))
+            ended.append(FinishedCell(cell, "failed"))
         else:
             waiting.append(cell)
     return ended, waiting
@@ -151,8 +151,8 @@ def _fill(
     return begun
 
 
-def _announce(cell: Cell, watcher: Watcher | None) -> None:
-    expected = watcher.begin(cell) if watcher else None
+def _announce(cell: Cell, monitor: Monitor | None) -> None:
+    expected = monitor.begin(cell) if monitor else None
     hint = f"expected to take {clock(expected)}, " if expected else ""
     logger.info("%s: started, %slog in %s", cell.label, hint, cell.folder / LOG_FILE)
 
@@ -160,19 +160,19 @@ def _announce(cell: Cell, watcher: Watcher | None) -> None:
 def _blocked(cell: Cell, busy: Sequence[Cell]) -> bool:
     """A cell waits for the benchmarks it names in `after`, on the same checkpoint."""
     return any(
-        other.order.benchmark in cell.after and other.candidate == cell.candidate
+        other.run.benchmark in cell.after and other.candidate == cell.candidate
         for other in busy
         if other is not cell
     )
 
 
-def conclude(job: ActiveCell, position: str) -> Ended:
+def conclude(job: ActiveCell, position: str) -> FinishedCell:
     """Read what a finished process left; without a result the cell failed."""
     code, seconds = job.process.wait(), time.monotonic() - job.began
     spent, path = clock(seconds), job.cell.folder / RESULT_FILE
     if code == 0 and path.is_file():
         logger.info("%s %s: %s in %s", position, job.cell.label, figure(read_result(path)), spent)
-        return Ended(job.cell, "done", seconds)
+        return FinishedCell(job.cell, "done", seconds)
     if left_early(code) or (job.cell.folder / LEFT_FILE).exists():
         logger.warning(
             "%s %s: interrupted after %s; the same command goes on",
@@ -180,7 +180,7 @@ def conclude(job: ActiveCell, position: str) -> Ended:
             job.cell.label,
             spent,
         )
-        return Ended(job.cell, "interrupted", seconds)
+        return FinishedCell(job.cell, "interrupted", seconds)
     tail = last_lines(job.cell.folder / LOG_FILE)
     shown = "\n".join(f"    {line}" for line in tail)
     log = job.cell.folder / LOG_FILE
@@ -194,7 +194,7 @@ def conclude(job: ActiveCell, position: str) -> Ended:
         shown,
     )
     record_failure(job.cell, tail[-1] if tail else f"exit code {code}")
-    return Ended(job.cell, "failed")
+    return FinishedCell(job.cell, "failed")
 
 
 def figure(result: Result) -> str:

@@ -51,7 +51,7 @@ class HeadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class DistillObjectiveConfig:
     """The cross-entropies between what teacher and student say."""
 
     cls_weight: float = 1.0
@@ -95,7 +95,7 @@ class AmountConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class DistillOptimizerConfig:
     """AdamW, its schedules, and what keeps the start stable."""
 
     base_lr: float = 5e-4
@@ -120,13 +120,13 @@ class DistillConfig:
     drop_path: float = 0.1
     """Stochastic depth of the student."""
     head: HeadConfig = field(default_factory=HeadConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: DistillObjectiveConfig = field(default_factory=DistillObjectiveConfig)
     mask: Mapping[str, Any] = field(default_factory=lambda: {"name": "attention"})
     amount: AmountConfig = field(default_factory=AmountConfig)
     teacher_momentum: float = 0.996
     """At the first step; it rises to 1 on half a cosine."""
     data: ViewsConfig = field(default_factory=ViewsConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: DistillOptimizerConfig = field(default_factory=DistillOptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     machine: Machine = field(default_factory=Machine)
 

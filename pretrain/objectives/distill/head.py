@@ -22,7 +22,7 @@ class Directions(nn.Module):
         return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1))
 
 
-class Head(nn.Module):
+class ProjectionHead(nn.Module):
     """Tokens to logits; patches may have directions of their own."""
 
     def __init__(self, width: int, config: HeadConfig) -> None:

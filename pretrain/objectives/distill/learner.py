@@ -21,7 +21,7 @@ from pretrain.checkpoints.export import ENCODER, TEACHER_ENCODER
 from pretrain.masks import Amount, MaskInput
 from pretrain.objectives.distill.config import AmountConfig, DistillConfig
 from pretrain.objectives.distill.loss import GLOBALS, DistillLoss, Logits
-from pretrain.objectives.distill.model import Network, Student, Teacher
+from pretrain.objectives.distill.model import DistillTeacher, Student, VitWithHead
 from pretrain.objectives.learner import parameter_groups
 
 
@@ -45,7 +45,7 @@ class Distillation(Learner):
         ).to(device)
         self.student.backbone.recompute = config.machine.recompute
         self.model = self.student
-        self.teacher = Teacher(self.student, config.head).to(device)
+        self.teacher = DistillTeacher(self.student, config.head).to(device)
         self.criterion = DistillLoss(config.objective, config.head.outputs).to(device)
         o, t = config.optimizer, config.training
         # the first group decays, the second does not
@@ -141,7 +141,7 @@ class Distillation(Learner):
         """Write both encoders; published evaluations take the teacher's."""
         out = self.out if checkpoint.name == LAST else self.out / checkpoint.stem
         source = value_digest({"config": self.config.digest(), "step": at.step})
-        networks: tuple[tuple[str, str, Network], ...] = (
+        networks: tuple[tuple[str, str, VitWithHead], ...] = (
             ("student", ENCODER, self.student),
             ("teacher", TEACHER_ENCODER, self.teacher),
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mimbench.system.runtime import all_reduce_mean
-from pretrain.objectives.distill.config import ObjectiveConfig
+from pretrain.objectives.distill.config import DistillObjectiveConfig
 
 GLOBALS = 2
 
@@ -32,7 +32,7 @@ class DistillLoss(nn.Module):
     centre: Tensor
     patch_centre: Tensor
 
-    def __init__(self, config: ObjectiveConfig, outputs: int) -> None:
+    def __init__(self, config: DistillObjectiveConfig, outputs: int) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("centre", torch.zeros(1, outputs))

@@ -11,7 +11,7 @@ from mimbench.vit.network import Vit, assemble
 from mimbench.vit.weights import VitSpec
 from pretrain.models.attention import vit_attention
 from pretrain.objectives.distill.config import HeadConfig
-from pretrain.objectives.distill.head import Head
+from pretrain.objectives.distill.head import ProjectionHead
 from pretrain.objectives.distill.loss import Logits
 
 
@@ -38,17 +38,17 @@ class MaskableVit(Vit):
         return cast(Tensor, self.norm(x))
 
 
-class Network(nn.Module):
+class VitWithHead(nn.Module):
     """A ViT and its projection head."""
 
     def __init__(self, spec: VitSpec, head: HeadConfig, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = assemble(MaskableVit, spec, drop_path=drop_path)
-        self.head = Head(spec.embed_dim, head)
+        self.head = ProjectionHead(spec.embed_dim, head)
 
 
-class Student(Network):
+class Student(VitWithHead):
     """Sees masked global crops and whole local ones."""
 
     def __init__(self, spec: VitSpec, head: HeadConfig, *, drop_path: float, patches: bool) -> None:
@@ -78,7 +78,7 @@ class Student(Network):
         return Logits(self.head(tokens[:, 0]), patches, said)
 
 
-class Teacher(Network):
+class DistillTeacher(VitWithHead):
     """The moving average; sees whole global crops."""
 
     def __init__(self, student: Student, head: HeadConfig) -> None:

@@ -6,7 +6,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from mimbench.data.images import decode
 from pretrain.objectives.distill.config import ViewsConfig
-from pretrain.sources.images import Source
+from pretrain.sources.images import ImageSource
 
 JITTER = (0.4, 0.4, 0.2, 0.1)
 BLUR_SIGMA = (0.1, 2.0)
@@ -27,7 +27,7 @@ def _distort(blur: float, solarize: float) -> v2.Transform:
 class MultiCrops:
     """A source's images as `{global: (2, 3, S, S), local: (l, 3, s, s)}`, uint8."""
 
-    def __init__(self, source: Source, config: ViewsConfig) -> None:
+    def __init__(self, source: ImageSource, config: ViewsConfig) -> None:
         self.source, self.config = source, config
         mode = InterpolationMode(config.interpolation)
         flip = v2.RandomHorizontalFlip(config.flip)

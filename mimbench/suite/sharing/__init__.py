@@ -1,0 +1,1 @@
+"""Bundles: results that leave the machine, and what verifies them elsewhere."""
