@@ -1,6 +1,6 @@
 """What HPM costs over MAE: as published, and behind each switch that makes it cheaper.
 
-    python -m bench.hpm_cost [--vit small base] [--batch 4] [--repeat 5] [--out FILE]
+    python -m bench.hpm_cost [--vit small base] [--variants A2q] [--batch 4] [--repeat 5] [--out FILE]
 
 Every variant takes the same step of the same ViT on the same crops; FLOPs are those that PyTorch
 executes. Where images have several masks, figures are for one of them. Steps are timed in turns and ratios taken within each round, the median given with the
@@ -44,13 +44,15 @@ VARIANTS: Mapping[str, Sequence[str]] = {
 }
 
 
-def measure(setting: StepSetting, repeat: int) -> dict[str, Any]:
-    """Return FLOPs of an image and the time of a step over MAE's, for every variant."""
+def measure(setting: StepSetting, repeat: int, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """Return FLOPs of an image and the time of a step over MAE's, for variants named by parts."""
     images = setting.images()
     mae = OurStep(setting, MAE)
     least = executed(lambda: mae(images[:1]))
     out: dict[str, Any] = {"MAE": {"gigaflops": least / 1e9, "flops_over_mae": 1.0}}
     for name, further in VARIANTS.items():
+        if parts and not any(part in name for part in parts):
+            continue
         # one beside MAE at a time: all of them with their optimizers would not fit a laptop
         step = OurStep(setting, further)
         # what is learned is learned from masks: a step of several counts for as many
@@ -100,6 +102,7 @@ def parser() -> Parser:
     """Return the command line."""
     out = Parser(prog="python -m bench.hpm_cost", description=__doc__)
     add_option(out, "--vit", "default: small base", nargs="+", default=["small", "base"])
+    out.add_argument("--variants", default="", help="parts of names, by commas; all by default")
     add_option(out, "--batch", "default: 4", default=4)
     add_option(out, "--repeat", "default: 5", default=5)
     add_option(out, "--device")
@@ -117,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device, everything = pick_device(args.device), {}
     for size in args.vit:
         setting = StepSetting(size=size, device=device, precision=args.precision, batch=args.batch)
-        found = measure(setting, args.repeat)
+        found = measure(setting, args.repeat, [p for p in args.variants.split(",") if p])
         everything[size] = {
             name: {k: v.values if isinstance(v, Spread) else v for k, v in row.items()}
             for name, row in found.items()

@@ -3,8 +3,8 @@
 Each state that the run kept (`training.keep_every`) and its last one is exported and scored: k-NN,
 attentive probe, patch k-NN and label-free measures, with the recipes of benchmarks.yaml. timeline.json
 holds each state's numbers beside its step, images seen, seconds, loss and what its epoch's masks were
-like, so that a curriculum can be watched; timeline.svg draws them against images and seconds. Cells that are done are kept, so that the command can be
-interrupted, and repeated while the run goes on.
+like, so that a curriculum can be watched; timeline.svg draws them against images and seconds. Cells
+that are done are kept, so that the command can be interrupted, and repeated while the run goes on.
 """
 
 import argparse

@@ -8,7 +8,7 @@ import torch
 from mimbench.system.errors import UserError
 from mimbench.training.batches import Batch
 from pretrain.compare.quality import bank_quality
-from pretrain.objectives.bank import Bank, cells
+from pretrain.objectives.bank import DifficultyBank, cells
 from pretrain.objectives.learner import Pretraining
 from pretrain.objectives.looking import Given
 from pretrain.reconstruction import TeacherConfig
@@ -42,7 +42,7 @@ def test_a_crop_is_read_through_its_box() -> None:
 
 
 def test_ranks_come_back_from_where_they_were_written(tmp_path: Path) -> None:
-    bank = Bank(tmp_path, 5, (4, 4), 0.5)
+    bank = DifficultyBank(tmp_path, 5, (4, 4), 0.5)
     assert bank.maps.nbytes == 5 * 16
     assert bank.maps.dtype == "uint8"
     hidden = torch.tensor([[0, 3, 5, 8]])
@@ -63,7 +63,7 @@ def test_ranks_come_back_from_where_they_were_written(tmp_path: Path) -> None:
 
 
 def test_a_new_rank_moves_a_known_one_by_the_rate(tmp_path: Path) -> None:
-    bank, who = Bank(tmp_path, 2, (2, 2), 0.25), torch.tensor([1])
+    bank, who = DifficultyBank(tmp_path, 2, (2, 2), 0.25), torch.tensor([1])
     for high in (0, 1):
         bank.note(who, WHOLE, torch.tensor([[0, 1]]), torch.tensor([[1.0 - high, 0.0 + high]]))
         bank.settle(HERE)
@@ -72,7 +72,7 @@ def test_a_new_rank_moves_a_known_one_by_the_rate(tmp_path: Path) -> None:
 
 
 def test_several_masks_and_several_patches_of_a_cell_are_averaged(tmp_path: Path) -> None:
-    bank, who = Bank(tmp_path, 1, (2, 2), 0.5), torch.tensor([0])
+    bank, who = DifficultyBank(tmp_path, 1, (2, 2), 0.5), torch.tensor([0])
     quarter = torch.tensor([[0.0, 0.0, 0.5, 0.5, 0.0]])
     # all four patches lie in the first cell; ranks of two masks: 0 and 1, 0 and 1
     hidden = torch.tensor([[0, 1], [2, 3]])
@@ -84,9 +84,9 @@ def test_several_masks_and_several_patches_of_a_cell_are_averaged(tmp_path: Path
 
 
 def test_a_bank_of_other_images_is_refused(tmp_path: Path) -> None:
-    state = Bank(tmp_path, 5, (4, 4), 0.5).state()
+    state = DifficultyBank(tmp_path, 5, (4, 4), 0.5).state()
     with pytest.raises(UserError, match="5 images of 16 places, this run has 4"):
-        Bank(tmp_path, 4, (4, 4), 0.5).restore(state)
+        DifficultyBank(tmp_path, 4, (4, 4), 0.5).restore(state)
 
 
 def with_places(count: int = 4) -> Batch:

@@ -16,7 +16,7 @@ from pretrain.checkpoints.export import write_export, write_released
 from pretrain.checkpoints.stored import read_model
 from pretrain.config import read_config
 from pretrain.models.autoencoder import to_patches
-from pretrain.models.encoder import Noise
+from pretrain.models.encoder import EncoderNoise
 from tests.support.tiny_pretrain import images, learner, look, rng, step_info
 from tests.test_hpm_cheap import counted
 
@@ -138,17 +138,19 @@ def test_a_veiled_patch_is_one_vector_at_its_place() -> None:
     veiled = torch.zeros(2, 4, dtype=torch.bool)
     veiled[:, 2] = True
     with torch.no_grad():
-        found = run.student(patches, visible, hidden, Noise(veiled)).prediction
+        found = run.student(patches, visible, hidden, EncoderNoise(veiled)).prediction
         changed = patches.clone()
         changed[:, 2] = 7.0
-        assert torch.equal(run.student(changed, visible, hidden, Noise(veiled)).prediction, found)
+        assert torch.equal(
+            run.student(changed, visible, hidden, EncoderNoise(veiled)).prediction, found
+        )
         changed[:, 1] = 7.0
         assert not torch.equal(
-            run.student(changed, visible, hidden, Noise(veiled)).prediction, found
+            run.student(changed, visible, hidden, EncoderNoise(veiled)).prediction, found
         )
         # a share of nothing is the plain encoder
         plain = run.student(patches, visible, hidden).prediction
-        nothing = Noise(torch.zeros_like(veiled))
+        nothing = EncoderNoise(torch.zeros_like(veiled))
         assert torch.equal(run.student(patches, visible, hidden, nothing).prediction, plain)
     run.loss(run.student, images(), step_info())["loss"].backward()
     token = run.student.secondary_token
@@ -183,7 +185,7 @@ def test_a_block_without_branches_is_the_identity() -> None:
     keep = torch.ones(2, 2, 2)
     with torch.no_grad():
         whole = run.student(patches, visible, hidden).prediction
-        same = run.student(patches, visible, hidden, Noise(keep=keep)).prediction
+        same = run.student(patches, visible, hidden, EncoderNoise(keep=keep)).prediction
         torch.testing.assert_close(same, whole)
         keep[:, 1] = 0
         short = run.student.encoder(patches, visible, keep=keep)

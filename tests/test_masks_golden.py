@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretrain.recipes import read_recipe
 from torch import Tensor
 
 from mimbench.system.errors import UserError
@@ -13,6 +12,7 @@ from pretrain import masks
 from pretrain.config import read_config
 from pretrain.masks import Amount, colour, even, hide_largest, multiblock, rolled
 from pretrain.masks.salience import outgoing
+from pretrain.objectives.recipes import read_recipe
 from pretrain.viewing.mask_statistics import describe
 from tests.support.tiny_pretrain import look, rng
 

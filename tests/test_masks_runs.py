@@ -11,7 +11,7 @@ from mimbench.checkpoints.files import read_vit
 from mimbench.training.snapshots import read_state
 from pretrain.__main__ import main
 from pretrain.objectives.adversarial import AdversarialPretraining
-from pretrain.objectives.bank import Bank
+from pretrain.objectives.bank import DifficultyBank
 from pretrain.objectives.curriculum import CurriculumPretraining
 from pretrain.objectives.distill.learner import Distillation
 from pretrain.objectives.distill.loss import DistillLoss
@@ -104,7 +104,7 @@ class Killed(BaseException):
         ("adversarial", Path, "replace", 6),
         ("curriculum", CurriculumPretraining, "learn", 4),
         ("curriculum", Path, "replace", 6),
-        ("bank", Bank, "settle", 5),
+        ("bank", DifficultyBank, "settle", 5),
         ("bank", Path, "replace", 6),
         ("distillation", DistillLoss, "follow", 5),
         ("distillation", Distillation, "hide", 7),

@@ -22,7 +22,7 @@ def take(values: Tensor, indices: Tensor) -> Tensor:
     return values.gather(1, indices.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
-class Noise(NamedTuple):
+class EncoderNoise(NamedTuple):
     """What disturbs an encoder while it learns, drawn for the whole effective batch."""
 
     veiled: Tensor | None = None
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
             visible: Indices (b, k) of those to look at; by default all of them.
             grid: Rows and columns of the patches where they differ from the specification's.
             veil: Where (b, k) a vector (1, 1, d) stands for what is looked at.
-            keep: Factors of the blocks' branches (b, depth, 2), see `Noise`.
+            keep: Factors of the blocks' branches (b, depth, 2), see `EncoderNoise`.
         """
         return self.norm(self.run(self.embed(patches, visible, grid, veil), keep=keep))
 

@@ -21,7 +21,7 @@ STEPS = 254
 """Between the smallest rank, 1, and the largest, 255; 0 is a place that nothing is known of."""
 
 
-class Bank:
+class DifficultyBank:
     """The maps of all images; every process holds all of them."""
 
     def __init__(self, folder: Path, images: int, grid: tuple[int, int], rate: float) -> None:

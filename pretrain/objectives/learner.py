@@ -35,7 +35,7 @@ from pretrain.models.reconstruction import (
     relative_loss,
 )
 from pretrain.models.teacher import Views, build_teacher
-from pretrain.objectives.bank import Bank
+from pretrain.objectives.bank import DifficultyBank
 from pretrain.objectives.looking import Given, Looking
 from pretrain.objectives.mask_record import MaskRecord
 
@@ -99,7 +99,7 @@ class Pretraining(Looking):
         # on the host: a seed gives the same masks on every device
         self.generator = torch.Generator()
         self.masks = MaskRecord(self.spec.grid, device)
-        self.bank: Bank | None = None
+        self.bank: DifficultyBank | None = None
         self.normalise = Normalisation(self.spec.mean, self.spec.std).to(device)
 
     def networks(self, outputs: int | None) -> MaskedAutoencoder:
@@ -116,7 +116,7 @@ class Pretraining(Looking):
         """Make room for what is predicted about so many images, if the run remembers that."""
         config = self.config.teacher
         if config.bank:
-            self.bank = Bank(self.out, images, self.spec.grid, config.bank_rate)
+            self.bank = DifficultyBank(self.out, images, self.spec.grid, config.bank_rate)
 
     def asks_teacher(self) -> bool:
         """Tell whether masks or weights follow what the teacher sees."""

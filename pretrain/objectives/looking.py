@@ -15,11 +15,11 @@ from pretrain import masks
 from pretrain.config import Config
 from pretrain.masks.salience import outgoing
 from pretrain.models.autoencoder import MaskedAutoencoder, split
-from pretrain.models.encoder import Noise
+from pretrain.models.encoder import EncoderNoise
 from pretrain.models.masker import MaskingNetwork
 from pretrain.models.reconstruction import patch_weights, spread_choice
 from pretrain.models.teacher import Teacher, Views
-from pretrain.objectives.bank import Bank
+from pretrain.objectives.bank import DifficultyBank
 from pretrain.objectives.mask_record import MaskRecord
 
 GLANCE, CHOICE, DISTURBED, UNKNOWN, RIVAL = -1, -2, -3, -4, -5
@@ -49,7 +49,7 @@ class Given(NamedTuple):
         return cls(data["image"], batch.indices, data.get("place"), data.get("labels"))
 
 
-class Plan(NamedTuple):
+class MaskPlan(NamedTuple):
     """The masks of a step: all images under the first one, then all under the next."""
 
     visible: Tensor
@@ -70,7 +70,7 @@ class Looking(Learner):
     teacher: Teacher | None
     generator: torch.Generator
     masks: MaskRecord
-    bank: Bank | None
+    bank: DifficultyBank | None
     masker: MaskingNetwork | None = None
 
     def patch_losses(
@@ -91,7 +91,7 @@ class Looking(Learner):
         """
         return self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, stream))
 
-    def plan(self, inp: masks.MaskInput, at: StepInfo) -> Plan:
+    def plan(self, inp: masks.MaskInput, at: StepInfo) -> MaskPlan:
         """Return every image's masks at this step, and which of the hidden patches count how much."""
         plans: list[tuple[Tensor, Tensor, Tensor | None]] = []
         times = self.config.objective.masks
@@ -103,12 +103,12 @@ class Looking(Learner):
             hidden = self.chosen(turned, hidden, at)
             plans.append((visible, hidden, self.weigh(turned, hidden)))
         if times == 1:
-            return Plan(*plans[0])
+            return MaskPlan(*plans[0])
         visible, hidden, weights = zip(*plans, strict=True)
         found = [w for w in weights if w is not None]
-        return Plan(torch.cat(visible), torch.cat(hidden), torch.cat(found) if found else None)
+        return MaskPlan(torch.cat(visible), torch.cat(hidden), torch.cat(found) if found else None)
 
-    def noise(self, inp: masks.MaskInput, visible: Tensor, at: StepInfo) -> list[Noise]:
+    def noise(self, inp: masks.MaskInput, visible: Tensor, at: StepInfo) -> list[EncoderNoise]:
         """Return what disturbs the encoder at this step, if anything does."""
         encoder, times, depth = self.config.encoder, self.config.objective.masks, self.spec.depth
         if not encoder.secondary and not encoder.drop_path:
@@ -125,7 +125,7 @@ class Looking(Learner):
                 1, -1, 1
             )
             keep = (chances < stay).float() / stay
-        return [Noise(veiled, keep)]
+        return [EncoderNoise(veiled, keep)]
 
     def chosen(self, inp: masks.MaskInput, hidden: Tensor, at: StepInfo) -> Tensor:
         """Return the hidden patches that decoders are given: by default all of them."""
