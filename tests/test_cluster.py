@@ -9,6 +9,7 @@ from mimbench.results.record import read_result
 from mimbench.suite.running.cell_job import CellJob
 from mimbench.suite.running.cluster import Cluster, levels, submit_cells
 from mimbench.suite.running.launch import eval_command
+from mimbench.system.lock import folder_lock
 from tests.support.light_cells import LightJob, cell
 
 
@@ -48,6 +49,15 @@ def test_jobs_run_fail_and_are_skipped_the_second_time(tmp_path: Path) -> None:
     assert read_result(cells[2].folder / "result.json").error == "broken on purpose"
     again = submit_cells(cells[:2], cluster)
     assert [e.status for e in again] == ["skipped", "skipped"]
+
+
+def test_a_cell_that_another_process_runs_is_not_submitted(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="the extra 'scale' is not installed")
+    busy = cell(tmp_path, "busy")
+    with folder_lock(busy.folder, "at work"):
+        [ended] = submit_cells([busy], Cluster(kind="local", gpus=0, poll=0.1, job=LightJob))
+    assert ended.status == "failed"
+    assert [p.name for p in busy.folder.iterdir()] == [".lock"]
 
 
 def test_a_preempted_job_asks_to_be_queued_again() -> None:

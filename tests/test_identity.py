@@ -94,6 +94,10 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 def test_states_carry_a_digest_of_all_that_moves_the_weights(tmp_path: Path) -> None:
     config = Config()
     mine = run_digest(WEIGHTS, config, version=1, data=["a", "b"])
+    free = [
+        run_digest(WEIGHTS, replace(config, lr=lr), version=1, free={"lr"}) for lr in (1.0, 2.0)
+    ]
+    assert free[0] == free[1], "a field that moves no number"
     assert mine == run_digest(WEIGHTS, replace(config, data=Path("x")), version=1, data=["a", "b"])
     others = [
         run_digest(WEIGHTS, config, version=2, data=["a", "b"]),

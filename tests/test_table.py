@@ -251,6 +251,19 @@ def test_the_star_goes_to_all_that_nothing_tells_apart() -> None:
     assert stars == [True, True, False]
 
 
+@pytest.mark.parametrize("failed_first", [False, True])
+def test_the_star_follows_the_direction_of_the_metric(failed_first: bool) -> None:
+    """A failed cell, which knows no direction, changes nothing wherever it stands."""
+    done = [
+        result("in-ft-hpm", value, name=name, lower_is_better=True)
+        for name, value in (("a", 3.0), ("b", 2.0), ("c", 9.0))
+    ]
+    failed = [result("in-ft-hpm", None, name="d", error="broke")]
+    table = make_table(failed + done if failed_first else done + failed, MANIFEST)
+    best = {row.label: v.best for row in table.rows for v in row.values.values() if v.best}
+    assert best == {"b": True}
+
+
 def test_runs_that_fell_short_of_the_protocol_stand_apart() -> None:
     """--max-batch 2 moved segmentation from 5.27 to 5.35 under one digest: batch norm saw 2 images."""
     short = result("in-ft-hpm", 80.0, name="short", ran={"batch_norm_over": 2})

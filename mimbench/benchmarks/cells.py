@@ -79,6 +79,8 @@ class Request:
     """Row name -> published row to compare with."""
     manifest: Path | None = None
     """Where the benchmarks came from, for the report."""
+    paper_table: str = ""
+    """Print the results in the shape of a paper's table."""
 
     def __post_init__(self) -> None:
         """Refuse a batch of nothing."""
@@ -104,6 +106,8 @@ class Cell:
     """How heavy the task is; 0 is light."""
     labelled_images: bool = False
     """The data is a folder of images by class, which the canary may use."""
+    free_fields: frozenset[str] = frozenset()
+    """Fields of the configuration that move no number: a run goes on when they change."""
     footprint: Footprint = field(default_factory=Footprint)
     """What the run takes at least."""
 
@@ -234,7 +238,7 @@ def _cell(
         run=run,
         folder=request.out / who.folder / ".".join(parts),
         candidate=who,
-        after=benchmark.after,
+        after=tuple(dict.fromkeys((*benchmark.after, *report.uses))),
         version=report.version,
         main_metric=report.main_metric,
         protocol=report.protocol,
@@ -242,4 +246,5 @@ def _cell(
         rehearsal={**report.rehearsal, "seed": seed} if report.rehearsal else {},
         effort=report.effort,
         labelled_images=report.labelled_images,
+        free_fields=frozenset(report.free_fields),
     )

@@ -46,8 +46,7 @@ def run_here(cell: Cell, *, fresh: bool = False, weights: Weights | None = None)
         return done
     main = int(os.environ.get("RANK", "0")) == 0
     if main:
-        with folder_lock(cell.folder, f"another process is running {cell.run.benchmark}"):
-            begin(cell, fresh=fresh)
+        begin(cell, fresh=fresh)
     try:
         return evaluate(cell.run, cell.folder, weights)
     except Exception as error:
@@ -57,12 +56,17 @@ def run_here(cell: Cell, *, fresh: bool = False, weights: Weights | None = None)
 
 
 def begin(cell: Cell, *, fresh: bool = False) -> None:
-    """Make the cell's folder ready: stale content aside, no old result, the configuration written."""
-    set_aside(cell, fresh=fresh)
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    for name in (RESULT_FILE, LEFT_FILE):
-        (cell.folder / name).unlink(missing_ok=True)
-    write_run_config(cell.folder / CONFIG_FILE, cell.run)
+    """Make the cell's folder ready: stale content aside, no old result, the configuration written.
+
+    Raises:
+        UserError: Another process works in the folder, which is left as it is.
+    """
+    with folder_lock(cell.folder, f"another process is running {cell.run.benchmark}"):
+        set_aside(cell, fresh=fresh)
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        for name in (RESULT_FILE, LEFT_FILE):
+            (cell.folder / name).unlink(missing_ok=True)
+        write_run_config(cell.folder / CONFIG_FILE, cell.run)
 
 
 def finished(cell: Cell) -> Result | None:
@@ -72,7 +76,19 @@ def finished(cell: Cell) -> Result | None:
         return None
     if not same_data(result.data_digest, cell.run.data_digest):
         return None
+    if outdated(result, cell.folder.parent):
+        return None
     return result if result.weights["digest"] == cell.run.weights_digest else None
+
+
+def outdated(result: Result, place: Path) -> bool:
+    """Return whether a run that the result was built on has another result by now."""
+    for name, checksum in result.built_on.items():
+        if (place / name / RESULT_FILE).is_file():
+            now = number_in(place / name)
+            if now is not None and now.checksum != checksum:
+                return True
+    return False
 
 
 def number_in(folder: Path) -> Result | None:
@@ -91,7 +107,8 @@ def set_aside(cell: Cell, *, fresh: bool = False) -> None:
     failed = cell.folder / RESULT_FILE
     stale = failed.is_file() and read_result(failed).protocol not in ("", cell.protocol)
     known = same_data(before.data_digest, cell.run.data_digest)
-    if not fresh and not stale and known and _identity(before) == _identity(cell.run):
+    same = _identity(before, cell.free_fields) == _identity(cell.run, cell.free_fields)
+    if not fresh and not stale and known and same:
         return
     number = 1
     while (aside := cell.folder.with_name(f"{cell.folder.name}{STALE}{number}")).exists():
@@ -107,8 +124,9 @@ def same_data(a: DataDigest, b: DataDigest) -> bool:
     return not (a.digest and b.digest) or a.digest == b.digest
 
 
-def _identity(run: RunConfig) -> tuple[Any, ...]:
-    config = {k: v for k, v in run.config.items() if k not in NOT_PROTOCOL - {"seed"}}
+def _identity(run: RunConfig, free_fields: frozenset[str]) -> tuple[Any, ...]:
+    free = NOT_PROTOCOL - {"seed"} | free_fields
+    config = {k: v for k, v in run.config.items() if k not in free}
     return run.task, run.dataset, run.weights_digest, run.which, config
 
 

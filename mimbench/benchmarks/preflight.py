@@ -66,8 +66,12 @@ class RecipeReport:
     """The recipe with next to no training, where the task offers one."""
     effort: int = 0
     """How heavy the task is; 0 is light."""
+    uses: tuple[str, ...] = ()
+    """Benchmarks whose finished run it takes something from: they come first."""
     labelled_images: bool = False
     """The data is a folder of images by class."""
+    free_fields: tuple[str, ...] = ()
+    """Fields of the configuration that move no number."""
     footprints: tuple[Footprint, ...] = ()
     """What a run takes at least, for each architecture that was asked about."""
 
@@ -160,7 +164,9 @@ def inspect_recipe(
         config=plain,
         rehearsal=to_mapping(traits.rehearsal(config)) if traits.rehearsal else {},
         effort=traits.effort,
+        uses=traits.uses(config) if traits.uses else (),
         labelled_images=traits.labelled_images,
+        free_fields=tuple(sorted(traits.free_fields)),
         footprints=tuple(estimate(spec, config, images) for spec in specs),
     )
 

@@ -16,7 +16,8 @@ def columns_of(results: Sequence[Result], manifest: Manifest) -> list[Column]:
     """Return the columns in the manifest's order, published recipes first."""
     order = {name: i for i, name in enumerate(manifest.benchmarks)}
     known: dict[tuple[str, str, str], Column] = {}
-    for r in results:
+    # a failure does not know which way its metric is better
+    for r in sorted(results, key=lambda r: r.status != "done"):
         failed_only = r.status == "failed" and not r.protocol
         key = (r.benchmark, r.protocol, ran_as(r))
         if key in known or failed_only:

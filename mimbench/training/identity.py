@@ -1,7 +1,7 @@
 """Whose folder it is: what a training run is, kept beside its states and asked before they are used."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ WHERE = ("data", "machine")
 """Fields of a configuration that say where a run is: they may change between its parts."""
 
 
-def run_digest(weights: Weights, config: object, *, version: int, data: Sequence[str] = ()) -> str:
+def run_digest(
+    weights: Weights,
+    config: object,
+    *,
+    version: int,
+    data: Sequence[str] = (),
+    free: Collection[str] = (),
+) -> str:
     """Return what the states of a run carry: another run's are never continued.
 
     Args:
@@ -24,10 +31,10 @@ def run_digest(weights: Weights, config: object, *, version: int, data: Sequence
         config: The task's configuration.
         version: The task's version.
         data: Digests of the lists of images, where the task has them.
+        free: Fields of the configuration that move no number (`Traits.free_fields`).
     """
-    return value_digest(
-        [version, weights.digest, weights.spec.to_json(), *data, _moving(to_mapping(config))]
-    )
+    fields = {k: v for k, v in _moving(to_mapping(config)).items() if k not in free}
+    return value_digest([version, weights.digest, weights.spec.to_json(), *data, fields])
 
 
 def run_identity(task: str, version: int, weights: Weights, config: object) -> dict[str, Any]:

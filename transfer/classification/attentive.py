@@ -82,7 +82,13 @@ def train_heads(
     epochs = config.epochs if config.iterations is None else -(-config.iterations // per_epoch)
     context = RunContext(
         out=out,
-        digest=run_digest(weights, config, version=VERSION, data=[train.digest, val.digest]),
+        digest=run_digest(
+            weights,
+            config,
+            version=VERSION,
+            data=[train.digest, val.digest],
+            free=TRAITS.free_fields,
+        ),
         ranks=ranks,
         machine=Machine(
             device=config.machine.device, workers=config.machine.workers, max_batch=config.at_most

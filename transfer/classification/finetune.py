@@ -77,7 +77,9 @@ def train_classifier(
     mixes = config.augment.mixes
     first = micro_batch(recipe.batch, ranks.world, config.machine.max_batch, even=mixes)
     room = Halving(size=first)
-    digest = run_digest(weights, config, version=VERSION, data=[train.digest, val.digest])
+    digest = run_digest(
+        weights, config, version=VERSION, data=[train.digest, val.digest], free=TRAITS.free_fields
+    )
 
     def attempt(size: int, learner: FineTune | None = None) -> FineTune:
         # made anew, so that a failed attempt leaves nothing behind; fit restores what was saved

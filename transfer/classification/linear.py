@@ -67,7 +67,9 @@ def train_probe(
 ) -> TaskResult:
     """Train all heads on one list, score them on the other."""
     check_groups(config, ranks.world)
-    digest = run_digest(weights, config, version=VERSION, data=[train.digest, val.digest])
+    digest = run_digest(
+        weights, config, version=VERSION, data=[train.digest, val.digest], free=TRAITS.free_fields
+    )
     needed = sorted({part for choice in config.choices for part in PARTS[choice]})
 
     def scored(images: ImageList) -> ScoredFeatures:

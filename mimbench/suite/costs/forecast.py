@@ -46,7 +46,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class Trial:
     """What a trial showed until it ended or was stopped."""
 
     seconds: float
@@ -181,10 +181,11 @@ def measure(
     )
 
 
-def observe(cell: Cell, run: RunConfig, patience: float, command: Command, slot: Slot) -> Seen:
+def observe(cell: Cell, run: RunConfig, patience: float, command: Command, slot: Slot) -> Trial:
     """Start a run in a scratch folder and follow it until it ends or patience does."""
     with _scratch() as folder:
-        write_run_config(folder / CONFIG_FILE, run)
+        beside = cell.folder.parent.absolute()
+        write_run_config(folder / CONFIG_FILE, replace(run, beside=beside))
         began = time.monotonic()
         slot = replace(slot, environment={**slot.environment, INTERVAL: "1"})
         process = start(command(replace(cell, folder=folder), slot), folder, slot)
@@ -198,7 +199,7 @@ def observe(cell: Cell, run: RunConfig, patience: float, command: Command, slot:
             stop(process, patience=5.0)
         lines = last_lines(folder / LOG_FILE, LINES)
         failed = code == 0 and not (folder / RESULT_FILE).is_file()
-        return Seen(
+        return Trial(
             seconds=spent,
             code=1 if failed else code,
             memory_mb=memory,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.cells import Cell
-from mimbench.benchmarks.lifecycle import begin, record_failure
+from mimbench.benchmarks.lifecycle import record_failure
 from mimbench.benchmarks.run_config import LEFT_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results.record import read_result
 from mimbench.suite.running.cell_job import CellJob
-from mimbench.suite.running.runner import FinishedCell, figure, settle
+from mimbench.suite.running.runner import FinishedCell, claimed, figure, settle
 from mimbench.suite.running.screen import last_lines
 from mimbench.system.errors import UserError
 
@@ -62,11 +62,13 @@ def submit_cells(
     """
     ended, waiting = settle(cells, fresh=fresh)
     jobs: list[tuple[Cell, Any]] = []
-    for wave in levels(waiting):
+    free = [cell for cell in waiting if claimed(cell, fresh=fresh)]
+    ended += [FinishedCell(cell, "failed") for cell in waiting if cell not in free]
+    for wave in levels(free):
         before = [job for _, job in jobs]
         heavy = [c for c in wave if c.effort and cluster.nodes > 1]
         for some, nodes in ((heavy, cluster.nodes), ([c for c in wave if c not in heavy], 1)):
-            jobs += _submit(some, nodes, before, cluster, fresh=fresh)
+            jobs += _submit(some, nodes, before, cluster)
     _await([job for _, job in jobs], cluster)
     return [*ended, *(_conclude(cell, job) for cell, job in jobs)]
 
@@ -99,7 +101,7 @@ def _queued() -> set[str] | None:
 
 
 def _submit(
-    cells: Sequence[Cell], nodes: int, before: Sequence[Any], cluster: Cluster, *, fresh: bool
+    cells: Sequence[Cell], nodes: int, before: Sequence[Any], cluster: Cluster
 ) -> list[tuple[Cell, Any]]:
     if not cells:
         return []
@@ -108,8 +110,6 @@ def _submit(
         for job in before:
             job.wait()
     executor = _executor(cells[0].folder.parents[1] / "slurm", nodes, before, cluster)
-    for cell in cells:
-        begin(cell, fresh=fresh)
     with executor.batch():
         jobs = [
             executor.submit(cluster.job(str(c.folder.resolve()), cluster.gpus, nodes))

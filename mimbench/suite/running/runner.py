@@ -14,6 +14,7 @@ from mimbench.benchmarks.run_config import LEFT_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results.record import Result, read_result
 from mimbench.suite.running.launch import Slot, eval_command, start, stop
 from mimbench.suite.running.screen import Screen, last_lines
+from mimbench.system.errors import UserError
 from mimbench.system.progress import clock
 from mimbench.system.signals import left_early
 
@@ -90,7 +91,9 @@ def run_cells(
     screen = Screen(len(waiting))
     try:
         while waiting or running:
-            for job in _fill(waiting, running, slots, command, fresh=fresh):
+            begun, refused = _fill(waiting, running, slots, command, fresh=fresh)
+            ended += refused
+            for job in begun:
                 _announce(job.cell, monitor)
             time.sleep(0.05)
             for job in [job for job in running if job.process.poll() is not None]:
@@ -133,9 +136,10 @@ def _fill(
     command: Command,
     *,
     fresh: bool,
-) -> list[ActiveCell]:
-    """Start what can start now; return what was started."""
+) -> tuple[list[ActiveCell], list[FinishedCell]]:
+    """Start what can start now; return what was started, and what could not be."""
     begun: list[ActiveCell] = []
+    refused: list[FinishedCell] = []
     free = [slot for slot in slots if all(job.slot is not slot for job in running)]
     for slot in free:
         busy = [*waiting, *(job.cell for job in running)]
@@ -143,12 +147,24 @@ def _fill(
         if cell is None:
             break
         waiting.remove(cell)
-        begin(cell, fresh=fresh)
+        if not claimed(cell, fresh=fresh):
+            refused.append(FinishedCell(cell, "failed"))
+            continue
         began = time.monotonic()
         process = start(command(cell, slot), cell.folder, slot)
         begun.append(ActiveCell(cell, slot, process, began))
         running.append(begun[-1])
-    return begun
+    return begun, refused
+
+
+def claimed(cell: Cell, *, fresh: bool) -> bool:
+    """Return whether the cell's folder is ready for its run; False while another process works there."""
+    try:
+        begin(cell, fresh=fresh)
+    except UserError as error:
+        logger.error("%s: not started: %s", cell.label, error)
+        return False
+    return True
 
 
 def _announce(cell: Cell, monitor: Monitor | None) -> None:
