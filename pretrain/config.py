@@ -12,7 +12,7 @@ from mimbench.task import Machine
 from mimbench.training.learner import LoopConfig
 from pretrain import masks
 from pretrain.models.autoencoder import DecoderConfig
-from pretrain.reconstruction import MaskedEncoderConfig, ObjectiveConfig, TeacherConfig
+from pretrain.models.options import MaskedEncoderConfig, ObjectiveConfig, TeacherConfig
 from pretrain.sections import (
     TrainingConfig,
     drop_unused,

@@ -8,10 +8,10 @@ import torch
 from mimbench.system.errors import UserError
 from mimbench.training.batches import Batch
 from pretrain.compare.quality import bank_quality
+from pretrain.models.options import TeacherConfig
 from pretrain.objectives.bank import DifficultyBank, cells
 from pretrain.objectives.learner import Pretraining
 from pretrain.objectives.looking import Given
-from pretrain.reconstruction import TeacherConfig
 from tests.support.tiny_pretrain import images, learner, rng, step_info, tiny
 from tests.test_hpm_cheap import counted
 

@@ -128,9 +128,9 @@ def released(arrays: dict[str, Tensor], network: Any, student: Any) -> Curriculu
     run.masker.load_state_dict(network.state_dict())
     run.student.load_state_dict(student.state_dict())
     # given as the network sees them
-    run.prepare = lambda images: (images, to_patches(images, 8))  # type: ignore[method-assign]
-    run.patch_losses = (  # type: ignore[method-assign]
-        lambda prediction, patches, images, hidden, views: truth(prediction, take(patches, hidden))
+    run.prepare = lambda images: (images, to_patches(images, 8))
+    run.patch_losses = lambda prediction, patches, images, hidden, views: truth(
+        prediction, take(patches, hidden)
     )
     return run
 

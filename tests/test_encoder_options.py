@@ -1,5 +1,6 @@
 """What an encoder may have beyond MAE's: class tokens, learned positions, stochastic depth, a veil."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from pretrain import masks
 from pretrain.checkpoints.export import write_export, write_released
 from pretrain.checkpoints.stored import read_model
 from pretrain.config import read_config
-from pretrain.models.autoencoder import to_patches
+from pretrain.models.autoencoder import Outputs, to_patches
 from pretrain.models.encoder import EncoderNoise
 from tests.support.tiny_pretrain import images, learner, look, rng, step_info
 from tests.test_hpm_cheap import counted
@@ -128,8 +129,10 @@ def test_as_many_are_veiled_as_published(golden: Path, side: int) -> None:
         }[side]  # fmt: skip
     assert ((~noise.veiled).sum(1) == kept).all()
     (again,) = run.noise(inp, visible, step_info())
+    assert again.veiled is not None
     assert torch.equal(again.veiled, noise.veiled)
     (later,) = run.noise(inp, visible, step_info(151))
+    assert later.veiled is not None
     assert not torch.equal(later.veiled, noise.veiled)
 
 
@@ -194,13 +197,17 @@ def test_a_block_without_branches_is_the_identity() -> None:
     torch.testing.assert_close(short, by_hand)
 
 
+def _keep(kept: list[torch.Tensor], _module: object, _inputs: object, out: Outputs) -> None:
+    kept.append(out.prediction)
+
+
 @pytest.mark.parametrize("kind", ["self", "cross"])
 def test_disturbances_do_not_depend_on_the_division(kind: str) -> None:
     changes = (*MAE, "encoder.drop_path=0.5", "encoder.secondary=0.25", f"decoder.kind={kind}")
     whole, parts = learner(*changes), learner(*changes)
     seen: list[list[torch.Tensor]] = [[], []]
     for run, kept in zip((whole, parts), seen, strict=True):
-        run.student.register_forward_hook(lambda _m, _i, out, k=kept: k.append(out.prediction))
+        run.student.register_forward_hook(partial(_keep, kept))
     batch = images()
     whole.loss(whole.student, batch, step_info())
     for first in (0, 2):

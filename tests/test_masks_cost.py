@@ -107,7 +107,8 @@ def test_a_curriculum_costs_a_network_and_the_student_on_all_patches(mae: int) -
     student = blocks + neck + decoder(shape, n, n, 768)
     # weights of the student take no gradient in the network's turn
     needed = 2 * embedding + 4 * network + 2 * student
-    assert 0.97 < (found - mae) / needed < 1.05
+    # PyTorch counts a fifth product in attention's backward pass, which recomputes its weights
+    assert 1 < (found - mae) / needed < 1.08
 
 
 def test_oracles_cost_nothing() -> None:

@@ -55,7 +55,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def crops(marked: Path, where: str, *, boxes: bool = True, **config: object) -> Crops:
     fields = {"image_size": 64, "root": marked / "images", "scale": (0.2, 1.0), **config}
-    data = DataConfig(**fields)  # type: ignore[arg-type]
+    data = DataConfig(**fields)
     source = open_source("", marked / "images", "train")
     labels = open_labels(marked / where, data, boxes=boxes)
     return Crops(source, data, places=True, labels=labels)

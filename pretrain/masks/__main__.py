@@ -86,7 +86,10 @@ def show(args: argparse.Namespace) -> None:
     """Draw the figure of masks."""
     observer = Observer(args.checkpoint, num_heads=args.num_heads, size=args.image_size)
     observation = observer.look(observer.load(args.images))
-    masks = {v.label: draw(v, observation, args.seed) for v in usable(observer, args.ratio)}
+    found = find_annotations(args.images[0].parent, args.images, None)
+    observation = replace(observation, labels=found.numbers(args.images, observer.size))
+    chosen = usable(observer, args.ratio, labels=bool(observation.labels))
+    masks = {v.label: draw(v, observation, args.seed) for v in chosen}
     title = f"What each strategy hides, as seen by {called(args.checkpoint)}"
     names = [path.stem if len(path.stem) <= 18 else f"…{path.stem[-16:]}" for path in args.images]
     show_masks(args.out, observation, masks, title=title, names=names)

@@ -125,6 +125,11 @@ class CurriculumPretraining(Pretraining):
         """Tokens before the patches."""
         return self.spec.class_tokens
 
+    @torch.no_grad()
+    def wishes(self, patches: Tensor) -> Tensor:
+        """Return how much the masking network wants each patch (b, n) to be seen."""
+        return self.masker(self.student.encoder.embed(patches)[:, self.first :])
+
     def shaping(self, keep: Tensor) -> dict[str, Tensor]:
         """Return the weighted terms that say what masks should look like, for all values (B, n)."""
         s = self.strategy

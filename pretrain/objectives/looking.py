@@ -11,12 +11,11 @@ from mimbench.system.seeds import derive_seed
 from mimbench.training.batches import Batch
 from mimbench.training.learner import Learner, StepInfo
 from mimbench.vit.weights import VitSpec
-from pretrain import masks
 from pretrain.config import Config
+from pretrain.masks import MaskInput, MaskStrategy, Need, hide_largest
 from pretrain.masks.salience import outgoing
 from pretrain.models.autoencoder import MaskedAutoencoder, split
 from pretrain.models.encoder import EncoderNoise
-from pretrain.models.masker import MaskingNetwork
 from pretrain.models.reconstruction import patch_weights, spread_choice
 from pretrain.models.teacher import Teacher, Views
 from pretrain.objectives.bank import DifficultyBank
@@ -25,7 +24,7 @@ from pretrain.objectives.mask_record import MaskRecord
 GLANCE, CHOICE, DISTURBED, UNKNOWN, RIVAL = -1, -2, -3, -4, -5
 """Streams of random numbers beside the masks': where a teacher looks, what decoders are given, what
 disturbs the encoder, what stands for difficulties that no bank knows yet, what a critic sees."""
-FREE = frozenset[masks.Need]({"images", "generator", "salience", "trial", "labels", "masker"})
+FREE = frozenset[Need]({"images", "generator", "salience", "trial", "labels", "masker"})
 """Needs for which no teacher is asked."""
 
 
@@ -65,13 +64,12 @@ class Looking(Learner):
 
     config: Config
     spec: VitSpec
-    strategy: masks.MaskStrategy
+    strategy: MaskStrategy
     student: MaskedAutoencoder
     teacher: Teacher | None
     generator: torch.Generator
     masks: MaskRecord
     bank: DifficultyBank | None
-    masker: MaskingNetwork | None = None
 
     def patch_losses(
         self,
@@ -91,7 +89,7 @@ class Looking(Learner):
         """
         return self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, stream))
 
-    def plan(self, inp: masks.MaskInput, at: StepInfo) -> MaskPlan:
+    def plan(self, inp: MaskInput, at: StepInfo) -> MaskPlan:
         """Return every image's masks at this step, and which of the hidden patches count how much."""
         plans: list[tuple[Tensor, Tensor, Tensor | None]] = []
         times = self.config.objective.masks
@@ -108,7 +106,7 @@ class Looking(Learner):
         found = [w for w in weights if w is not None]
         return MaskPlan(torch.cat(visible), torch.cat(hidden), torch.cat(found) if found else None)
 
-    def noise(self, inp: masks.MaskInput, visible: Tensor, at: StepInfo) -> list[EncoderNoise]:
+    def noise(self, inp: MaskInput, visible: Tensor, at: StepInfo) -> list[EncoderNoise]:
         """Return what disturbs the encoder at this step, if anything does."""
         encoder, times, depth = self.config.encoder, self.config.objective.masks, self.spec.depth
         if not encoder.secondary and not encoder.drop_path:
@@ -119,7 +117,7 @@ class Looking(Learner):
         veiled, keep = None, None
         if encoder.secondary:
             seen = int(k * (1 - encoder.secondary) + 1e-9)
-            veiled = masks.hide_largest(keys.gather(1, visible), k - seen)
+            veiled = hide_largest(keys.gather(1, visible), k - seen)
         if encoder.drop_path:
             stay = 1 - torch.linspace(0, encoder.drop_path, depth, device=keys.device).view(
                 1, -1, 1
@@ -127,7 +125,7 @@ class Looking(Learner):
             keep = (chances < stay).float() / stay
         return [EncoderNoise(veiled, keep)]
 
-    def chosen(self, inp: masks.MaskInput, hidden: Tensor, at: StepInfo) -> Tensor:
+    def chosen(self, inp: MaskInput, hidden: Tensor, at: StepInfo) -> Tensor:
         """Return the hidden patches that decoders are given: by default all of them."""
         share, m = self.config.objective.share, hidden.shape[1]
         if share == 1:
@@ -138,7 +136,7 @@ class Looking(Learner):
             keys = inp.difficulty
         return hidden.gather(1, spread_choice(keys.gather(1, hidden), offset, count))
 
-    def weigh(self, inp: masks.MaskInput, hidden: Tensor) -> Tensor | None:
+    def weigh(self, inp: MaskInput, hidden: Tensor) -> Tensor | None:
         """Return what weighs hidden patches (b, m) in the reconstruction loss."""
         objective = self.config.objective
         values = inp.attention if objective.weights == "attention" else inp.difficulty
@@ -148,10 +146,10 @@ class Looking(Learner):
 
     def look(
         self, patches: Tensor, normalised: Tensor, given: Given, at: StepInfo
-    ) -> tuple[masks.MaskInput, Views | None]:
+    ) -> tuple[MaskInput, Views | None]:
         """Ask the teacher for what mask and target need at this moment, and for nothing else."""
         config, needs = self.config.teacher, self.strategy.needs
-        mask_input = masks.MaskInput(
+        mask_input = MaskInput(
             batch=len(patches),
             grid=self.spec.grid,
             device=patches.device,
@@ -162,7 +160,7 @@ class Looking(Learner):
             images=normalised if "images" in needs else None,
             labels=given.labels,
         )
-        wanted = needs if not self.strategy.idle(mask_input) else frozenset[masks.Need]()
+        wanted = needs if not self.strategy.idle(mask_input) else frozenset[Need]()
         if self.config.objective.weights != "none":
             wanted |= {self.config.objective.weights}
         asked = wanted if config.due(at.step) else wanted & FREE
@@ -192,13 +190,11 @@ class Looking(Learner):
             trial=partial(self.trial, patches, given.images, views) if "trial" in asked else None,
         ), views
 
-    @torch.no_grad()
     def wishes(self, patches: Tensor) -> Tensor:
-        """Return how much the masking network wants each patch (b, n) to be seen."""
-        assert self.masker is not None
-        return self.masker(self.student.encoder.embed(patches)[:, self.spec.class_tokens :])
+        """Return how much a masking network wants each patch (b, n) to be seen, if there is one."""
+        raise NotImplementedError
 
-    def recall(self, given: Given, inp: masks.MaskInput, at: StepInfo) -> Tensor | None:
+    def recall(self, given: Given, inp: MaskInput, at: StepInfo) -> Tensor | None:
         """Return what the bank remembers (b, n), if there is one; an unknown image's is random."""
         if self.bank is None:
             return None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class Crops:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Tensor | dict[str, Tensor]:
+    def __getitem__(self, index: int) -> Any:
         image = self.image(index)
         move = self.move(image)
         view = move(image, self.mode)
