@@ -58,9 +58,7 @@ def test_targets_train_and_are_the_patches_own(target: str) -> None:
     changed = batch.data.clone()
     # the far corner of the third image, 8 pixels a patch: only a low-pass filter carries it over
     changed[2, :, 24:, 24:] = 0
-    moved = run.patch_losses(
-        guess, run.prepare(changed)[1], changed, hidden, None
-    )
+    moved = run.patch_losses(guess, run.prepare(changed)[1], changed, hidden, None)
     torch.testing.assert_close(moved[[0, 1, 3]], losses[[0, 1, 3]])
     assert torch.allclose(moved[2], losses[2]) == (target == "hog")
 
