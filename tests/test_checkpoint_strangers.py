@@ -12,9 +12,9 @@ import torch
 
 from mimbench.checkpoints.files import read_checkpoint, read_vit
 from mimbench.checkpoints.inspection import describe, text
-from mimbench.checkpoints.reading import limits
 from mimbench.commands.inspect import main as inspect
 from mimbench.system.errors import UserError
+from mimbench.system.pickles import limits
 from tests.support import hostile_pickles as raw
 from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
 from tests.support.hostile_case import SPACES, Case

@@ -145,11 +145,14 @@ def inspect_recipe(
     found = DataDigest()
     if query.needs_data:
         try:
-            found = data_digest(folder, plain)
+            found = data_digest(folder, plain, whole=traits.whole_folder)
         except UserError as error:
             return RecipeReport(problem=str(error))
     dataset = data_name(query.dataset, own=own, digest=found.digest)
-    images = count_images(folder) if query.needs_data and traits.labelled_images else 0
+    # where every file is data, most files are images
+    images = found.files if traits.whole_folder else 0
+    if query.needs_data and traits.labelled_images:
+        images = count_images(folder)
     estimate = traits.footprint or trained
     return RecipeReport(
         version=task.VERSION,

@@ -108,8 +108,49 @@ def check_classes(train: ImageList, val: ImageList) -> None:
     )
 
 
-def read_folder(data: Path, split: str) -> ImageList:
-    """Return the images of `data`/`split`/<class>/**, sorted by class and path."""
+@dataclass(frozen=True)
+class JoinedOpener:
+    """Opens images of one source, then of another."""
+
+    first: Opener
+    count: int
+    second: Opener
+
+    def __call__(self, index: int) -> Image.Image:
+        """Return image `index` of both."""
+        return self.first(index) if index < self.count else self.second(index - self.count)
+
+
+def joined(first: ImageList, second: ImageList) -> ImageList:
+    """Return both lists as one; their classes must be the same."""
+    check_classes(first, second)
+    return replace(
+        first,
+        names=(*first.names, *second.names),
+        labels=np.concatenate([first.labels, second.labels]),
+        stamps=(*first.stamps, *second.stamps),
+        opener=JoinedOpener(_Placed(first), len(first), _Placed(second)),
+        positions=None,
+    )
+
+
+@dataclass(frozen=True)
+class _Placed:
+    images: ImageList
+
+    def __call__(self, index: int) -> Image.Image:
+        own = self.images.positions
+        return self.images.opener(index if own is None else own[index])
+
+
+def read_folder(data: Path, split: str, *, without: Sequence[str] = ()) -> ImageList:
+    """Return the images of `data`/`split`/<class>/**, sorted by class and path.
+
+    Args:
+        data: The data set's folder.
+        split: The part's.
+        without: Class folders that are left out.
+    """
     folder = data / split
     if not folder.is_dir():
         there = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
@@ -117,7 +158,11 @@ def read_folder(data: Path, split: str) -> ImageList:
             f"no folder '{split}' in {data} (folders there: {first_few(there, 10)}); "
             f"expected {data}/{split}/<class>/<image>"
         )
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    classes = sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.is_dir() and p.name[0] != "." and p.name not in without
+    )
     if not classes:
         raise UserError(f"no class folders in {folder}; expected {folder}/<class>/<image>")
     names: list[str] = []

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mimbench.benchmarks.locations import OWN
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.doctor.data import ALIASES, LAYOUTS
 from mimbench.results.record import Result
 from mimbench.tables.rows import Column
-
-OWN = "own-"
-"""How the name of a data set of the user's own begins: `own-<layout>-<digest>`."""
 
 
 def columns_of(results: Sequence[Result], manifest: Manifest) -> list[Column]:

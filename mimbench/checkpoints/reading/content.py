@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from mimbench.checkpoints.reading import limits
 from mimbench.checkpoints.reading.archive import read_torch
 from mimbench.checkpoints.reading.layout import Raw
 from mimbench.checkpoints.reading.tensorfile import read_safetensors
 from mimbench.system.errors import UserError, printable
 from mimbench.system.files import file_digest, value_digest
 from mimbench.system.listing import first_few
+from mimbench.system.pickles import limits
 
 MISTAKEN = [
     (b"version https://git-lfs", "a Git LFS pointer, not the file: run `git lfs pull`"),
