@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mimbench.benchmarks.evaluation import describe_weights
 from mimbench.benchmarks.locations import OWN
@@ -23,6 +23,8 @@ from mimbench.task import Machine
 from mimbench.vit.footprint import Footprint
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +191,7 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     request = replace(request, benchmarks=[n for n in manifest.benchmarks if n in wanted])
     reports = _ask(manifest, request, specs)
     cells = [
-        replace(
-            _cell(manifest, who, name, report, seed, request),
-            footprint=_footprint(report, specs, who.spec),
-        )
+        _cell(manifest, who, name, report, seed, request, specs)
         for who in candidates
         for name in request.benchmarks
         if name in suited[who.folder]
@@ -203,6 +202,11 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
     if len(set(folders)) < len(folders):
         raise UserError("the same checkpoint is named twice; name each once")
     return cells
+
+
+def _own(each: Sequence[T], specs: Sequence[Spec], spec: Spec | None, nothing: T) -> T:
+    """Return what a report says of one architecture."""
+    return each[specs.index(spec)] if spec is not None and each else nothing
 
 
 def _suited(manifest: Manifest, who: Candidate, asked: Sequence[str], request: Request) -> set[str]:
@@ -223,12 +227,6 @@ def _suited(manifest: Manifest, who: Candidate, asked: Sequence[str], request: R
     return found
 
 
-def _footprint(report: RecipeReport, specs: Sequence[Spec], spec: Spec | None) -> Footprint:
-    if spec is None or not report.footprints:
-        return Footprint()
-    return report.footprints[specs.index(spec)]
-
-
 def _ask(
     manifest: Manifest, request: Request, specs: Sequence[Spec]
 ) -> dict[str, list[RecipeReport]]:
@@ -242,6 +240,7 @@ def _ask(
                 task=manifest.benchmarks[name].task,
                 dataset=dataset,
                 config={**config, "machine": _machine(manifest, request, name, config)},
+                overrides=_changes(manifest, name, request.overrides),
             )
         )
     places = [request.data, *request.more_data]
@@ -266,6 +265,12 @@ def _fitting(
     return list(fit.values()) or [reports[0]]
 
 
+def _changes(manifest: Manifest, name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's changes of one benchmark, by its id or group."""
+    group = manifest.benchmarks[name].group
+    return {k: v for k, v in overrides.items() if k in (name, group)}
+
+
 def _machine(
     manifest: Manifest, request: Request, name: str, config: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -278,16 +283,23 @@ def _machine(
 
 
 def _cell(
-    manifest: Manifest, who: Candidate, name: str, report: RecipeReport, seed: int, request: Request
+    manifest: Manifest,
+    who: Candidate,
+    name: str,
+    report: RecipeReport,
+    seed: int,
+    request: Request,
+    specs: Sequence[Spec],
 ) -> Cell:
+    protocol = _own(report.protocols, specs, who.spec, "")
     benchmark = manifest.benchmarks[name]
     dataset, _ = manifest.recipe(name, request.profile)
-    overrides = {k: v for k, v in request.overrides.items() if k in (name, benchmark.group)}
+    overrides = _changes(manifest, name, request.overrides)
     parts = [name]
     parts += [request.profile] if request.profile != "paper" else []
     # the machine moves no number: the run goes on in the same folder
     recipe_changed = any(set(change) - {"machine"} for change in overrides.values())
-    parts += [report.protocol[:6] or "changed"] if recipe_changed else []
+    parts += [protocol[:6] or "changed"] if recipe_changed else []
     parts += [f"seed{seed}"] if seed else []
     if request.more_data and report.dataset != dataset:
         parts += [report.dataset]
@@ -312,10 +324,11 @@ def _cell(
         after=tuple(dict.fromkeys((*benchmark.after, *report.uses))),
         version=report.version,
         main_metric=report.main_metric,
-        protocol=report.protocol,
+        protocol=protocol,
         problem=report.problem,
         rehearsal={**report.rehearsal, "seed": seed} if report.rehearsal else {},
         effort=report.effort,
         labelled_images=report.labelled_images,
+        footprint=_own(report.footprints, specs, who.spec, Footprint()),
         free_fields=frozenset(report.free_fields),
     )

@@ -41,6 +41,8 @@ class RecipeQuery:
     task: str
     dataset: str
     config: Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Which of the recipe's values the user said."""
     needs_data: bool = True
     """False: only resolve the recipe, wherever the data may be."""
 
@@ -53,9 +55,10 @@ class RecipeReport:
     """Why the recipe cannot run here, and how to fix it."""
     version: int = 0
     main_metric: str = ""
-    protocol: str = ""
+    protocols: tuple[str, ...] = ()
+    """For each architecture that was asked about: a size's own value may be spelled out or not."""
     canonical: Mapping[str, Any] = field(default_factory=dict)
-    """What the protocol is a digest of."""
+    """What the protocol is a digest of, as the configuration says it."""
     dataset: str = ""
     """The name under which results remember the data."""
     data_digest: DataDigest = field(default_factory=DataDigest)
@@ -157,7 +160,10 @@ def inspect_recipe(
     return RecipeReport(
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
-        protocol=task_protocol(query.task, task.VERSION, dataset, config, traits),
+        protocols=tuple(
+            task_protocol(query.task, task.VERSION, dataset, config, traits, spec, query.overrides)
+            for spec in specs
+        ),
         canonical=protocol_config(dataset, config, traits),
         dataset=dataset,
         data_digest=found,

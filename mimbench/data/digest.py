@@ -95,6 +95,8 @@ def _usual(folder: Path, name: str) -> list[Path]:
 
 
 def _inside(path: Path, folder: Path) -> bool:
+    if not path.is_relative_to(folder):  # a list of its own place: its content is in the protocol
+        return False
     return path.resolve() != folder.resolve() and ".." not in path.relative_to(folder).parts
 
 

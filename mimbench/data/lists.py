@@ -1,6 +1,8 @@
 """Labelled image lists: each image once, with its own label; and lists from folders."""
 
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +18,21 @@ from mimbench.system.files import value_digest
 from mimbench.system.listing import first_few
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
+
+
+UNDECODABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for a damaged image, by kind of file and of damage."""
 
 
 class Opener(Protocol):
@@ -67,7 +84,7 @@ class ImageList:
         source = index if self.positions is None else self.positions[index]
         try:
             return self.opener(source)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNDECODABLE as error:
             raise UserError(
                 f"cannot decode {self.where}/{self.names[index]}: {error}; every image is scored "
                 "with its own label, so none is skipped: replace the file, or remove it"
@@ -93,7 +110,12 @@ class ImageList:
 
 
 def check_classes(train: ImageList, val: ImageList) -> None:
-    """Raise unless both lists have the same classes; the message lists the difference."""
+    """Raise unless both lists have the same classes, two or more; the message lists the difference."""
+    if len(train.classes) == len(val.classes) == 1:
+        raise UserError(
+            f"{train.where} and {val.where} have one class alone, '{train.classes[0]}': every answer "
+            "is right, so 100 % would say nothing; give each split two class folders or more"
+        )
     if train.classes == val.classes:
         return
     only = {

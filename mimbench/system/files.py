@@ -85,6 +85,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+CACHE = "MIMBENCH_CACHE"
+
+
+def cache_folder() -> Path:
+    """Return where things lie that can be made again: $MIMBENCH_CACHE, else in the user's cache."""
+    if chosen := os.environ.get(CACHE):
+        return Path(chosen)
+    user = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user) if user else Path.home() / ".cache") / "mimbench"
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of the file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
