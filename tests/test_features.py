@@ -90,6 +90,7 @@ def test_any_difference_in_the_key_is_another_bank(
         "storage": open_bank(weights, images, replace(PLAIN, storage="fp16")),
         "precision": open_bank(weights, images, replace(PLAIN, precision="bf16")),
     }
+    assert isinstance(PLAIN.preprocess, Preprocess)
     for change in ({"size": 24}, {"resize": 40}, {"interpolation": "bilinear"}, {"view": 1}):
         spec = replace(PLAIN, preprocess=replace(PLAIN.preprocess, **change))
         folders[str(change)] = open_bank(weights, images, spec)
