@@ -8,17 +8,22 @@ Not here: SemMAE's semantic parts. Its published stage takes parts from arrays w
 was never released, so nothing that we wrote could be checked against it.
 """
 
+from __future__ import annotations
+
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    # `python -m pretrain.masks --help` comes through here, and needs no torch
+    from collections.abc import Callable, Mapping
+
+    import torch
+    from torch import Tensor
 
 Need = Literal["difficulty", "attention", "images", "generator", "salience", "trial"]
 """The teacher's predicted loss; its class token's attention; the images; a trained generator; how
@@ -88,6 +93,8 @@ class MaskInput:
         A strategy takes all its randomness from here.
         """
         whole = self.batch if self.whole is None else self.whole
+        import torch  # noqa: PLC0415
+
         drawn = torch.rand(whole, *shape, generator=rng, device=rng.device)
         own = drawn[self.first : self.first + self.batch]
         if self.device.type == "cuda" and not own.is_cuda:
@@ -133,6 +140,8 @@ def hide_largest(keys: Tensor, count: int | Tensor) -> Tensor:
     if isinstance(count, Tensor):
         ranks = keys.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return ranks < count.unsqueeze(1)
+    import torch  # noqa: PLC0415
+
     mask = torch.zeros_like(keys, dtype=torch.bool)
     return mask.scatter_(1, keys.topk(count, dim=1).indices, value=True)
 
