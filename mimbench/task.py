@@ -55,6 +55,9 @@ class TaskResult:
     """What a reader of the numbers should know, as JSON: the micro-batch used, how a head was chosen."""
     draws: int = 1
     """Draws of the training images that the metrics are means over; `{metric}_sd` is their spread."""
+    built_on: Mapping[str, str] = field(default_factory=dict)
+    """Runs beside this one that it used: folder -> checksum of its result. Another result there makes
+    this one out of date."""
     ran: Mapping[str, Any] = field(default_factory=dict)
     """What of the protocol the machine did not allow, as it was run: columns of their own. Empty: all."""
 
@@ -69,6 +72,8 @@ class Traits:
     """Its data is a folder of images by class (train/, val/), which the canary may use."""
     lower_is_better: bool = False
     """Of the main metric."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> what the table calls it in a remark beside the main one: `drop` -> drop from clean."""
     trains: bool | Callable[[Any], bool] = True
     """Another seed gives another number, so that one alone shows nothing beyond the test images; where
     it depends on the configuration, a function of that."""
@@ -77,6 +82,8 @@ class Traits:
     how often is looked, where a list lies): two configurations of one recipe become equal."""
     resolved: Callable[[Spec, Any], Mapping[str, Any]] | None = None
     """(architecture, config) -> fields that the configuration leaves to the model's size, filled in."""
+    uses: Callable[[Any], tuple[str, ...]] | None = None
+    """config -> benchmarks whose finished run on the same checkpoint it takes something from."""
     free_fields: frozenset[str] = frozenset()
     """Fields of `Config` that move no number, besides data, seed and machine: comparisons skip them."""
     footprint: Callable[[Spec, Any, int], Footprint] | None = None

@@ -138,6 +138,29 @@ def test_a_trained_pair_of_one_seed_each_is_compared_on_these_images_only(
     assert text.count("by Holm over 2 verdicts") == 2
 
 
+def test_a_default_spelled_out_is_the_same_recipe(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A field that the model's size decides was compared as it was written: 0.65 differed from null."""
+    paths = {
+        name: next((out / "runs").glob(f"*-{name}/*/result.json")) for name in ("good", "other")
+    }
+    decided = {"k": 20, "layer_decay": 0.65}
+    for name, spelled in (("good", None), ("other", 0.65)):
+        result = read_result(paths[name])
+        config = {**result.config, "layer_decay": spelled}
+        write_result(paths[name], replace(result, config=config, resolved=decided))
+    assert read_result(paths["good"]).protocol != read_result(paths["other"]).protocol
+    assert "in-knn: no difference shown between good and other" in said(
+        out, "good", "other", capsys
+    )
+    result = read_result(paths["other"])
+    write_result(paths["other"], replace(result, resolved={**decided, "layer_decay": 0.75}))
+    text = said(out, "good", "other", capsys)
+    assert "not comparable" in text
+    assert "layer_decay: 0.65 | 0.75" in text
+
+
 def test_the_verdict_follows_the_direction_of_the_metric(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,9 @@ import transfer.classification.layers
 import transfer.classification.linear
 import transfer.classification.logreg
 import transfer.classification.lowshot
+import transfer.classification.robustness.backgrounds
+import transfer.classification.robustness.corrupted
+import transfer.classification.robustness.shifted
 import transfer.dense.hummingbird
 import transfer.dense.layers
 import transfer.dense.patch_knn
@@ -39,6 +42,9 @@ TASKS: list[Task] = [
     transfer.classification.linear,
     transfer.classification.logreg,
     transfer.classification.lowshot,
+    transfer.classification.robustness.backgrounds,
+    transfer.classification.robustness.corrupted,
+    transfer.classification.robustness.shifted,
     transfer.dense.hummingbird,
     transfer.dense.layers,
     transfer.dense.patch_knn,

@@ -82,3 +82,11 @@ def test_files(picture: Image.Image, tmp_path: Path) -> None:
     assert read(path).shape == (3, 90, 130)
     with pytest.raises(CorruptImageError, match=r"b\.jpg: No such file"):
         read(tmp_path / "b.jpg")
+
+
+def test_sixteen_bits_become_eight() -> None:
+    """They came as they were, up to 65535, and were normalised as bytes: wrong by a factor of 257."""
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    found = decode(encoded(Image.fromarray(levels * 257), "PNG"), "x")
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, torch.from_numpy(levels.astype(np.uint8)).expand(3, -1, -1))

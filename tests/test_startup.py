@@ -57,6 +57,8 @@ COMMANDS = {
     "version": ["--version"],
     "table": ["table", "runs", "--benchmarks", "benchmarks.yaml"],
     "table of the real manifest": ["table", "runs", "--format", "json"],
+    "tables of the papers": ["tables"],
+    "a paper's table": ["table", "runs", "--table", "hpm.main"],
     "compare": ["compare", "good", "bad", "runs", "--benchmarks", "benchmarks.yaml"],
     "compare with a published row": ["compare", "good", "HPM 800", "runs"],
     "bundle": ["bundle", "runs", "--benchmarks", "benchmarks.yaml"],

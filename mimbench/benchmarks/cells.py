@@ -79,6 +79,8 @@ class Request:
     """Row name -> published row to compare with."""
     manifest: Path | None = None
     """Where the benchmarks came from, for the report."""
+    paper_table: str = ""
+    """Print the results in the shape of a paper's table."""
 
     def __post_init__(self) -> None:
         """Refuse a batch of nothing."""
@@ -236,7 +238,7 @@ def _cell(
         run=run,
         folder=request.out / who.folder / ".".join(parts),
         candidate=who,
-        after=benchmark.after,
+        after=tuple(dict.fromkeys((*benchmark.after, *report.uses))),
         version=report.version,
         main_metric=report.main_metric,
         protocol=report.protocol,

@@ -101,6 +101,8 @@ def make_result(
             peak_memory_mb=peak_memory(device) / 2**20,
         ),
         draws=found.draws,
+        beside=dict(traits.beside),
+        built_on=dict(found.built_on),
         overrides=changed(run),
         data=str(getattr(config, "data", "")),
         data_digest=run.data_digest,

@@ -76,7 +76,19 @@ def finished(cell: Cell) -> Result | None:
         return None
     if not same_data(result.data_digest, cell.run.data_digest):
         return None
+    if outdated(result, cell.folder.parent):
+        return None
     return result if result.weights["digest"] == cell.run.weights_digest else None
+
+
+def outdated(result: Result, place: Path) -> bool:
+    """Return whether a run that the result was built on has another result by now."""
+    for name, checksum in result.built_on.items():
+        if (place / name / RESULT_FILE).is_file():
+            now = number_in(place / name)
+            if now is not None and now.checksum != checksum:
+                return True
+    return False
 
 
 def number_in(folder: Path) -> Result | None:

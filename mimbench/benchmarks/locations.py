@@ -5,16 +5,20 @@ from pathlib import Path
 
 from mimbench.doctor.data import ALIASES, LAYOUTS
 from mimbench.doctor.folders import image_names, subfolder_names
+from mimbench.doctor.shifted import SETS as SHIFTED
 from mimbench.system.errors import UserError, did_you_mean
 
 SAMPLES = {"sample-classification": "classification", "sample-coco": "coco", "sample-ade": "ade"}
+SHIFTED_SAMPLES = {f"sample-{name}": name for name in SHIFTED if name != "imagenet-c"}
+"""Cards that are not as the sample's training cards are, in the layouts of robustness sets; ImageNet-C is
+made on the fly."""
 
 
 def locate(dataset: str, data: Path | None) -> Path:
     """Return the folder of a data set.
 
     Args:
-        dataset: imagenet, coco, ade, voc, or one of `SAMPLES`.
+        dataset: A published set (imagenet, coco, imagenet-v2...), or one of the samples.
         data: The user's --data: a folder that holds the data set's folder, or that folder itself.
     """
     if dataset in SAMPLES:
@@ -22,8 +26,12 @@ def locate(dataset: str, data: Path | None) -> Path:
         from mimbench.sample import sample_root  # noqa: PLC0415
 
         return sample_root() / SAMPLES[dataset]
+    if dataset in SHIFTED_SAMPLES:
+        from mimbench.sample.shifted import shifted_root  # noqa: PLC0415
+
+        return shifted_root() / SHIFTED_SAMPLES[dataset]
     if dataset not in LAYOUTS:
-        known = {*LAYOUTS, *SAMPLES}
+        known = {*LAYOUTS, *SAMPLES, *SHIFTED_SAMPLES}
         raise UserError(f"unknown data set '{dataset}'" + did_you_mean(dataset, known))
     layout = LAYOUTS[dataset]
     if data is None:

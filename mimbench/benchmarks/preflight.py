@@ -66,6 +66,8 @@ class RecipeReport:
     """The recipe with next to no training, where the task offers one."""
     effort: int = 0
     """How heavy the task is; 0 is light."""
+    uses: tuple[str, ...] = ()
+    """Benchmarks whose finished run it takes something from: they come first."""
     labelled_images: bool = False
     """The data is a folder of images by class."""
     free_fields: tuple[str, ...] = ()
@@ -162,6 +164,7 @@ def inspect_recipe(
         config=plain,
         rehearsal=to_mapping(traits.rehearsal(config)) if traits.rehearsal else {},
         effort=traits.effort,
+        uses=traits.uses(config) if traits.uses else (),
         labelled_images=traits.labelled_images,
         free_fields=tuple(sorted(traits.free_fields)),
         footprints=tuple(estimate(spec, config, images) for spec in specs),

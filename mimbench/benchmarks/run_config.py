@@ -44,6 +44,8 @@ class RunConfig:
     """What the checkpoint held when the configuration was written; empty: whatever it holds now."""
     data_digest: DataDigest = field(default_factory=DataDigest)
     """What the data held when the configuration was written."""
+    beside: Path | None = None
+    """Where the other runs of the checkpoint lie, for one that is measured in a scratch folder."""
 
 
 def safe_name(text: str) -> str:

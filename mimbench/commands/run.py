@@ -11,6 +11,7 @@ from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
 from mimbench.system.lock import work_without_locks
 from mimbench.system.options import Parser, add_option, add_reading
+from mimbench.tables.papers import load_papers
 
 if TYPE_CHECKING:
     from mimbench.benchmarks.cells import Request
@@ -78,6 +79,7 @@ def add_request_arguments(parser: Parser) -> None:
     text = f"{', '.join(PROFILES)}, or a set such as frozen; default: paper; demo with --demo"
     add_option(what, "--profile", text)
     add_option(what, "--only", "default: all of the profile", default="")
+    add_option(what, "--table")
     add_option(what, "--set", "for example knn.k=[20]")
     add_option(what, "--seeds", "default: 1", default=1)
     add_option(what, "--data", "holds imagenet/, coco/, ade/, voc/")
@@ -116,6 +118,10 @@ def request_of(args: argparse.Namespace, manifest: Manifest) -> "Request":
     usual = max(1, min(8, usable_cores() // side_by_side))
     chosen = args.profile or ("demo" if demo else "paper")
     only = tuple(name for name in args.only.split(",") if name)
+    if args.table:
+        if only or chosen in manifest.sets:
+            raise UserError("--table names its own benchmarks: leave --only and sets out")
+        only = load_papers(manifest).find(args.table).benchmarks
     return Request(
         profile=manifest.recipes_of(chosen),
         benchmarks=tuple(manifest.choose(chosen, only)),
@@ -137,6 +143,7 @@ def request_of(args: argparse.Namespace, manifest: Manifest) -> "Request":
         device=args.device,
         side_by_side=side_by_side,
         manifest=args.benchmarks,
+        paper_table=args.table or "",
     )
 
 

@@ -8,6 +8,8 @@ from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser, add_option
 from mimbench.tables.formats import FORMATS
+from mimbench.tables.paper_view import PAPER_FORMATS, view_of
+from mimbench.tables.papers import load_papers
 from mimbench.tables.table import make_table, read_results
 
 
@@ -19,6 +21,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_option(parser, "--benchmarks", default=DEFAULT_FILE)
     add_option(parser, "--reference")
+    add_option(parser, "--table")
 
 
 def add_results(parser: Parser) -> None:
@@ -38,9 +41,18 @@ def main(args: argparse.Namespace) -> int:
     results = read_results(args.results)
     if not results:
         raise UserError(f"no results in {args.results}; name the folder that a run wrote (--out)")
-    table = make_table(
-        results, load_manifest(args.benchmarks), choice=parse_choices(args.reference)
-    )
+    manifest, choice = load_manifest(args.benchmarks), parse_choices(args.reference)
+    if args.table:
+        if args.format not in PAPER_FORMATS:
+            raise UserError(
+                f"--table is written as {' or '.join(PAPER_FORMATS)}, not {args.format}"
+            )
+        view = view_of(
+            args.table, load_papers(manifest).find(args.table), results, manifest, choice
+        )
+        sys.stdout.write(PAPER_FORMATS[args.format](view))
+        return 0
+    table = make_table(results, manifest, choice=choice)
     sys.stdout.write(FORMATS[args.format](table))
     return 0
 

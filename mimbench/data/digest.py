@@ -59,12 +59,13 @@ def data_digest(folder: Path, config: Mapping[str, Any]) -> DataDigest:
 
     Args:
         folder: The data set.
-        config: A task's configuration: every text in it that names something in the folder is a part.
+        config: A task's configuration: every text in it that names something in the folder is a part;
+            "." is all of it.
     """
     items: dict[str, Item] = {}
     for name in sorted(set(_texts(config))):
         for path in (folder / name, folder / f"{name}.tar"):
-            if name and path.exists() and _inside(path, folder):
+            if name and path.exists() and (name == "." or _inside(path, folder)):
                 items |= {f"{name}/{inner}": item for inner, item in _files(path)}
                 break
     try:

@@ -61,7 +61,9 @@ def decode(data: bytes, name: str) -> Tensor:
             return _decode_jpeg(data)
         if data.startswith(PNG):
             raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_png(raw, mode=ImageReadMode.RGB)
+            image = decode_png(raw, mode=ImageReadMode.RGB)
+            # 16 bits come as they are, up to 65535: 257 of their steps are one of a byte's
+            return image if image.dtype == torch.uint8 else (image.int() // 257).to(torch.uint8)
         return _decode_pillow(data)
     except (RuntimeError, ValueError, OSError, SyntaxError, UnidentifiedImageError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

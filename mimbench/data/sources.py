@@ -29,11 +29,12 @@ class Source:
 
     def open(self, data: Path) -> tuple[ImageList, ImageList]:
         """Return the train and val lists; their classes must be the same."""
-        train, val = (self._split(data, split) for split in (self.train, self.val))
+        train, val = (self.split(data, split) for split in (self.train, self.val))
         check_classes(train, val)
         return train, val
 
-    def _split(self, data: Path, split: str) -> ImageList:
+    def split(self, data: Path, split: str) -> ImageList:
+        """Return one list, of `train` or `val`."""
         if self.name == "folder":
             return read_folder(data, split)
         return read_timm(self.name, data, split)

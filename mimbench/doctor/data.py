@@ -7,11 +7,13 @@ from pathlib import Path
 from mimbench.doctor import ade, coco, imagenet, voc
 from mimbench.doctor.check import Check, fault, ok, python_module, warn
 from mimbench.doctor.folders import count_files
+from mimbench.doctor.shifted import SETS as SHIFTED
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
 
 SAMPLE_GENERATOR = "mimbench-sample"
-LAYOUTS = {"imagenet": imagenet, "coco": coco, "ade": ade, "voc": voc}
+CORE = {"imagenet": imagenet, "coco": coco, "ade": ade, "voc": voc}
+LAYOUTS = {**CORE, **SHIFTED}
 NAMED = "imagenet/, coco/, ade/ or voc/"
 # What the archives call themselves, and other usual names, by the name that the benchmarks use.
 ALIASES = {
@@ -19,6 +21,7 @@ ALIASES = {
     "coco": ("COCO", "coco2017", "mscoco"),
     "ade": ("ADEChallengeData2016", "ade20k", "ADE20K", "ADE20K_2016_07_26", "ADE20K_2021_17_01"),
     "voc": ("VOC2012", "VOCdevkit/VOC2012", "VOC", "voc2012", "pascal_voc"),
+    **{name: known.names for name, known in SHIFTED.items()},
 }
 
 
@@ -35,7 +38,9 @@ def check_data(root: Path) -> list[Check]:
     if own and not any((root / name).is_dir() for name in LAYOUTS):
         return LAYOUTS[own[0]].check(root)
     checks = [check for name in LAYOUTS for check in _check_below(root, name)]
-    if all(check.status == "warn" and check.detail.startswith("not found") for check in checks):
+    # a set that few benchmarks need is worth no line where it is not
+    checks = [c for c in checks if not (_absent(c) and c.name not in CORE_TITLES)]
+    if all(_absent(check) for check in checks):
         return [
             fault(
                 "data",
@@ -44,6 +49,13 @@ def check_data(root: Path) -> list[Check]:
             )
         ]
     return checks
+
+
+CORE_TITLES = {layout.TITLE for layout in CORE.values()}
+
+
+def _absent(check: Check) -> bool:
+    return check.status == "warn" and check.detail.startswith("not found")
 
 
 def _check_below(root: Path, name: str) -> list[Check]:

@@ -85,6 +85,10 @@ class Result:
     """Metric -> half width of its 95 % interval over test images."""
     interval_errors: Mapping[str, float] = field(default_factory=dict)
     """Metric -> how far other resamples would move the ends of its interval (standard error)."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> what the table calls it in a remark."""
+    built_on: Mapping[str, str] = field(default_factory=dict)
+    """Folders of runs beside this one that it used -> the checksums that their results had."""
     draws: int = 1
     """Draws of the training images that the metrics are means over."""
     overrides: Mapping[str, Any] = field(default_factory=dict)

@@ -47,12 +47,14 @@ class Shares(Outcomes):
 
     def statistics(self) -> Sequence[Statistic]:
         """Return 100 times the mean of each metric's shares."""
-        return [
-            Statistic(
-                metric=metric,
-                images=self.images,
-                value=lambda weights, s=shares: 100 * (weights @ s) / weights.sum(axis=1),
-                per_image=np.asarray(shares, dtype=np.float64),
-            )
-            for metric, shares in self.values.items()
-        ]
+        return [mean_share(metric, self.images, shares) for metric, shares in self.values.items()]
+
+
+def mean_share(metric: str, images: tuple[str, ...], shares: np.ndarray) -> Statistic:
+    """Return the metric that is 100 times the mean of the images' shares."""
+    return Statistic(
+        metric=metric,
+        images=images,
+        value=lambda weights: 100 * (weights @ shares) / weights.sum(axis=1),
+        per_image=np.asarray(shares, dtype=np.float64),
+    )

@@ -34,6 +34,8 @@ from mimbench.system.files import value_digest, write_text
 from mimbench.system.lock import folder_lock
 from mimbench.system.signals import Interrupts
 from mimbench.tables.formats import FORMATS, SUFFIXES
+from mimbench.tables.paper_view import as_text, view_of
+from mimbench.tables.papers import load_papers
 from mimbench.tables.table import TWIN, Table, make_table, read_results
 
 logger = logging.getLogger(__name__)
@@ -72,8 +74,17 @@ def run_suite(
         finally:
             table = write_tables(out, manifest, request.choice)
     _report(request)
-    sys.stdout.write(FORMATS["terminal"](table))
+    sys.stdout.write(_printed(table, manifest, request))
     return _verdict(cells, ended)
+
+
+def _printed(table: Table, manifest: Manifest, request: Request) -> str:
+    """Return what goes to stdout: the table of all results, or a paper's table filled with them."""
+    if not request.paper_table:
+        return FORMATS["terminal"](table)
+    found = load_papers(manifest).find(request.paper_table)
+    results = read_results(request.out)
+    return as_text(view_of(request.paper_table, found, results, manifest, request.choice))
 
 
 def read_candidates(checkpoints: Sequence[tuple[str, Path]], request: Request) -> list[Candidate]:

@@ -54,6 +54,7 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     },
     "--show": {"type": int, "metavar": "N", "help": "with --eval-only: draw N images"},
     "--steps": {"type": int, "metavar": "N", "help": "how many steps count"},
+    "--table": {"metavar": "TABLE", "help": "a paper's table, such as hpm.main (verb: tables)"},
     "--threads": {"type": int, "metavar": "N", "help": "threads on a CPU"},
     "--vit": {"metavar": "SIZE", "help": "size of the network: tiny, small, base, large"},
     "--which": {"metavar": "W", "help": "network of a file with several: student, teacher, ema"},

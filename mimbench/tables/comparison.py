@@ -90,13 +90,13 @@ def describe_pair(a: Sequence[Run], b: Sequence[Run], manifest: Manifest) -> lis
     for benchmark in dict.fromkeys(r.benchmark for _, r in a):
         mine = [x for x in a if x[1].benchmark == benchmark]
         other = [x for x in b if x[1].benchmark == benchmark]
-        shared = {(r.protocol, ran_as(r)) for _, r in mine} & {
-            (r.protocol, ran_as(r)) for _, r in other
-        }
-        for key in sorted(shared):
-            pair = [
-                [x for x in side if (x[1].protocol, ran_as(x[1])) == key] for side in (mine, other)
-            ]
+        shared = [
+            (ours, theirs)
+            for ours in _by_recipe(mine)
+            for theirs in _by_recipe(other)
+            if same_recipe(ours[0][1], theirs[0][1])
+        ]
+        for pair in shared:
             found = compare_measured(pair[0], pair[1], manifest.tasks)
             what = found[1] if found else "no outcomes were kept: nothing to compare"
             lines.append((benchmark, what, pair[0][0][1]))
@@ -113,6 +113,24 @@ def describe_pair(a: Sequence[Run], b: Sequence[Run], manifest: Manifest) -> lis
         for benchmark, what, r in lines
     ]
     return shown or [f"{names[0]} and {names[1]} have no benchmark in common"]
+
+
+def _by_recipe(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return runs of one benchmark in groups of one protocol each, in an order that always is the same."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run[1].protocol, ran_as(run[1])), []).append(run)
+    return [groups[key] for key in sorted(groups)]
+
+
+def same_recipe(a: Result, b: Result) -> bool:
+    """Tell whether two runs followed one recipe.
+
+    A field that the model's size decides may be spelled out in one of them: the protocols differ
+    then, what they come to does not.
+    """
+    alike = (a.task, a.version, ran_as(a)) == (b.task, b.version, ran_as(b))
+    return alike and (a.protocol == b.protocol or resolved(a) == resolved(b))
 
 
 def _apart(a: Result, b: Result, manifest: Manifest) -> str:

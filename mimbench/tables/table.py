@@ -47,7 +47,30 @@ def make_table(
         for r in results
         if r.status == "failed"
     ]
-    return Table(columns, [*mark_best(measured), *published], [*notes, *dict.fromkeys(unmatched)])
+    remarks = [*notes, *_beside(results, columns), *dict.fromkeys(unmatched)]
+    return Table(columns, [*mark_best(measured), *published], remarks)
+
+
+def _beside(results: Sequence[Result], columns: Sequence[Column]) -> list[str]:
+    """Return a line for each row and column whose task measures something to be read beside it."""
+    lines: dict[str, None] = {}
+    for column in columns:
+        for r in results:
+            if (r.benchmark, r.protocol, ran_as(r)) != (
+                column.benchmark,
+                column.protocol,
+                column.ran,
+            ):
+                continue
+            found = [
+                f"{words} {r.metrics[metric]:.2f}"
+                + (f" ±{r.intervals[metric]:.2f}" if metric in r.intervals else "")
+                for metric, words in r.beside.items()
+                if metric in r.metrics
+            ]
+            if found:
+                lines[f"{column.title} of {r.weights['name']}: {', '.join(found)}"] = None
+    return list(lines)
 
 
 def first_line(text: str) -> str:

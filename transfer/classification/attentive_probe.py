@@ -139,15 +139,8 @@ class AttentiveProbe(Learner):
         return {"held_out_top1": max(tops["held"]), "val_top1": max(tops["val"])}
 
     def choice(self, part: Part) -> Choice:
-        """Return the epoch and head that are best on a part; of equal ones the first."""
-        best = max(
-            (
-                (top, -int(epoch), -head)
-                for epoch, tops in self.history.items()
-                for head, top in enumerate(tops[part])
-            )
-        )
-        return Choice(str(-best[1]), -best[2])
+        """Return the epoch and head that are best on a part."""
+        return pick(self.history, part)
 
     @torch.no_grad()
     def ranked(self, part: Part) -> list[Tensor]:
@@ -201,6 +194,18 @@ class AttentiveProbe(Learner):
     def restore(self, state: dict[str, Any]) -> None:
         """Take up the scores."""
         self.history, self.best_ranked = state["history"], state["best_ranked"]
+
+
+def pick(history: Mapping[str, Mapping[str, list[float]]], part: Part) -> Choice:
+    """Return the epoch and head that are best on a part; of equal ones the first."""
+    best = max(
+        (
+            (top, -int(epoch), -head)
+            for epoch, tops in history.items()
+            for head, top in enumerate(tops[part])
+        )
+    )
+    return Choice(str(-best[1]), -best[2])
 
 
 class Together(nn.Module):

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import Self
 
@@ -36,6 +37,7 @@ from mimbench.model import Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.errors import UserError
+from mimbench.system.files import atomic_path
 from mimbench.system.memory import is_out_of_memory
 from mimbench.system.runtime import pick_device, process_group
 from mimbench.task import TaskResult, Traits
@@ -43,6 +45,8 @@ from mimbench.vit.footprint import stored_features
 
 logger = logging.getLogger(__name__)
 
+HEAD_FILE = "head.safetensors"
+"""In a run's folder: the fitted classifier, `weight` (d, classes) and `bias` (classes,)."""
 VERSION = 1
 MAIN_METRIC = "top1"
 TRAITS = Traits(
@@ -78,17 +82,16 @@ class Config(FrozenConfig):
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     """Return top-1 and top-5 on val for each feature choice."""
-    del out
     train, val = config.images()
     with process_group(config.machine.device) as ranks:
         views = [config.features(weights, train, ranks, view=view) for view in range(config.views)]
         queries = config.features(weights, val, ranks)
         device = pick_device(config.machine.device, ranks.local)
-        return from_main(lambda: _evaluate(views, queries, config, device), ranks)
+        return from_main(lambda: _evaluate(views, queries, config, device, out), ranks)
 
 
 def _evaluate(
-    views: list[FeatureBank], val: FeatureBank, config: Config, device: torch.device
+    views: list[FeatureBank], val: FeatureBank, config: Config, device: torch.device, out: Path
 ) -> TaskResult:
     metrics: dict[str, float] = {}
     outcomes: list[Hits] = []
@@ -113,11 +116,20 @@ def _evaluate(
         if choice == config.choices[0]:
             metrics |= {k: metrics[f"{choice}_{k}"] for k in ("top1", "top5")}
             outcomes.append(Hits.of(val.images, ranked.numpy()))
+            keep_head(out / HEAD_FILE, fitted)
     if config.storage != "fp32":
         c = notes[config.choices[0]]["C"]
         rank = partial(_rank_at, c=c, config=config, device=device)
         notes["storage_effect"] = storage_effect(views[0], val, config.choices[0], rank)
     return TaskResult(metrics=metrics, outcomes=outcomes, notes=notes)
+
+
+def keep_head(path: Path, fitted: Fitted) -> None:
+    """Write the classifier of the main features, for protocols that use it on other images."""
+    solution = fitted.solution
+    tensors = {"weight": solution.weight[0], "bias": solution.bias[0]}
+    with atomic_path(path) as part:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part)
 
 
 def _fit(

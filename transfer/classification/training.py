@@ -15,13 +15,13 @@ from torchvision.transforms import functional as TF
 
 from mimbench.data.images import CorruptImageError
 from mimbench.data.lists import ImageList
-from mimbench.data.preprocess import MODES, Decoded, Interpolation, Preprocess
+from mimbench.data.preprocess import MODES, Decoded, Interpolation, Pixels, Preprocess
 from mimbench.model import Spec
 from mimbench.scores.metrics import rank_classes
 from mimbench.system.errors import UserError
 from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress
-from mimbench.system.runtime import Precision, Ranks, autocast
+from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
 from mimbench.system.signals import leave_signals_to_parent
 from mimbench.task import Machine
 from mimbench.vit.normalise import Normalisation
@@ -97,7 +97,6 @@ class CropTo:
         return TF.pil_to_tensor(out)
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     spec: Spec,
@@ -110,29 +109,61 @@ def predict(
 ) -> Tensor:
     """Return the five best classes of every image (n, 5), on each process all of them."""
     device = next(model.parameters()).device
+    normalise = Normalisation(spec.mean, spec.std).to(device)
+
+    def best(pixels: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return rank_classes(model(normalise.of_bytes(pixels)))
+
+    training = model.training
+    model.eval()
+    ranked = answers(best, images, preprocess, machine, ranks=ranks)
+    model.train(training)
+    return ranked
+
+
+@torch.no_grad()
+def answers(
+    answer: Callable[[Tensor], Tensor],
+    images: ImageList,
+    preprocess: Pixels,
+    machine: Machine,
+    *,
+    ranks: Ranks,
+    width: int = 5,
+    label: str = "val",
+) -> Tensor:
+    """Return what `answer` says of every image (n, width) int64, on each process all of it.
+
+    Args:
+        answer: Images in bytes (b, 3, H, W) on the device -> (b, width) whole numbers.
+        images: The list.
+        preprocess: From an image to pixels.
+        machine: Batch size and loader processes.
+        ranks: This process.
+        width: Numbers for each image.
+        label: Name of the progress line.
+    """
+    device = pick_device(machine.device, ranks.local)
     mine = range(ranks.rank, len(images), ranks.world)
     size = machine.max_batch
     plan = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
     loader: DataLoader[Any] = DataLoader(
         Decoded(images, preprocess),
         batch_sampler=plan,
-        num_workers=machine.workers,
+        # processes for a single batch would take longer than the batch
+        num_workers=machine.workers if len(plan) > 1 else 0,
         worker_init_fn=leave_signals_to_parent,
     )
-    ranked = torch.zeros(len(images), 5, dtype=torch.int64, device=device)
-    normalise = Normalisation(spec.mean, spec.std).to(device)
+    ranked = torch.zeros(len(images), width, dtype=torch.int64, device=device)
     fit = Halving(size=size)
-    bar = Progress("val", len(mine)) if ranks.main else None
-    training = model.training
-    model.eval()
+    bar = Progress(label, len(mine)) if ranks.main else None
     for indices, pixels in loader:
         done = 0
         while done < len(pixels):
 
             def piece(count: int, pixels: Tensor = pixels, done: int = done) -> Tensor:
-                part = pixels[done : done + count].to(device, non_blocking=True)
-                with autocast(device, precision):
-                    return rank_classes(model(normalise.of_bytes(part)))
+                return answer(pixels[done : done + count].to(device, non_blocking=True))
 
             found = fit.attempt(piece)
             ranked[indices[done : done + len(found)].to(device)] = found
@@ -141,7 +172,6 @@ def predict(
             bar.step(len(pixels))
     if bar is not None:
         bar.close()
-    model.train(training)
     if ranks.world > 1:
         dist.all_reduce(ranked)
     return ranked.cpu()

@@ -1,9 +1,9 @@
-"""Cropping polygons to the picture without shapely, which fvcore's own crop would need."""
+"""Large-scale jitter for pictures of any shape, and cropping polygons without shapely."""
 
 from typing import Any
 
 import numpy as np
-from detectron2.data.transforms import FixedSizeCrop
+from detectron2.data.transforms import FixedSizeCrop, ResizeScale, ResizeTransform
 from fvcore.transforms.transform import CropTransform, Transform, TransformList
 from numpy.typing import NDArray
 
@@ -82,6 +82,19 @@ def polygon_area(points: Points) -> float:
     """Return the area of a polygon."""
     x, y = points[:, 0], points[:, 1]
     return 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+
+
+class VisibleScale(ResizeScale):
+    """detectron2's jitter of the scale, but of a thin picture at least one pixel is left.
+
+    Rounded to none it would end the training, at a draw that nobody can foresee.
+    """
+
+    def get_transform(self, image: NDArray[np.uint8]) -> Transform:
+        """Draw the scale for a picture."""
+        # fvcore sets its attributes where no type checker sees them
+        t: Any = super().get_transform(image)
+        return ResizeTransform(t.h, t.w, max(t.new_h, 1), max(t.new_w, 1), t.interp)
 
 
 class LimitedCrop(FixedSizeCrop):

@@ -26,7 +26,7 @@ from mimbench.system.listing import first_few
 from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
-from transfer.detection.crop import LimitedCrop
+from transfer.detection.crop import LimitedCrop, VisibleScale
 from transfer.detection.frozen import VITS
 from transfer.detection.pictures import by_picture
 from transfer.detection.protocol import Config, DetectorConfig, ResolvedRecipe
@@ -169,7 +169,7 @@ def build_data_config(
         bitmask: Masks are run-length codes rather than polygons.
     """
     side = config.image_size
-    jitter = LazyCall(T.ResizeScale)(
+    jitter = LazyCall(VisibleScale)(
         min_scale=config.resize[0],
         max_scale=config.resize[1],
         target_height=side,

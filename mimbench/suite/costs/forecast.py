@@ -184,7 +184,8 @@ def measure(
 def observe(cell: Cell, run: RunConfig, patience: float, command: Command, slot: Slot) -> Trial:
     """Start a run in a scratch folder and follow it until it ends or patience does."""
     with _scratch() as folder:
-        write_run_config(folder / CONFIG_FILE, run)
+        beside = cell.folder.parent.absolute()
+        write_run_config(folder / CONFIG_FILE, replace(run, beside=beside))
         began = time.monotonic()
         slot = replace(slot, environment={**slot.environment, INTERVAL: "1"})
         process = start(command(replace(cell, folder=folder), slot), folder, slot)
