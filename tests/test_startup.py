@@ -13,6 +13,7 @@ import pytest
 
 from mimbench.commands import command_summaries
 from tests.support.results_folder import write_manifest, write_run
+from tests.test_comparison import TASK
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "skimage", "matplotlib", "faiss")
@@ -32,6 +33,7 @@ open(sys.argv[1], "w").write(json.dumps([code, sorted(sys.modules)]))
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     write_manifest(folder)
+    (folder / "toy_task.py").write_text(TASK)
     write_run(folder / "runs", "good", share=0.8)
     write_run(folder / "runs", "bad", share=0.6, draw=1)
     return folder
@@ -43,7 +45,7 @@ def run(arguments: Sequence[str], folder: Path) -> tuple[int, set[str], str]:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(report), *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])},
         capture_output=True,
         text=True,
         check=True,
@@ -60,7 +62,14 @@ COMMANDS = {
     "tables of the papers": ["tables"],
     "a paper's table": ["table", "runs", "--table", "hpm.main"],
     "compare": ["compare", "good", "bad", "runs", "--benchmarks", "benchmarks.yaml"],
-    "compare with a published row": ["compare", "good", "HPM 800", "runs"],
+    "compare with a published row": [
+        "compare",
+        "good",
+        "HPM 800",
+        "runs",
+        "--benchmarks",
+        "benchmarks.yaml",
+    ],
     "bundle": ["bundle", "runs", "--benchmarks", "benchmarks.yaml"],
     "bash": ["completion", "bash"],
     "zsh": ["completion", "zsh"],

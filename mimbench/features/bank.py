@@ -1,7 +1,6 @@
 """Features computed once: a bank of shards on disk that any task may read, and no other may reuse."""
 
 import logging
-import os
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from mimbench.data.preprocess import Preprocess
 from mimbench.model import Network, Weights
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
-from mimbench.system.files import value_digest
+from mimbench.system.files import cache_folder, value_digest
 from mimbench.system.runtime import Precision
 from mimbench.vit.backbone import Backbone
 
@@ -45,11 +44,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 def cache_root() -> Path:
-    """Return the folder of feature banks: $MIMBENCH_CACHE/features, else the user's cache."""
-    if chosen := os.environ.get("MIMBENCH_CACHE"):
-        return Path(chosen) / "features"
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path.home() / ".cache") / "mimbench" / "features"
+    """Return the folder of feature banks."""
+    return cache_folder("features")
 
 
 @dataclass(frozen=True, kw_only=True)

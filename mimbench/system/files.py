@@ -15,7 +15,17 @@ from typing import Any
 from mimbench.system.errors import UserError
 
 PART = ".part"
+CACHE = "MIMBENCH_CACHE"
+"""Environment variable: the folder of everything that can be computed again."""
 MINUTE, DAY = 60.0, 24 * 3600.0
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of what can be computed again: $MIMBENCH_CACHE/name, else in the user's cache."""
+    if chosen := os.environ.get(CACHE):
+        return Path(chosen) / name
+    user = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user) if user else Path.home() / ".cache") / "mimbench" / name
 
 
 @contextmanager
