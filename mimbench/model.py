@@ -118,6 +118,11 @@ class Weights(Protocol):
         """What a reader should know."""
         ...
 
+    @property
+    def origin(self) -> str:
+        """The name they were found by, with its revision (`hf:ORG/NAME@REVISION`); '' for a path."""
+        ...
+
 
 class Network(Protocol):
     """A frozen network: images (b, 3, H, W) in [0, 1] go in, it normalises them itself."""

@@ -168,7 +168,7 @@ def test_control_characters_of_names_and_notes_are_shown(tmp_path: Path) -> None
     assert str(error.value).isprintable()
     case = next(c for c in own_headers() if c.kind == "own header control characters")
     path = case.write(tmp_path)
-    shown = text(describe(path, read_checkpoint(path)), limit=20)
+    shown = text(describe(read_checkpoint(path)), limit=20)
     assert all(line.isprintable() for line in shown.split("\n"))
 
 

@@ -62,8 +62,11 @@ def test_published_sizes_fit_without_being_told_heads(name: str, size: VitSpec) 
     assert not converted.heads_asked
 
 
-ELSEWHERE = {"mimbench", "eva02", "aimv2", "ijepa", "convnext", "swin", "hiera", "resnet"}
-"""Read in test_golden_backbones.py and test_level_formats.py, from the layouts that those rebuild."""
+ELSEWHERE = {
+    "mimbench", "eva02", "aimv2", "ijepa", "convnext", "swin", "hiera", "resnet",
+    "pe", "torchvision", "sam", "hf-clip", "timm-architecture",
+}  # fmt: skip
+"""Read in test_golden_backbones.py, test_level_formats.py and test_formats_abroad.py."""
 
 
 def test_every_format_has_a_layout() -> None:

@@ -1,6 +1,8 @@
 """Published layouts of modern backbones give the reference networks' features at both shapes."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from mimbench.model import strides
 from mimbench.networks.frozen import LevelNetwork, level_maps
 from mimbench.networks.kinds import build_network
 from mimbench.networks.levels import LevelWeights
+from mimbench.networks.selftest import wiring
+from mimbench.vit import network
 from mimbench.vit.backbone import Backbone, build_backbone
+from mimbench.vit.rotary import rotation_angles
 from mimbench.vit.weights import VitWeights
 
 VITS = [
@@ -81,6 +86,42 @@ def test_a_wrong_convention_shows(fault: str, golden: Path) -> None:
     wanted = arrays(golden, name)
     found = build_backbone(vit(golden, name).with_spec(**change))(wanted["square/images"])
     assert (found.patches - wanted["square/final/patches"]).abs().max() > 1e-3
+
+
+def exchanged_table(weights: VitWeights) -> VitWeights:
+    """The same file with rows and columns of its position table exchanged."""
+    table, prefix = weights.tensors["pos_embed"], weights.spec.position_prefix
+    cells = table[:, prefix:].unflatten(1, weights.spec.grid).transpose(1, 2).flatten(1, 2)
+    changed = {**weights.tensors, "pos_embed": torch.cat([table[:, :prefix], cells], dim=1)}
+    return replace(weights, tensors=changed)
+
+
+@pytest.mark.parametrize("name", ["clip", "eva02", "dinov2_swiglu_reg", "ijepa"])
+def test_an_exchanged_table_shows_at_a_wide_size(name: str, golden: Path) -> None:
+    wanted = arrays(golden, name)
+    found = build_backbone(exchanged_table(vit(golden, name)))(wanted["wide/images"])
+    assert (found.patches - wanted["wide/final/patches"]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["dinov3", "eva02"])
+def test_an_exchanged_rotation_shows_at_a_wide_size(
+    name: str, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exchanged(grid: tuple[int, int], width: int, *rest: Any) -> torch.Tensor:
+        return rotation_angles(grid, width, *rest).unflatten(1, (2, -1)).flip(1).flatten(1)
+
+    wanted = arrays(golden, name)
+    backbone = build_backbone(vit(golden, name))
+    close(backbone(wanted["wide/images"]).patches, wanted["wide/final/patches"])
+    monkeypatch.setattr(network, "rotation_angles", exchanged)
+    found = backbone(wanted["wide/images"])
+    assert (found.patches - wanted["wide/final/patches"]).abs().max() > 1e-4
+
+
+def test_the_registration_test_cannot_see_an_exchanged_table(golden: Path) -> None:
+    """Why parity stands beside it: a mark moves its own patch, whatever the table says."""
+    answers = wiring(exchanged_table(vit(golden, "clip")))
+    assert all(answer.sound for answer in answers)
 
 
 def test_ijepa_offers_target_and_context_encoder(golden: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim.lamb import Lamb
 
 import knn.classify
 import transfer.classification.finetune as finetune
@@ -15,11 +16,13 @@ from mimbench.networks.kinds import plain_vit
 from mimbench.networks.levels import LevelWeights, random_levels
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
+from mimbench.training.loop import StepInfo
 from mimbench.vit.weights import VitSpec, random_weights
 from tests.support.tiny_levels import CONVNEXT, FAMILIES
 from transfer.classification.classifier import at_size, build_classifier
 from transfer.classification.staged_recipes import staged_recipe
-from transfer.classification.tuner import make_optimizer
+from transfer.classification.tuner import FineTune, make_optimizer
 
 
 @pytest.fixture
@@ -107,6 +110,59 @@ def test_recipes_are_those_of_their_families() -> None:
     assert large.lr == base.lr
     with pytest.raises(UserError, match="recipe simmim is published for Swin alone, this is B/16"):
         staged_recipe("simmim", "B/16")
+
+
+def test_the_average_of_the_weights_is_scored_and_resumed(data: Path) -> None:
+    spec = replace(CONVNEXT, name="ConvNeXtV2-T")
+    config = settings(finetune, data, recipe="fcmae", batch=12, precision="fp32", ema=0.75)
+    _, val = config.images()
+
+    def learner() -> FineTune:
+        return FineTune(random_levels(spec, seed=0), config, val, Ranks())
+
+    first = learner()
+    assert first.average is not None
+    before = {n: t.clone() for n, t in first.average.state_dict().items()}
+    with torch.no_grad():
+        for parameter in first.model.parameters():
+            parameter += 1
+    at = StepInfo(step=1, steps_per_epoch=3, epochs=1, batch=12)
+    first.after_update(at)
+    for name, tensor in first.average.state_dict().items():
+        torch.testing.assert_close(tensor, before[name] + 0.25)
+    # what is scored is the average: the last weights may be anything
+    scored = first.predict()
+    with torch.no_grad():
+        for parameter in first.model.parameters():
+            parameter.zero_()
+    assert torch.equal(first.predict(), scored)
+    second = learner()
+    second.restore(first.state())
+    assert torch.equal(second.predict(), scored)
+    assert learner().config.canonical().ema == 0.75
+    plain = settings(finetune, data, recipe="mae")
+    assert plain.canonical().ema is None, "other recipes keep their protocol"
+    assert settings(finetune, data, recipe="spark").canonical().ema == 0.9999
+
+
+def test_sparks_resnets_are_trained_by_lamb_under_a_binary_loss(data: Path) -> None:
+    spec = replace(FAMILIES["resnet"], name="ResNet-50")
+    config = settings(finetune, data, recipe="spark", batch=12, precision="fp32", drop_path=0.0)
+    _, val = config.images()
+    learner = FineTune(random_levels(spec, seed=0), config, val, Ranks())
+    assert isinstance(learner.optimizer, Lamb)
+    assert learner.optimizer.defaults["always_adapt"]
+    assert (learner.recipe.epochs, learner.recipe.batch, learner.recipe.lr) == (300, 12, 2e-3)
+    logits, wanted = torch.randn(4, 3), torch.rand(4, 3)
+    binary = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted)
+    torch.testing.assert_close(learner.criterion(logits, wanted), binary)
+    before = [p.clone() for p in learner.model.parameters()]
+    learner.model(torch.randn(4, 3, 32, 32)).square().mean().backward()
+    for group in learner.optimizer.param_groups:
+        group["lr"] = 0.1
+    learner.optimizer.step()
+    moved = [not torch.equal(p, b) for p, b in zip(learner.model.parameters(), before, strict=True)]
+    assert sum(moved) > len(moved) / 2
 
 
 @pytest.mark.parametrize("position", ["rotary", "relative", "absolute+rotary"])

@@ -39,7 +39,7 @@ LEVELS: dict[str, dict[str, Any]] = {
     "mobilenetv2_050": {}, "mobilenetv3_small_050": {}, "mnasnet_small": {},
     "regnetx_002": {}, "regnety_002": {}, "pvt_v2_b0": {}, "mvitv2_tiny": {},
     "poolformer_s12": {}, "poolformerv2_s12": {}, "edgenext_xx_small": {}, "fastvit_t8": {},
-    "repvit_m0_9": {}, "efficientformerv2_s0": {}, "inception_next_atto": {},
+    "repvit_m0_9": {}, "efficientformerv2_s0": {"img_size": SIDE}, "inception_next_atto": {},
     "densenet121": {"block_config": [1, 1, 1, 1]}, "dla34": {}, "hrnet_w18_small": {},
     "ghostnet_050": {}, "rexnet_100": {}, "tinynet_e": {}, "semnasnet_075": {},
     "darknet53": {"stages": None}, "cspresnet50": {},

@@ -145,7 +145,7 @@ def read_candidate(
     for doubt in () if twin else doubts(spec, weights.tensors, weights.format):
         logger.warning("%s: suspicious: %s", path, doubt)
     return Candidate(
-        path=path.resolve(),
+        path=Path(weights.origin or path.resolve()),
         weights=describe_weights(weights, name),
         which=which,
         num_heads=num_heads,
@@ -157,8 +157,15 @@ def read_candidate(
 def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Request) -> list[Cell]:
     """Return the cells in running order: checkpoint by checkpoint, benchmarks in the file's order."""
     manifest.check_overrides(request.overrides)
-    specs = list(dict.fromkeys(who.spec for who in candidates if who.spec))
-    request = replace(request, benchmarks=manifest.choose(request.profile, request.benchmarks))
+    specs: list[Spec] = []
+    for who in candidates:
+        # the options of a network with levels have no hash
+        if who.spec and who.spec not in specs:
+            specs.append(who.spec)
+    asked = manifest.choose(request.profile, request.benchmarks)
+    suited = {who.folder: _suited(manifest, who, asked, request) for who in candidates}
+    wanted = {name for names in suited.values() for name in names}
+    request = replace(request, benchmarks=[n for n in manifest.benchmarks if n in wanted])
     reports = _ask(manifest, request, specs)
     cells = [
         replace(
@@ -167,12 +174,31 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
         )
         for who in candidates
         for name in request.benchmarks
+        if name in suited[who.folder]
         for seed in range(request.first_seed, request.first_seed + request.seeds)
     ]
     folders = [cell.folder for cell in cells]
     if len(set(folders)) < len(folders):
         raise UserError("the same checkpoint is named twice; name each once")
     return cells
+
+
+def _suited(manifest: Manifest, who: Candidate, asked: Sequence[str], request: Request) -> set[str]:
+    """Return the benchmarks that suit a candidate; say where one stands in for what was asked."""
+    levels = len(who.spec.levels) if who.spec else 1
+    found = set()
+    for name in asked:
+        suited = manifest.suited(name, levels, request.profile)
+        if suited != name:
+            logger.info(
+                "%s has %d levels: %s runs in place of %s, in a column of its own",
+                who.weights["name"],
+                levels,
+                suited,
+                name,
+            )
+        found.add(suited)
+    return found
 
 
 def _footprint(report: RecipeReport, specs: Sequence[Spec], spec: Spec | None) -> Footprint:

@@ -20,7 +20,8 @@ from mimbench.benchmarks.run_config import (
 )
 from mimbench.checkpoints.files import read_weights
 from mimbench.model import Weights
-from mimbench.results.record import Result, provenance, write_result
+from mimbench.networks.module import ModuleWeights
+from mimbench.results.record import NOT_AUDITED, Result, provenance, write_result
 from mimbench.scores.confidence import Interval
 from mimbench.scores.outcomes import faithful
 from mimbench.system.config import from_mapping, to_mapping
@@ -154,7 +155,16 @@ def describe_weights(weights: Weights, name: str = "") -> dict[str, str]:
         "format": weights.format,
         "which": weights.which,
         "model": weights.spec.model,
+        **({"origin": weights.origin} if weights.origin else {}),
+        **_of_module(weights),
     }
+
+
+def _of_module(weights: Weights) -> dict[str, str]:
+    """Return what a row says of a user's module: who it is, and that nobody looked into it."""
+    if not isinstance(weights, ModuleWeights):
+        return {}
+    return {"audit": NOT_AUDITED, "state": weights.state, "source": weights.source}
 
 
 def check_result(task: str, main: str, found: object) -> None:

@@ -39,6 +39,8 @@ class Benchmark:
     """Images that fit one process at once, where that is less than the machine's usual figure."""
     after: tuple[str, ...] = ()
     """Benchmarks whose run on the same checkpoint comes first: they leave something to reuse."""
+    with_levels: str = ""
+    """The benchmark that networks with several levels run in this one's place: a column of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,13 @@ class Manifest:
             config = merge(config, (overrides or {}).get(key, {}))
         return change.dataset or benchmark.dataset, config
 
+    def suited(self, name: str, levels: int, profile: Profile) -> str:
+        """Return the benchmark that a network with so many levels runs where this one is asked for."""
+        other = self.benchmarks[name].with_levels
+        return (
+            other if levels > 1 and other and profile in self.benchmarks[other].profiles else name
+        )
+
     def limits(self, name: str, profile: Profile) -> dict[str, int]:
         """Return what the benchmark asks of the machine, as fields of `Machine`."""
         limit = self.change(name, profile).max_batch or self.benchmarks[name].max_batch
@@ -222,10 +231,12 @@ def _check(manifest: Manifest, path: Path) -> None:
                 )
             manifest.change(name, "paper")
     for name, benchmark in manifest.benchmarks.items():
-        for other in benchmark.after:
+        named = [("after", other) for other in benchmark.after]
+        named += [("with_levels", benchmark.with_levels)] if benchmark.with_levels else []
+        for key, other in named:
             if other not in manifest.benchmarks:
                 raise UserError(
-                    f"{path.name}.{name}.after: no benchmark '{other}'"
+                    f"{path.name}.{name}.{key}: no benchmark '{other}'"
                     + did_you_mean(other, manifest.benchmarks)
                 )
     _check_published(manifest)

@@ -15,6 +15,7 @@ from mimbench.model import Weights
 from mimbench.networks.kinds import plain
 from mimbench.system.errors import UserError
 from mimbench.system.files import atomic_path
+from mimbench.vit.network import ACTIVATIONS
 from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale
 
 Tensors = dict[str, Tensor]
@@ -64,8 +65,8 @@ def detectron2_state(weights: VitWeights) -> tuple[Tensors, list[str]]:
     state = with_biases(converted.tensors, weights.spec)
     spec = replace(weights.spec, qkv_bias=True)
     built = ", ".join(f"{k}={v}" for k, v in vitdet_arguments(spec, converted).items())
-    if spec.activation == "quick_gelu":
-        built += ", act_layer=timm.layers.activations.QuickGELU"
+    if spec.activation != "gelu":
+        built += f", act_layer=timm.layers.activations.{ACTIVATIONS[spec.activation].__name__}"
     built += f", norm_layer=LayerNorm with eps={spec.norm_eps:g}"
     return {f"backbone.net.{name}": tensor for name, tensor in state.items()}, [
         converted.report,
@@ -78,6 +79,8 @@ def timm_state(weights: VitWeights) -> tuple[Tensors, list[str]]:
     spec = weights.spec
     if spec.position == "absolute":
         return dict(weights.tensors), [f"a timm VisionTransformer {_timm_arguments(spec)}"]
+    if spec.rotation == "stepped":
+        raise UserError("timm's PE stretches its rotation to the picture: use --to native")
     state: Tensors = {}
     for name, tensor in weights.tensors.items():
         state |= _unfused(name, tensor, spec)

@@ -1,23 +1,28 @@
 """Checkpoints: any published file in, canonical weights out, strictly; and our own files written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mimbench.checkpoints.formats import native, recognise
+from mimbench.checkpoints.formats import claimants, native, recognise
+from mimbench.checkpoints.names.located import Located, locate
 from mimbench.checkpoints.reading.content import read_raw, source_digest
-from mimbench.checkpoints.reading.layout import Converted, Options, Raw
-from mimbench.model import Weights, mismatches
+from mimbench.checkpoints.reading.layout import Converted, NoNetworkError, Options, Raw
+from mimbench.checkpoints.reading.settings import said_statistics
+from mimbench.checkpoints.reading.wrapped import Inner, beside, inner_networks
+from mimbench.model import Spec, Weights, mismatches
 from mimbench.networks.kinds import check_spec, make_weights, plain
+from mimbench.networks.levels import LevelSpec
 from mimbench.system.errors import UserError, printable
 from mimbench.system.files import atomic_path, value_digest
 from mimbench.system.listing import first_few
-from mimbench.vit.weights import VitWeights
+from mimbench.vit.weights import VitSpec, VitWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +36,17 @@ class Reading:
     faults: tuple[str, ...]
     dtypes: Mapping[str, str]
     """Canonical name -> how the file stores it; `converted` holds float32."""
+    located: Located
 
 
-def read_weights(path: Path, *, which: str | None = None, num_heads: int | None = None) -> Weights:
+def read_weights(
+    path: Path | str, *, which: str | None = None, num_heads: int | None = None
+) -> Weights:
     """Return the canonical weights in a file of any known format.
 
     Args:
-        path: The checkpoint: a file, or a folder as Hugging Face writes them.
+        path: The checkpoint: a file, a folder as Hugging Face writes them, or `timm:NAME` or
+            `hf:ORG/NAME`, which local caches hold.
         which: The network where a file holds several: student, teacher or ema.
         num_heads: The number of attention heads, for widths that no published model has.
     """
@@ -53,7 +62,8 @@ def read_weights(path: Path, *, which: str | None = None, num_heads: int | None 
         converted.tensors,
         format=reading.format,
         digest=reading.digest,
-        name=printable(path.stem, 120),
+        name=printable(reading.located.label or Path(path).stem, 120),
+        origin=reading.located.origin,
         which=converted.which,
         extras=converted.extras,
         notes=converted.notes,
@@ -61,7 +71,7 @@ def read_weights(path: Path, *, which: str | None = None, num_heads: int | None 
 
 
 def read_vit(
-    path: Path,
+    path: Path | str,
     *,
     who: str = "this",
     which: str | None = None,
@@ -72,20 +82,26 @@ def read_vit(
 
 
 def read_checkpoint(
-    path: Path, *, which: str | None = None, num_heads: int | None = None
+    path: Path | str, *, which: str | None = None, num_heads: int | None = None
 ) -> Reading:
     """Return what a file holds and every way in which it is not what its format promises."""
+    located = locate(path)
     try:
-        return _read(path, Options(which=which, num_heads=num_heads))
+        return _read(located, Options(which=which, num_heads=num_heads))
     except UserError as error:
         # a file's own name must not break the message into lines that look like ours
         shown = str(UserError(str(path)))
-        raise UserError(str(error).replace(shown, printable(shown))) from error
+        text = str(error).replace(shown, printable(shown))
+        raise UserError(located.spoken(text)) from error
 
 
-def _read(path: Path, options: Options) -> Reading:
+def _read(located: Located, options: Options) -> Reading:
+    path = located.path
     raw = read_raw(path)
+    if located.config:
+        raw = replace(raw, config=located.config)
     name, converted = convert_raw(raw, options)
+    converted = replace(converted, spec=_as_said(converted.spec, raw))
     try:
         check_spec(converted.spec)
     except UserError as error:
@@ -106,11 +122,12 @@ def _read(path: Path, options: Options) -> Reading:
         converted=replace(
             converted,
             tensors={n: tensors.get(n, t) for n, t in converted.tensors.items()},
-            notes=(*converted.notes, *raw.notes),
+            notes=(*located.notes, *converted.notes, *raw.notes),
         ),
-        digest=_identity(path, converted),
+        digest=_identity(located, converted),
         faults=tuple(faults),
         dtypes={n: str(t.dtype).removeprefix("torch.") for n, t in converted.tensors.items()},
+        located=located,
     )
 
 
@@ -119,12 +136,70 @@ UNFIT = (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError, Attr
 
 
 def convert_raw(raw: Raw, options: Options) -> tuple[str, Converted]:
-    """Return the name of the one format that claims the content, and what it makes of it."""
+    """Return the name of the one format that claims the content, and what it makes of it.
+
+    Where none does, it looks below the prefixes that training code puts before a network's names.
+    """
+    if claimants(raw):
+        try:
+            return _convert(raw, options)
+        except NoNetworkError:
+            if not (found := known_inside(raw)):
+                raise
+    elif not (found := known_inside(raw)):
+        return _convert(raw, options)
+    inner, which = one_of(found, raw, options)
+    alone = len(found) == 1
+    name, converted = _convert(inner.raw, options if alone else replace(options, which=None))
+    chosen = {} if alone else {"which": which, "networks": tuple(labels(found))}
+    return name, replace(
+        converted,
+        extras={**beside(inner, raw), **converted.extras},
+        notes=(*converted.notes, f"the network stands under '{inner.place}'"),
+        **chosen,
+    )
+
+
+def known_inside(raw: Raw) -> list[Inner]:
+    """Return the networks inside a file that a format knows, without those inside others."""
+    found: list[Inner] = []
+    for inner in inner_networks(raw):
+        pair = inner.prefix and inner.raw.networks.keys() & {"student", "teacher"}
+        if pair or any(inner.within(other) for other in found):
+            continue  # each of a pair is offered by itself
+        if claimants(inner.raw):
+            found.append(inner)
+    return found
+
+
+def labels(found: Sequence[Inner]) -> dict[str, Inner]:
+    """Return what --which can be: the parts in the training where they tell, else the places."""
+    roles = {inner.role: inner for inner in found}
+    return roles if len(roles) == len(found) else {inner.place: inner for inner in found}
+
+
+def one_of(found: Sequence[Inner], raw: Raw, options: Options) -> tuple[Inner, str]:
+    """Return the network that is meant; where several could be, the user says."""
+    if len(found) == 1:
+        return found[0], ""
+    offered = labels(found)
+    places = first_few([inner.place for inner in found], 8)
+    if options.which not in offered:
+        raise UserError(
+            f"{raw.path}: holds {len(found)} networks ({places}), and their names do not say which is "
+            f"evaluated; say --which {' or --which '.join(offered)}"
+        )
+    return offered[options.which], options.which
+
+
+def _convert(raw: Raw, options: Options) -> tuple[str, Converted]:
     path, name = str(raw.path), "no format yet"
     try:
         module = recognise(raw)
         name = module.NAME
         return name, module.convert(raw, options)
+    except NoNetworkError:
+        raise
     except UserError as error:
         text = str(error)
         named = str(UserError(path)) in text
@@ -146,10 +221,18 @@ def _value_faults(name: str, tensor: Tensor) -> list[str]:
     return []
 
 
-def _identity(path: Path, converted: Converted) -> str:
-    """Return the digest of the function that was read: file, network, and heads if said by hand."""
-    digest = source_digest(path)
-    choice: dict[str, str | int] = {}
+def _as_said(spec: Spec, raw: Raw) -> Spec:
+    """Return the specification with the image statistics that timm's configuration states."""
+    said = said_statistics(raw)
+    if said is None or not isinstance(spec, (VitSpec, LevelSpec)):
+        return spec
+    return replace(spec, mean=said[0], std=said[1])
+
+
+def _identity(located: Located, converted: Converted) -> str:
+    """Return the digest of the function that was read: file, settings, network, heads said by hand."""
+    digest = source_digest(located.path)
+    choice: dict[str, Any] = {"settings": dict(located.config)} if located.config else {}
     if len(converted.networks) > 1:
         choice["which"] = converted.which
     if converted.heads_asked:

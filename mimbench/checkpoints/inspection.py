@@ -15,14 +15,15 @@ LINE = 400
 """Longest note or fault shown: a file may hold longer ones."""
 
 
-def describe(path: Path, reading: Reading) -> dict[str, Any]:
+def describe(reading: Reading) -> dict[str, Any]:
     """Return the description of a file that a format could read."""
     converted = reading.converted
     suspicions = [] if reading.faults else doubts(converted.spec, converted.tensors, reading.format)
     verdict = "refused" if reading.faults else "suspicious" if suspicions else "ok"
     return {
-        "file": str(path),
-        "bytes": _size(path),
+        "file": str(reading.located.path),
+        **({"name": reading.located.origin} if reading.located.origin else {}),
+        "bytes": _size(reading.located.path),
         "digest": reading.digest,
         "format": reading.format,
         "which": converted.which,
@@ -128,6 +129,7 @@ def _facts(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     network = description["which"] + (f" (also: {', '.join(others)})" if others else "")
     numbers = (f"{mean:.4g}/{std:.4g}" for mean, std in zip(spec["mean"], spec["std"], strict=True))
     facts = [
+        ("name", description.get("name", "")),
         ("digest", description["digest"]),
         ("format", description["format"]),
         ("network", network),

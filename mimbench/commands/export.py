@@ -45,6 +45,7 @@ def main(args: argparse.Namespace) -> int:
             digest=weights.digest,
             name=weights.name,
             which=weights.which,
+            origin=weights.origin,
             extras=weights.extras,
             notes=(*weights.notes, *said),
         )

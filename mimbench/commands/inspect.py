@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
 
     try:
         reading = read_checkpoint(args.checkpoint, which=args.which, num_heads=args.num_heads)
-        description = describe(args.checkpoint, reading)
+        description = describe(reading)
     except UserError as error:
         description = refused(args.checkpoint, str(error))
     if args.json:

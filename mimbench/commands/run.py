@@ -69,7 +69,7 @@ def add_checkpoints(parser: Parser, count: str) -> None:
         "checkpoints",
         nargs=count,
         metavar="[NAME=]CKPT",
-        help="checkpoint, and how the table names it",
+        help="file, folder, timm:NAME or hf:ORG/NAME, and how the table names it",
     )
 
 

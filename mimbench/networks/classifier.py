@@ -8,6 +8,7 @@ from torch import nn
 from mimbench.model import Weights
 from mimbench.networks.frozen import at_size as levels_at_size
 from mimbench.networks.levels import LevelWeights, build_levels
+from mimbench.networks.module import ModuleClassifier, ModuleWeights
 from mimbench.system.errors import UserError
 from mimbench.vit import classifier as vit
 from mimbench.vit.weights import VitWeights
@@ -19,6 +20,8 @@ def at_size(weights: Weights, size: int) -> Weights:
         return vit.at_size(weights, size)
     if isinstance(weights, LevelWeights):
         return levels_at_size(weights, (size, size))
+    if isinstance(weights, ModuleWeights):
+        return weights  # its adapter reads pictures of any size, or says so itself
     raise UserError(f"{weights.name}: a {weights.spec.model} is not fine-tuned at another size")
 
 
@@ -45,6 +48,10 @@ def build_classifier(
         )
     if isinstance(weights, LevelWeights):
         return _with_levels(weights, classes, drop_path=drop_path, init_head=init_head)
+    if isinstance(weights, ModuleWeights):
+        model = ModuleClassifier(weights, classes)
+        init_head(model.head)
+        return model, []
     raise UserError(f"{weights.name}: a {weights.spec.model} has no head to train")
 
 

@@ -1,12 +1,17 @@
 """A frozen network with levels: image vectors as its classifier has them, maps as detectors do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from mimbench.networks.levels import LevelSpec, LevelWeights, build_levels
+from mimbench.system.errors import UserError, printable
+from mimbench.system.memory import is_out_of_memory
 from mimbench.vit.normalise import Normalisation
 
 TABLE = "relative_position_bias_table"
@@ -29,8 +34,9 @@ class LevelNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the image vectors (b, d), as the classifier's head would read them."""
         model: Any = self._at(images)
-        features = model.forward_features(self.normalise(images))
-        return model.forward_head(features, pre_logits=True)
+        with fitting(self.spec, images):
+            features = model.forward_features(self.normalise(images))
+            return model.forward_head(features, pre_logits=True)
 
     def vectors(self, images: Tensor, blocks: int) -> dict[str, Tensor]:
         """Return the image vector under both names; blocks of other widths have none."""
@@ -65,10 +71,30 @@ def level_maps(model: nn.Module, spec: LevelSpec, images: Tensor) -> list[Tensor
     network: Any = model
     info = [feature["reduction"] for feature in network.feature_info]
     wanted = [max(i for i, s in enumerate(info) if s == level.stride) for level in spec.levels]
-    found = network.forward_intermediates(
-        images, indices=wanted, intermediates_only=True, output_fmt="NCHW"
-    )
+    with fitting(spec, images):
+        found = network.forward_intermediates(
+            images, indices=wanted, intermediates_only=True, output_fmt="NCHW"
+        )
     return list(found)
+
+
+@contextmanager
+def fitting(spec: LevelSpec, images: Tensor) -> Iterator[None]:
+    """Say that an architecture reads images of one size only, where timm's own code fails on another."""
+    size = (images.shape[2], images.shape[3])
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError) as error:
+        if size == spec.image_size or is_out_of_memory(error):
+            raise
+        own = "x".join(map(str, spec.image_size))
+        raise UserError(
+            f"{spec.model} does not read images of {size[0]}x{size[1]}: timm builds it for {own} "
+            f"({printable(str(error).partition(chr(10))[0], 120)}); use an image size of {own}, or leave the "
+            "benchmark out"
+        ) from error
 
 
 def at_size(weights: LevelWeights, size: tuple[int, int]) -> LevelWeights:

@@ -102,6 +102,7 @@ class LevelWeights:
     which: str = ""
     extras: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    origin: str = ""
 
     def with_spec(self, **changes: Any) -> "LevelWeights":
         """Return the same tensors under a changed specification (for example another mean)."""
@@ -159,8 +160,8 @@ def layer_order(model: nn.Module) -> tuple[dict[str, int], int]:
 
 
 OPTIONS = {
-    "block_config", "channels", "depths", "dims", "embed_dim", "img_size", "layers", "ls_init_value",
-    "num_heads", "stages", "use_grn", "window_size",
+    "block_config", "channels", "depth", "depths", "dims", "embed_dim", "global_attn_indexes", "img_size",
+    "layers", "ls_init_value", "num_heads", "stages", "use_grn", "window_size",
 }  # fmt: skip
 """What a specification may say to timm's constructor: a file's header is not trusted with more."""
 LARGEST = 8192

@@ -4,10 +4,12 @@ No name map exists for it, so that nothing can be said about its tensors: rows a
 is trusted code, run in the user's own process; what is checked is what would give a wrong number.
 """
 
+import copy
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from mimbench.model import Level, Triple
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.files import value_digest
 from mimbench.vit.normalise import Normalisation
 
 TOLERANCE = 1e-4
@@ -71,6 +74,13 @@ class ModuleWeights:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    origin: str = ""
+    state: str = ""
+    """SHA-256 over its parameters and buffers."""
+    source: str = ""
+    """SHA-256 over the code of its class and of what reads it."""
+    frozen: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that stay as they are where the network is trained."""
 
 
 class ModuleNetwork(nn.Module):
@@ -107,6 +117,7 @@ def adapt(  # noqa: PLR0913 - everything that a module may declare
     mean: Triple | None = None,
     std: Triple | None = None,
     image_size: int | None = None,
+    frozen: Sequence[str] = (),
 ) -> ModuleWeights:
     """Return a module as weights, after it has shown that its numbers can be trusted.
 
@@ -119,6 +130,7 @@ def adapt(  # noqa: PLR0913 - everything that a module may declare
         mean: Normalisation; by default the module's `pretrained_cfg`, else ImageNet's.
         std: The same.
         image_size: Side of the pictures it was made for; by default its `pretrained_cfg`'s, else 224.
+        frozen: Beginnings of parameters' names that trained tasks leave as they are.
     """
     said: Mapping[str, Any] = getattr(module, "pretrained_cfg", None) or {}
     side = image_size or int((said.get("input_size") or (3, 224, 224))[1])
@@ -137,15 +149,76 @@ def adapt(  # noqa: PLR0913 - everything that a module may declare
         std=_triple(std or said.get("std") or IMAGENET_STD),
         levels=levels,
     )
+    state, source = _fingerprint(module), source_digest(module, read, maps)
     return ModuleWeights(
         spec=spec,
         module=module,
         vector=read,
         maps=maps,
-        digest=state_digest(module, spec, read, maps),
+        digest=value_digest({"state": state, "source": source, "spec": spec.to_json()}),
+        state=state,
+        source=source,
         name=label,
+        frozen=_frozen(label, module, frozen),
         notes=("a module of the user's own: no tensor can be accounted for",),
     )
+
+
+def _frozen(label: str, module: nn.Module, named: Sequence[str]) -> tuple[str, ...]:
+    names = [name for name, _ in module.named_parameters()]
+    if lost := [start for start in named if not any(name.startswith(start) for name in names)]:
+        raise UserError(f"{label}: frozen names {', '.join(lost)}, which no parameter begins with")
+    return tuple(named)
+
+
+class TrainedModule(nn.Module):
+    """A copy of the user's module that a task may train; the user's own stays as it is."""
+
+    def __init__(self, weights: ModuleWeights) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(weights.module)
+        self.weights = weights
+        for name, parameter in self.body.named_parameters():
+            parameter.requires_grad_(not name.startswith(weights.frozen or ("\0",)))
+
+    def vector(self, images: Tensor) -> Tensor:
+        """Return the image vectors (b, d) of normalised pictures."""
+        return self.weights.vector(self.body, images)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return the maps of normalised pictures, finest first."""
+        if self.weights.maps is None:
+            raise UserError(
+                f"{self.weights.name} gives an image vector alone; detection and segmentation need "
+                "maps= and strides="
+            )
+        return list(self.weights.maps(self.body, images))
+
+
+class ModuleClassifier(TrainedModule):
+    """The copy under a new head: what fine-tuning trains."""
+
+    def __init__(self, weights: ModuleWeights, classes: int) -> None:
+        super().__init__(weights)
+        self.head = nn.Linear(weights.spec.embed_dim, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of normalised pictures."""
+        return self.head(self.vector(images))
+
+
+@contextmanager
+def as_it_was(module: nn.Module) -> Iterator[None]:
+    """Give a module back in the state it came in: training mode, and which parameters learn."""
+    modes = {part: part.training for part in module.modules()}
+    learns = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        for parameter, wanted in learns.items():
+            parameter.requires_grad_(wanted)
 
 
 def _triple(values: Sequence[float]) -> Triple:
@@ -222,14 +295,46 @@ class _Probe:
                 "reach, or rows exchanged"
             )
 
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        assert self.maps is not None
+        with torch.no_grad():
+            found: Any = self.maps(self.module, images)
+        several = isinstance(found, (list, tuple)) and len(found) == len(self.strides)
+        if not several or not all(isinstance(m, Tensor) and m.dim() == 4 for m in found):
+            kinds = [tuple(getattr(m, "shape", ())) or type(m).__name__ for m in found]
+            raise UserError(
+                f"{self.label}: maps gave {kinds}, expected {len(self.strides)} maps (b, c, h, w), one for "
+                f"each of strides {list(self.strides)}"
+            )
+        return list(found)
+
+    def _check_maps(self, images: Tensor) -> None:
+        unit = math.lcm(max(self.strides), 32)
+        pictures = images.new_zeros(2, 3, unit, 2 * unit).normal_(generator=_draw(images.device))
+        first, again = self._maps(pictures), self._maps(pictures)
+        if not all(torch.isfinite(m).all() for m in first):
+            raise UserError(f"{self.label}: maps of noise hold NaN or infinite values")
+        if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
+            raise UserError(
+                f"{self.label}: the same pictures gave two maps in eval(): dropout or another draw is left on"
+            )
+        alone = self._maps(pictures[1:])
+        apart = max(
+            float((a - b[1:]).abs().max() / b.abs().max().clamp_min(1e-6))
+            for a, b in zip(alone, first, strict=True)
+        )
+        if apart > TOLERANCE:
+            raise UserError(
+                f"{self.label}: a picture's maps depend on the others in its batch (by {apart:.1e})"
+            )
+
     def _levels(self, images: Tensor) -> tuple[Level, ...]:
         assert self.maps is not None
         coarsest = max(self.strides)
         unit = math.lcm(coarsest, 32)
         widths: list[list[int]] = []
         for size in ((2 * unit, 3 * unit), (4 * unit, 2 * unit)):
-            with torch.no_grad():
-                found = list(self.maps(self.module, images.new_zeros(1, 3, *size)))
+            found = self._maps(images.new_zeros(1, 3, *size))
             wanted = [(-(-size[0] // s), -(-size[1] // s)) for s in self.strides]
             shapes = [tuple(m.shape[2:]) for m in found]
             if shapes != wanted:
@@ -238,9 +343,14 @@ class _Probe:
                     f"{wanted} for strides {list(self.strides)}"
                 )
             widths.append([m.shape[1] for m in found])
+        self._check_maps(images)
         return tuple(
             Level(stride=s, channels=c) for s, c in zip(self.strides, widths[0], strict=True)
         )
+
+
+def _draw(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(1)
 
 
 def _fingerprint(module: nn.Module) -> str:
@@ -256,10 +366,9 @@ def _fingerprint(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def state_digest(module: nn.Module, spec: ModuleSpec, *functions: Any) -> str:
-    """Return the SHA-256 of a module: its state, its source, what reads it, how pictures are normalised."""
-    total = hashlib.sha256(_fingerprint(module).encode())
-    total.update(repr(spec.to_json()).encode())
+def source_digest(module: nn.Module, *functions: Any) -> str:
+    """Return the SHA-256 of a module's source and of what reads it."""
+    total = hashlib.sha256()
     for part in (type(module), *functions):
         try:
             total.update(inspect.getsource(part).encode())

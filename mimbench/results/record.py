@@ -21,6 +21,9 @@ from mimbench.system.source import library_versions, source_state
 
 logger = logging.getLogger(__name__)
 
+NOT_AUDITED = "not audited"
+"""Of weights that no format read: a module of the user's own, whose tensors nobody accounted for."""
+
 FORMAT = 2
 """Of result.json. Files without it were written before there was a typed result of a task."""
 

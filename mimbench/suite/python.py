@@ -19,7 +19,7 @@ from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_rec
 from mimbench.benchmarks.run_config import RunConfig, safe_name
 from mimbench.checkpoints.files import read_weights, write_weights
 from mimbench.model import Weights
-from mimbench.networks.module import ModuleWeights, adapt
+from mimbench.networks.module import ModuleWeights, adapt, as_it_was
 from mimbench.results.record import Result
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
@@ -51,11 +51,11 @@ def load(
     """Return the canonical weights in a checkpoint of any known format.
 
     Args:
-        checkpoint: A file, or a folder as Hugging Face writes them.
+        checkpoint: A file, a folder as Hugging Face writes them, or a name (`timm:NAME`, `hf:ORG/NAME`).
         which: The network where a file holds several: student, teacher or ema.
         num_heads: Attention heads, where no published width says.
     """
-    return read_weights(Path(checkpoint), which=which, num_heads=num_heads)
+    return read_weights(checkpoint, which=which, num_heads=num_heads)
 
 
 def evaluate(  # noqa: PLR0913 - the one call of a notebook
@@ -75,7 +75,8 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
     """Return benchmark -> result of a model; what is done already under the same recipe is read.
 
     Args:
-        model: A checkpoint, weights that `load` returned, or a module of your own (frozen tasks only).
+        model: A checkpoint, weights that `load` returned, or a module of your own: it comes
+            back as it was, and trained tasks train a copy.
         benchmarks: Ids of benchmarks.yaml.
         data: Folder of the data sets; None for the sample data of a demo profile.
         own_data: The data is your own in a published layout: never beside published rows.
@@ -90,10 +91,6 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
     manifest = load_manifest()
     names = manifest.choose(profile, tuple(benchmarks))
     root = Path(out)
-    weights = _weights(model, name, declared)
-    root.mkdir(parents=True, exist_ok=True)
-    label = name or weights.name
-    row = root / f"{weights.digest[:12]}-{safe_name(label)}"
     study = Study(
         manifest=manifest,
         profile=profile,
@@ -102,6 +99,25 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         own=own_data,
         machine=Machine(device=device, workers=workers),
     )
+    if isinstance(model, nn.Module):
+        with as_it_was(model):
+            return _evaluate(adapt(model, name=name, **declared), names, root, name, study)
+    if declared:
+        raise UserError(
+            f"only a module declares {', '.join(declared)}; a checkpoint says it itself"
+        )
+    weights = load(model) if isinstance(model, (str, Path)) else model
+    return _evaluate(weights, names, root, name, study)
+
+
+def _evaluate(
+    weights: Weights, asked: Sequence[str], root: Path, name: str, study: "Study"
+) -> dict[str, Result]:
+    manifest, levels = study.manifest, len(weights.spec.levels)
+    names = list(dict.fromkeys(manifest.suited(n, levels, study.profile) for n in asked))
+    root.mkdir(parents=True, exist_ok=True)
+    label = name or weights.name
+    row = root / f"{weights.digest[:12]}-{safe_name(label)}"
     found = {benchmark: study.inspect_recipe(benchmark) for benchmark in names}
     if problems := [f"{b}: {f.problem}" for b, f in found.items() if f.problem]:
         raise UserError("\n".join(problems))
@@ -126,18 +142,6 @@ def compare(a: str, b: str, out: str | Path = "runs") -> Text:
     if find_row(results, b) or not published:
         return Text("\n".join(describe_pair(ours, choose(results, b), manifest)))
     return Text("\n".join(describe_published(ours, published, manifest)))
-
-
-def _weights(
-    model: str | Path | Weights | nn.Module, name: str, declared: Mapping[str, Any]
-) -> Weights:
-    if isinstance(model, nn.Module):
-        return adapt(model, name=name, **declared)
-    if declared:
-        raise UserError(
-            f"only a module declares {', '.join(declared)}; a checkpoint says it itself"
-        )
-    return load(model) if isinstance(model, (str, Path)) else model
 
 
 @dataclass(frozen=True, kw_only=True)

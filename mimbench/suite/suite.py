@@ -20,6 +20,7 @@ from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.preflight import child_environment
 from mimbench.benchmarks.run_config import safe_name
 from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.checkpoints.names.located import require_all
 from mimbench.networks.kinds import random_twin
 from mimbench.suite.costs.footprint import check_room
 from mimbench.suite.costs.forecast_log import FORECAST, ForecastLog
@@ -89,6 +90,7 @@ def _printed(table: Table, manifest: Manifest, request: Request) -> str:
 
 def read_candidates(checkpoints: Sequence[tuple[str, Path]], request: Request) -> list[Candidate]:
     """Read the checkpoints, and make a random-weight twin for each where asked."""
+    require_all([path for _, path in checkpoints])
     candidates = [
         read_candidate(path, which=request.which, num_heads=request.num_heads, name=name)
         for name, path in checkpoints

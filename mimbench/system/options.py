@@ -88,7 +88,7 @@ def add_option(
 
 def add_checkpoint(parser: argparse.ArgumentParser, **changes: Any) -> None:
     """Add the checkpoint, the argument without a name."""
-    what = "checkpoint: a file, or a folder as Hugging Face writes them"
+    what = "checkpoint: a file, a folder as Hugging Face writes them, timm:NAME or hf:ORG/NAME"
     parser.add_argument("checkpoint", **{"type": Path, "metavar": "CKPT", "help": what, **changes})
 
 

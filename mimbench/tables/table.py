@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mimbench.benchmarks.manifest import Manifest, Reference
 from mimbench.benchmarks.run_config import RESULT_FILE, STALE
-from mimbench.results.record import Result, read_result
+from mimbench.results.record import NOT_AUDITED, Result, read_result
 from mimbench.tables.columns import columns_of, ran_as
 from mimbench.tables.published import Match, match
 from mimbench.tables.rows import Column, Row, Table, Value
@@ -92,6 +92,8 @@ def _measured(
     rows = []
     for (name, digest), mine in groups.items():
         label = name if names.count(name) == 1 else f"{name} ({digest[:6]})"
+        if mine[0].weights.get("audit") == NOT_AUDITED:
+            label = f"{label} ({NOT_AUDITED})"
         values = {}
         for column in columns:
             here = [

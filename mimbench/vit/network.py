@@ -1,10 +1,11 @@
 """Build timm's VisionTransformer from a specification, and fill it strictly from weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
+from timm.layers.activations import GELUTanh, QuickGELU
 from timm.layers.attention import Attention
 from timm.layers.mlp import GluMlp
 from timm.layers.norm import RmsNorm
@@ -17,7 +18,7 @@ from mimbench.system.listing import first_few
 from mimbench.vit.positions import resize_table
 from mimbench.vit.relative import TOKEN_ROWS, attention_bias
 from mimbench.vit.rotary import attend, rotation_angles
-from mimbench.vit.weights import VitSpec, VitWeights
+from mimbench.vit.weights import Activation, VitSpec, VitWeights
 
 
 class Vit(VisionTransformer):
@@ -167,9 +168,15 @@ def layer_options(spec: VitSpec) -> dict[str, Any]:
         ratio = 2 * spec.mlp_dim / spec.embed_dim
         gated = {"act_layer": nn.SiLU, "mlp_layer": partial(GluMlp, gate_last=False)}
         return {**options, **gated, "mlp_ratio": ratio}
-    quick = spec.activation == "quick_gelu"
     ratio = spec.mlp_dim / spec.embed_dim
-    return {**options, "act_layer": "quick_gelu" if quick else nn.GELU, "mlp_ratio": ratio}
+    return {**options, "act_layer": ACTIVATIONS[spec.activation], "mlp_ratio": ratio}
+
+
+ACTIVATIONS: Mapping[Activation, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "quick_gelu": QuickGELU,
+    "gelu_tanh": GELUTanh,
+}
 
 
 def _add_class_tokens(model: Vit, spec: VitSpec) -> None:

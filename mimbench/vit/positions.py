@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PositionRule = Literal["bicubic", "bicubic-antialias", "bicubic-offset"]
-"""How a family resizes its table: MAE, detectron2, mmseg / timm, DINOv2-reg / DINO, DINOv2."""
+PositionRule = Literal["bicubic", "bicubic-antialias", "bicubic-offset", "bilinear"]
+"""How a family resizes its table: MAE, detectron2, mmseg / timm, DINOv2-reg / DINO, DINOv2 / PE."""
 
-Rotation = Literal["centred", "stretched"]
-"""Families of rotary positions: DINOv3's and EVA-02's; they differ in places, periods and pairs."""
+Rotation = Literal["centred", "stretched", "stepped"]
+"""Families of rotary positions: DINOv3's, EVA-02's, PE's; they differ in places, periods and pairs."""
 
 OFFSET = 0.1
 """DINO asks for a scale of (n + 0.1) / N, so that rounding never loses a row."""
@@ -58,7 +58,7 @@ def resize_table(
         image = F.interpolate(
             image,
             size=to,
-            mode="bicubic",
+            mode="bilinear" if rule == "bilinear" else "bicubic",
             align_corners=False,
             antialias=rule == "bicubic-antialias",
         )

@@ -2,7 +2,8 @@
 
 `centred` (DINOv3): patch centres in [-1, 1], periods up to base 100, pairs half a head apart.
 `stretched` (EVA-02): patch corners on the grid of training, frequencies of base 10000, pairs of
-neighbouring channels. Both turn by rows first, then by columns; prefix tokens are not turned.
+neighbouring channels. Both turn by rows first, then by columns. `stepped` (PE): places 1, 2, 3 ...
+whatever the picture's size, columns first, else as `stretched`. Prefix tokens are not turned.
 """
 
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 from mimbench.vit.positions import Rotation, rotation_periods
 
 FREQUENCY_BASE = 10_000.0
-"""Of `stretched` rotation."""
+"""Of `stretched` and `stepped` rotation."""
 
 
 def attend(attention: Attention, x: Tensor, angles: Tensor, rotation: Rotation) -> Tensor:
@@ -59,7 +60,7 @@ def rotation_angles(
     trained: int = 0,
     shown: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Return the angles (h * w, width / 2) of every patch: rows first, then columns.
+    """Return the angles (h * w, width / 2) of every patch, one axis after the other.
 
     Args:
         grid: Patches (rows, columns).
@@ -72,8 +73,10 @@ def rotation_angles(
     if rotation == "centred":
         centres = [(i + 0.5) / n * 2 - 1 for i, n in zip(counts, grid, strict=True)]
         return (2 * math.pi * _places(centres) / rotation_periods(width)).flatten(1)
-    corners = [i / n * trained for i, n in zip(counts, grid, strict=True)]
     exponents = torch.arange(width // 4, dtype=torch.float32) / (width // 4)
+    if rotation == "stepped":
+        return (_places([i + 1 for i in counts]).flip(1) * FREQUENCY_BASE**-exponents).flatten(1)
+    corners = [i / n * trained for i, n in zip(counts, grid, strict=True)]
     return (_places(corners) * FREQUENCY_BASE**-exponents).flatten(1)
 
 

@@ -19,6 +19,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Triple = tuple[float, float, float]
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+"""Exact; CLIP's; approximated by tanh (SigLIP)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class VitSpec:
     final_norm: Literal["norm", "fc_norm", "none"] = "norm"
     """`norm` acts on tokens, `fc_norm` on the pooled vector (fine-tuned MAE)."""
     norm_eps: float = 1e-6
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    activation: Activation = "gelu"
     mlp: Literal["mlp", "swiglu"] = "mlp"
     pool: Literal["cls", "avg"] = "cls"
     """What the family calls the image's representation."""
@@ -57,7 +59,7 @@ class VitSpec:
     class_tokens: int = later(1)
     """Class tokens where there are any (Pixio has eight); their mean is the image vector."""
     rotation: Rotation = later("centred")
-    """How rotary positions turn: as DINOv3 does, or as EVA-02 does."""
+    """How rotary positions turn: as in DINOv3, EVA-02 or PE."""
     rotation_grid: int = later(0)
     """Side of the grid that `stretched` rotation was trained at."""
     norm: Literal["layer", "rms"] = later("layer")
@@ -160,6 +162,8 @@ class VitWeights:
     """Tensors that are no part of the encoder: group (decoder, head, optimizer...) -> count."""
     notes: tuple[str, ...] = ()
     """What a reader should know: things mapped, folded or approximated."""
+    origin: str = ""
+    """The name that the file was found by, with its revision; '' for a path."""
 
     def with_spec(self, **changes: Any) -> "VitWeights":
         """Return the same tensors under a changed specification (for example another mean)."""

@@ -33,7 +33,12 @@ def canonical(spec: VitSpec, *, meta: bool = False) -> Tensors:
         out[name] = centre + 0.1 * torch.randn(shape, generator=generator)
         if name.endswith("attn.qkv.bias") and spec.position != "absolute":
             out[name][spec.embed_dim : 2 * spec.embed_dim] = 0.0
-    if "pos_embed" in out and spec.position_rule == "bicubic" and not meta and spec.class_token:
+    if (
+        "pos_embed" in out
+        and spec.position_rule == "bicubic"
+        and not meta
+        and spec.first_tokens == 1
+    ):
         out["pos_embed"] = sincos_table(spec.embed_dim, spec.grid, class_row=True)
     return out
 

@@ -51,7 +51,7 @@ def judged(path: Path, layout: str) -> dict[str, object]:
         reading = read_checkpoint(path, num_heads=3)
         if reading.faults:
             read_weights(path, num_heads=3)
-        shown = text(describe(path, reading), limit=50)
+        shown = text(describe(reading), limit=50)
         outcome, message = "read", ""
     except UserError as error:
         outcome, message, shown = "refused", str(error), str(error)

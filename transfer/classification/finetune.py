@@ -51,7 +51,8 @@ TRAITS = Traits(
     resolved=lambda spec, config: {
         k: v
         for k, v in vars(config.resolve(spec.embed_dim, spec.model)).items()
-        if hasattr(config, k)
+        # added later: where no average is scored, results of before say the same without it
+        if hasattr(config, k) and not (k == "ema" and not v)
     },
 )
 

@@ -31,6 +31,11 @@ class FinetuneRecipe:
     note: str = ""
     joined: int = 1
     """Consecutive blocks that layer decay counts as one."""
+    ema: float = 0.0
+    """Decay of the average of the weights that is scored; 0 scores the last weights."""
+    optimizer: Literal["adamw", "lamb"] = "adamw"
+    binary: bool = False
+    """Each class is a yes or no of its own (binary cross-entropy), in place of a softmax."""
 
 
 def _mae(

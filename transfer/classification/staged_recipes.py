@@ -1,8 +1,9 @@
 """Published fine-tuning recipes of networks with levels: FCMAE, SimMIM and SparK.
 
-Sources: facebookresearch/ConvNeXt-V2 TRAINING.md, microsoft/SimMIM configs, keyu-tian/SparK README. The
-published rows of FCMAE and SparK evaluate an average of the weights (EMA); here the last weights are
-scored, and the result says so. Where a family published no recipe for a size, its B's is taken.
+Sources: facebookresearch/ConvNeXt-V2 TRAINING.md and main_finetune.py, microsoft/SimMIM configs,
+keyu-tian/SparK README and downstream_imagenet (arg.py, util.py). FCMAE and SparK score an average of the
+weights; SparK's ResNets are trained by LAMB under a binary loss. Where a family published no recipe for
+a size, its B's (ResNet: 50's) is taken.
 """
 
 from dataclasses import replace
@@ -12,13 +13,20 @@ from mimbench.system.errors import UserError
 from transfer.classification.recipes import FinetuneRecipe
 
 StagedName = Literal["fcmae", "simmim", "spark"]
-EMA = "published rows evaluate an average of the weights (EMA); these are the last weights"
+DECAY = 0.9999
+"""Of the average of the weights: ConvNeXt V2's default, SparK's table."""
+AVERAGED = frozenset({"fcmae", "spark"})
+"""Recipes that score it."""
+REPEATED = "SparK draws every picture three times (repeated augmentation); here once"
+OWN_LEVELS = (
+    "SparK's own grouping of ResNet's layers and its synchronised batch norms are not reproduced"
+)
 
 
 def _recipe(
     epochs: int, warmup: int, lr: float, decay: float, drop: float, **own: Any
 ) -> FinetuneRecipe:
-    usual: dict[str, Any] = {"batch": 1024, "note": EMA, "mixed": 32} | own
+    usual: dict[str, Any] = {"batch": 1024, "mixed": 32, "ema": DECAY} | own
     return FinetuneRecipe(
         epochs=epochs,
         warmup=warmup,
@@ -31,6 +39,12 @@ def _recipe(
     )
 
 
+def _resnet(lr: float, decay: float, drop: float) -> FinetuneRecipe:
+    return _recipe(
+        300, 5, lr, decay, drop, batch=2048, optimizer="lamb", binary=True, note=OWN_LEVELS
+    )
+
+
 SIMMIM_NOTE = "downsampling has the rate of the stage it leads into; the published run's, one lower"
 
 STAGED: dict[StagedName, dict[str, FinetuneRecipe]] = {
@@ -40,13 +54,17 @@ STAGED: dict[StagedName, dict[str, FinetuneRecipe]] = {
     },
     "simmim": {
         # 1.25e-3 for 512 images
-        "Swin-B": _recipe(100, 20, 6.25e-4, 0.8, 0.1, note=SIMMIM_NOTE),
-        "Swin-L": _recipe(100, 20, 6.25e-4, 0.7, 0.2, note=SIMMIM_NOTE),
+        "Swin-B": _recipe(100, 20, 6.25e-4, 0.8, 0.1, note=SIMMIM_NOTE, ema=0.0),
+        "Swin-L": _recipe(100, 20, 6.25e-4, 0.7, 0.2, note=SIMMIM_NOTE, ema=0.0),
     },
     "spark": {
-        "ConvNeXt-S": _recipe(400, 20, 2e-4, 0.7, 0.3, batch=4096),
-        "ConvNeXt-B": _recipe(400, 20, 1e-4, 0.7, 0.4, batch=4096),
-        "ConvNeXt-L": _recipe(200, 10, 1e-4, 0.7, 0.5, batch=4096),
+        "ConvNeXt-S": _recipe(400, 20, 2e-4, 0.7, 0.3, batch=4096, note=REPEATED),
+        "ConvNeXt-B": _recipe(400, 20, 1e-4, 0.7, 0.4, batch=4096, note=REPEATED),
+        "ConvNeXt-L": _recipe(200, 10, 1e-4, 0.7, 0.5, batch=4096, note=REPEATED),
+        "ResNet-50": _resnet(2e-3, 0.7, 0.05),
+        "ResNet-101": _resnet(1e-3, 0.8, 0.2),
+        "ResNet-152": _resnet(1e-3, 0.8, 0.2),
+        "ResNet-200": _resnet(1e-3, 0.8, 0.2),
     },
 }
 
@@ -56,9 +74,11 @@ def staged_recipe(name: StagedName, model: str) -> FinetuneRecipe:
     table = STAGED[name]
     if model in table:
         return table[model]
-    family = next(iter(table)).rpartition("-")[0]
-    if model.rpartition("-")[0] != family:
-        raise UserError(f"recipe {name} is published for {family} alone, this is {model}")
-    stand_in = f"{family}-B"
+    families = list(dict.fromkeys(known.rpartition("-")[0] for known in table))
+    family = model.rpartition("-")[0]
+    if family not in families:
+        only = " and ".join(families)
+        raise UserError(f"recipe {name} is published for {only} alone, this is {model}")
+    stand_in = next(s for s in (f"{family}-B", f"{family}-50") if s in table)
     note = f"{name} published no recipe for {model} that is known: that of {stand_in}"
-    return replace(table[stand_in], note=f"{note}. {table[stand_in].note}")
+    return replace(table[stand_in], note=f"{note}. {table[stand_in].note}".removesuffix(". "))

@@ -1,9 +1,12 @@
 """What fine-tuning trains and how: configuration, optimizer, one step, scoring of val."""
 
+import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from timm.loss.binary_cross_entropy import BinaryCrossEntropy
+from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -11,6 +14,7 @@ from mimbench.data.lists import ImageList
 from mimbench.features.protocol import ImageConfig
 from mimbench.model import Spec, Weights
 from mimbench.scores.metrics import top_percent
+from mimbench.system.config import later
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
 from mimbench.training.batches import Batch
@@ -20,7 +24,7 @@ from mimbench.vit.depth import StochasticDepth, image_seeds
 from transfer.classification.augmentation import Augmentation, Mixing, make_criterion
 from transfer.classification.classifier import Pool, at_size, build_classifier
 from transfer.classification.recipes import FinetuneRecipe, Name, recipe_for
-from transfer.classification.staged_recipes import StagedName, staged_recipe
+from transfer.classification.staged_recipes import AVERAGED, DECAY, StagedName, staged_recipe
 from transfer.classification.training import predict
 
 
@@ -45,11 +49,14 @@ class Config(ImageConfig):
     report: Literal["last", "best"] = "last"
     eval_every: int = 1
     """Epochs between two looks at val."""
+    ema: float | None = later(None)
+    """Decay of the average of the weights that is scored; 0 scores the last weights."""
 
     def canonical(self) -> Self:
         """Return the same, looked at every epoch: where the last one is reported that moves nothing."""
         every = 1 if self.report == "last" else self.eval_every
-        return replace(super().canonical(), eval_every=every)
+        ema = DECAY if self.ema is None and self.recipe in AVERAGED else self.ema
+        return replace(super().canonical(), eval_every=every, ema=ema)
 
     def resolve(self, width: int, model: str = "") -> FinetuneRecipe:
         """Return the recipe with this configuration's own values.
@@ -60,7 +67,16 @@ class Config(ImageConfig):
         """
         own = {
             name: getattr(self, name)
-            for name in ("epochs", "warmup", "batch", "lr", "layer_decay", "drop_path", "pool")
+            for name in (
+                "epochs",
+                "warmup",
+                "batch",
+                "lr",
+                "layer_decay",
+                "drop_path",
+                "pool",
+                "ema",
+            )
             if getattr(self, name) is not None
         }
         if self.recipe in ("fcmae", "simmim", "spark"):
@@ -92,6 +108,10 @@ class FineTune(Learner):
             drop_path=recipe.drop_path,
             seed=config.seed,
         )
+        self.average: nn.Module | None = None
+        if recipe.ema:
+            self.average = copy.deepcopy(model).to(self.device)
+            self.average.eval().requires_grad_(requires_grad=False)
         if self.device.type == "cuda":
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.depth = StochasticDepth(model)
@@ -105,7 +125,9 @@ class FineTune(Learner):
             peak=peak, epochs=recipe.epochs, warmup=recipe.warmup, floor=config.min_lr
         )
         self.mix = make_mixing(config, recipe, len(val.classes))
-        self.criterion = make_criterion(config.augment)
+        self.criterion = (
+            BinaryCrossEntropy(0.0) if recipe.binary else make_criterion(config.augment)
+        )
         self.history: dict[str, list[float]] = {}
         self.ranked = torch.empty(0)
 
@@ -122,6 +144,19 @@ class FineTune(Learner):
     def rate(self, at: StepInfo) -> float:
         """Return the learning rate of the last layer."""
         return self.schedule(at.fraction)
+
+    @torch.no_grad()
+    def after_update(self, at: StepInfo) -> None:
+        """Move the average of the weights, batch norms' statistics included, towards them."""
+        del at
+        if self.average is None:
+            return
+        own = self.model.state_dict()
+        for name, kept in self.average.state_dict().items():
+            if kept.is_floating_point():
+                kept.lerp_(own[name], 1 - self.recipe.ema)
+            else:
+                kept.copy_(own[name])
 
     def unscored(self, at: StepInfo) -> bool:
         """Tell whether val is due for the epoch that ended, and not scored yet."""
@@ -159,7 +194,7 @@ class FineTune(Learner):
     def predict(self) -> Tensor:
         """Return the five best classes of every val image."""
         return predict(
-            self.model,
+            self.model if self.average is None else self.average,
             self.spec,
             self.val,
             self.config.preprocess(),
@@ -170,17 +205,20 @@ class FineTune(Learner):
 
     def state(self) -> dict[str, Any]:
         """Return the scores of all epochs so far, and the last predictions."""
-        return {"history": self.history, "ranked": self.ranked}
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return {"history": self.history, "ranked": self.ranked, **average}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up the scores."""
         self.history, self.ranked = state["history"], state["ranked"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
 def make_optimizer(
     model: nn.Module, config: Config, recipe: FinetuneRecipe, spec: Spec
 ) -> torch.optim.Optimizer:
-    """Return AdamW with a group for each level and weight decay."""
+    """Return the recipe's optimizer with a group for each level and weight decay."""
     groups = layer_decay_groups(
         model.named_parameters(),
         spec=spec,
@@ -190,6 +228,10 @@ def make_optimizer(
     )
     # names are ours, and a saved state holds plain data only
     plain = [{k: v for k, v in group.items() if k != "names"} for group in groups]
+    if recipe.optimizer == "lamb":
+        # SparK's arguments: no clipping, every tensor adapted
+        usual = {"max_grad_norm": 1e7, "always_adapt": True, "bias_correction": False}
+        return Lamb(plain, lr=recipe.lr, **usual)
     return torch.optim.AdamW(plain, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
 
 

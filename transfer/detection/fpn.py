@@ -7,7 +7,7 @@ each level of the trunk). That project publishes Cascade Mask R-CNN with Swin on
 Command: python -m transfer.detection CKPT --benchmark coco-fpn-levels-50 --data COCO
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from typing_extensions import override
 
-from mimbench.model import Weights, require_fit, strides
+from mimbench.model import Level, Weights, require_fit, strides
 from mimbench.networks.channel_norm import ChannelNorm
 from mimbench.networks.frozen import level_maps
 from mimbench.networks.levels import STRIDES, LevelSpec, LevelWeights, build_levels
+from mimbench.networks.module import ModuleSpec, ModuleWeights, TrainedModule
 from mimbench.system.errors import UserError
 from mimbench.task import TaskResult, Traits
 from transfer.detection import recipe
@@ -60,24 +61,22 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     return detect(weights, config, out, design, task=(TASK, VERSION))
 
 
-class LevelTrunk(Backbone):
-    """A network with levels as detectron2 sees it: maps named by stride, each under a fresh norm.
+class NormedLevels(Backbone):
+    """Maps named by stride as detectron2 wants them, each under a fresh norm."""
 
-    Args:
-        spec: A `LevelSpec` as plain values.
-        drop_path: Largest stochastic depth rate.
-    """
+    body: nn.Module
 
-    def __init__(self, *, spec: Mapping[str, Any], drop_path: float) -> None:
+    def __init__(self, levels: Sequence[Level]) -> None:
         super().__init__()
-        plain: Any = OmegaConf.to_container(spec) if isinstance(spec, DictConfig) else spec
-        self.spec = LevelSpec.from_json(plain)
-        trunk = replace(self.spec, final_norm=False)
-        self.body = build_levels(trunk, drop_path=drop_path, any_size=True)
-        self.norms = nn.ModuleList(ChannelNorm(level.channels) for level in self.spec.levels)
-        self._out_features = [f"stride{level.stride}" for level in self.spec.levels]
+        self.levels = tuple(levels)
+        self.norms = nn.ModuleList(ChannelNorm(level.channels) for level in self.levels)
+        self._out_features = [f"stride{level.stride}" for level in self.levels]
 
-    def train(self, mode: bool = True) -> "LevelTrunk":  # noqa: FBT001, FBT002
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return the network's maps of normalised pictures, finest first."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "NormedLevels":  # noqa: FBT001, FBT002
         """Set training mode; batch norms keep the statistics they were trained with."""
         super().train(mode)
         for module in self.body.modules():
@@ -88,21 +87,65 @@ class LevelTrunk(Backbone):
     @override
     def forward(self, images: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the maps of normalised pictures."""
-        maps = level_maps(self.body, self.spec, images)
-        named = zip(self._out_features, self.norms, maps, strict=True)
+        named = zip(self._out_features, self.norms, self.maps(images), strict=True)
         return {name: norm(found) for name, norm, found in named}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each map."""
         return {
             name: ShapeSpec(channels=level.channels, stride=level.stride)
-            for name, level in zip(self._out_features, self.spec.levels, strict=True)
+            for name, level in zip(self._out_features, self.levels, strict=True)
         }
+
+
+class LevelTrunk(NormedLevels):
+    """A network with levels of timm's.
+
+    Args:
+        spec: A `LevelSpec` as plain values.
+        drop_path: Largest stochastic depth rate.
+    """
+
+    def __init__(self, *, spec: Mapping[str, Any], drop_path: float) -> None:
+        plain: Any = OmegaConf.to_container(spec) if isinstance(spec, DictConfig) else spec
+        whole = LevelSpec.from_json(plain)
+        super().__init__(whole.levels)
+        self.spec = whole
+        trunk = replace(whole, final_norm=False)
+        self.body = build_levels(trunk, drop_path=drop_path, any_size=True)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return the stages' ends."""
+        return level_maps(self.body, self.spec, images)
+
+
+class ModuleTrunk(NormedLevels):
+    """A module of the user's own: `adopt` puts its copy in.
+
+    Args:
+        levels: (stride, channels) of each map.
+    """
+
+    def __init__(self, *, levels: Sequence[Sequence[int]]) -> None:
+        super().__init__([Level(stride=int(s), channels=int(c)) for s, c in levels])
+        self.body = nn.Identity()
+
+    def adopt(self, weights: ModuleWeights) -> str:
+        """Take a copy of the module; return the line that says so."""
+        self.body = TrainedModule(weights)
+        learns = sum(p.requires_grad for p in self.body.parameters())
+        return f"a module of the user's own: {learns} tensors are trained, none accounted for"
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return the module's maps."""
+        assert isinstance(self.body, TrainedModule)
+        return self.body.maps(images)
 
 
 def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
     """Return Mask R-CNN with FPN over a network's own four levels."""
-    if not isinstance(weights, LevelWeights) or tuple(strides(weights.spec)) != STRIDES:
+    known = isinstance(weights, (LevelWeights, ModuleWeights))
+    if not known or tuple(strides(weights.spec)) != STRIDES:
         raise UserError(
             f"{weights.name}: an FPN reads maps of strides {list(STRIDES)}, and {weights.spec.model} "
             f"gives {strides(weights.spec)}; a plain ViT's detector is ViTDet: --only coco-vitdet-12"
@@ -111,9 +154,17 @@ def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
     planned = _plan(config)
     lazy = build_model_config(config, planned, weights.spec, classes)
     model = recipe.build_seeded(lazy, seed=config.seed)
+    if isinstance(weights, ModuleWeights):
+        trunk = model.get_submodule("backbone.bottom_up")
+        assert isinstance(trunk, ModuleTrunk)
+        report = trunk.adopt(weights)
+        # dropped paths are the module's own business
+        planned = replace(planned, drop_path=0.0)
+    else:
+        report = fill(model, weights)
     return DetectorSetup(
         plan=planned,
-        report=fill(model, weights),
+        report=report,
         model=model,
         optimizer=build_optimizer_config(config),
     )
@@ -138,13 +189,17 @@ def _plan(config: Config) -> ResolvedRecipe:
 
 
 def build_model_config(
-    config: Config, plan: ResolvedRecipe, spec: LevelSpec, classes: int
+    config: Config, plan: ResolvedRecipe, spec: LevelSpec | ModuleSpec, classes: int
 ) -> DictConfig:
     """Return ViTDet's Mask R-CNN with an FPN in the place of its pyramid."""
     model = recipe.official("common/models/mask_rcnn_vitdet.py", "model")
     pyramid = Levels(scales=(), strides=(*STRIDES, 2 * STRIDES[-1]))
+    if isinstance(spec, LevelSpec):
+        trunk = LazyCall(LevelTrunk)(spec=spec.to_json(), drop_path=plan.drop_path)
+    else:
+        trunk = LazyCall(ModuleTrunk)(levels=[[v.stride, v.channels] for v in spec.levels])
     model.backbone = LazyCall(FPN)(
-        bottom_up=LazyCall(LevelTrunk)(spec=spec.to_json(), drop_path=plan.drop_path),
+        bottom_up=trunk,
         in_features=[f"stride{stride}" for stride in STRIDES],
         out_channels=config.pyramid_channels,
         norm="LN",

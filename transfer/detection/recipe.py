@@ -16,13 +16,13 @@ from detectron2.modeling.backbone.vit import ViT
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, OmegaConf
-from timm.layers.activations import QuickGELU
 from torch import nn
 
 from mimbench.checkpoints.vitdet import VitDetTensors, is_stock, vitdet_arguments
 from mimbench.model import Spec
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
+from mimbench.vit.network import ACTIVATIONS
 from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
@@ -86,7 +86,7 @@ def _edit_vit(
     net.update(vitdet_arguments(spec, converted))
     net.img_size = config.image_size
     net.norm_layer = partial(nn.LayerNorm, eps=spec.norm_eps)
-    net.act_layer = QuickGELU if spec.activation == "quick_gelu" else nn.GELU
+    net.act_layer = ACTIVATIONS[spec.activation]
     net.drop_path_rate = plan.drop_path
     net.window_size = config.window
     net.window_block_indexes = [i for i in range(spec.depth) if i not in plan.global_blocks]

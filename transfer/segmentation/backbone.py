@@ -13,6 +13,7 @@ from typing_extensions import override
 from mimbench.model import Weights
 from mimbench.networks.kinds import plain
 from mimbench.networks.levels import LevelWeights
+from mimbench.networks.module import ModuleWeights
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
 from mimbench.vit.network import build_vit, run_block
@@ -20,7 +21,7 @@ from mimbench.vit.positions import resize_table
 from mimbench.vit.weights import VitSpec
 from transfer.segmentation.convert import BackboneTensors, Kind, convert, token_grid
 from transfer.segmentation.framework import MODELS, BEiT
-from transfer.segmentation.levels import TimmLevels, load_levels
+from transfer.segmentation.levels import TimmLevels, UserLevels, load_levels
 
 
 @MODELS.register_module()
@@ -165,6 +166,8 @@ def load(
     """
     if isinstance(backbone, TimmLevels) and isinstance(weights, LevelWeights):
         return load_levels(backbone, weights)
+    if isinstance(backbone, UserLevels) and isinstance(weights, ModuleWeights):
+        return backbone.adopt(weights)
     converted = convert(plain(weights, f"mmseg's {kind}"), kind, crop, tap_norm=tap_norm)
     tensors = dict(converted.tensors)
     own = backbone.state_dict()

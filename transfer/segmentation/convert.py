@@ -13,7 +13,7 @@ from mimbench.vit.positions import resize_table
 from mimbench.vit.weights import VitSpec, VitWeights
 from transfer.segmentation.bias import resize_bias
 
-Kind = Literal["MAE", "BEiT", "TimmMAE", "TimmLevels"]
+Kind = Literal["MAE", "BEiT", "TimmMAE", "TimmLevels", "UserLevels"]
 """mmseg's own backbones, and ours for what neither of them can hold."""
 
 MMSEG_NAMES = (

@@ -13,12 +13,13 @@ from typing import Any
 
 from mimbench.model import Spec, Weights, strides
 from mimbench.networks.levels import LevelSpec
+from mimbench.networks.module import ModuleSpec
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.weights import VitSpec
 from transfer.segmentation import levels
-from transfer.segmentation.convert import choose
+from transfer.segmentation.convert import Kind, choose
 from transfer.segmentation.protocol import (
     Family,
     SegmentationConfig,
@@ -86,7 +87,7 @@ def sized(spec: Spec, config: Config) -> dict[str, Any]:
 
 def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     """Return the model and optimiser for a checkpoint's architecture."""
-    if isinstance(spec, LevelSpec):
+    if isinstance(spec, (LevelSpec, ModuleSpec)):
         return _with_levels(spec, config)
     if not isinstance(spec, VitSpec):
         raise UserError(
@@ -127,25 +128,28 @@ def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     )
 
 
-def _with_levels(spec: LevelSpec, config: Config) -> ModelRecipe:
+def _with_levels(spec: LevelSpec | ModuleSpec, config: Config) -> ModelRecipe:
     """Return mmseg's UperNet on a network's own four maps: 512 channels, no neck."""
     if len(spec.levels) != LEVELS:
         raise UserError(
             f"{spec.model} gives maps of strides {strides(spec)}, UperNet reads {LEVELS} levels"
         )
-    optimum, remark = levels.published(spec)
+    kind: Kind
+    if isinstance(spec, LevelSpec):
+        kind, (optimum, remark) = "TimmLevels", levels.published(spec)
+        backbone = {"type": kind, "spec": spec.to_json()}
+    else:
+        kind, optimum = "UserLevels", levels.SWIN
+        remark = f"a module of the user's own: the values of {optimum.source}, no layer decay, no drop path"
+        backbone = {"type": kind, "levels": [[v.stride, v.channels] for v in spec.levels]}
     own = {"lr": config.lr, "decay": config.layer_decay, "drop_path": config.drop_path}
     optimum = replace(optimum, **{k: v for k, v in own.items() if v is not None})
     notes = (remark,) if remark else ()
     widths = [level.channels for level in spec.levels]
     decay = config.weight_decay
     return ModelRecipe(
-        kind="TimmLevels",
-        backbone={
-            "type": "TimmLevels",
-            "spec": spec.to_json(),
-            "drop_path_rate": optimum.drop_path,
-        },
+        kind=kind,
+        backbone=backbone | ({"drop_path_rate": optimum.drop_path} if kind == "TimmLevels" else {}),
         neck=None,
         decode_head=_upernet(widths, config.channels or CHANNELS),
         auxiliary_head=_auxiliary(widths[2], config),

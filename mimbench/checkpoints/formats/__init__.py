@@ -4,10 +4,10 @@ import importlib
 import pkgutil
 from typing import Protocol, cast
 
-from mimbench.checkpoints.formats import native
+from mimbench.checkpoints.formats import architecture, native
 from mimbench.checkpoints.reading.layout import Converted, Options, Raw
+from mimbench.checkpoints.reading.unread import unread
 from mimbench.system.errors import UserError
-from mimbench.system.listing import first_few
 
 
 class Format(Protocol):
@@ -34,20 +34,24 @@ def available() -> dict[str, Format]:
     return {module.NAME: module for module in found}
 
 
+def claimants(raw: Raw) -> list[Format]:
+    """Return the formats that claim the file: one, if all is well."""
+    found = [module for module in available().values() if module.claims(raw)]
+    names = {module.NAME for module in found}
+    if native.NAME in names:  # a header that says so outranks what names resemble
+        return [native]
+    # what a configuration names is the last resort: formats know their files' conventions
+    return [m for m in found if m.NAME != architecture.NAME or len(found) == 1]
+
+
 def recognise(raw: Raw) -> Format:
-    """Return the one format that claims the file."""
-    formats = available()
-    claimants = [name for name, module in formats.items() if module.claims(raw)]
-    if native.NAME in claimants:  # a header that says so outranks what names resemble
-        return formats[native.NAME]
-    if len(claimants) > 1:
+    """Return the one format that claims the file, or say what the file is."""
+    found = claimants(raw)
+    if len(found) > 1:
+        names = " and ".join(module.NAME for module in found)
         raise UserError(
-            f"{raw.path}: the formats {' and '.join(claimants)} both claim this file; "
-            "its names mix families"
+            f"{raw.path}: the formats {names} both claim this file; its names mix families"
         )
-    if not claimants:
-        raise UserError(
-            f"{raw.path}: no known format; looked for {', '.join(formats)}; "
-            f"the file's first tensors are {first_few(sorted(raw.names))}"
-        )
-    return formats[claimants[0]]
+    if not found:
+        raise UserError(f"{raw.path}: {unread(raw, available())}")
+    return found[0]

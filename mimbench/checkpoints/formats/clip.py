@@ -45,14 +45,28 @@ HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 
 def claims(raw: Raw) -> bool:
     """Return whether a visual tower is there."""
+    if is_perception_encoder(raw):
+        return False
     return raw.has(r"visual\.class_embedding") or raw.has(r"visual\.trunk\.blocks\.0\..*")
+
+
+TOWER = r"(?:visual\.)?transformer\.resblocks\.0\.attn\.in_proj_weight"
+PAIR = r"visual\.(proj|attn_pool\.query)|token_embedding\.weight|ln_final\..*|text\..*"
+"""What CLIP's files hold beside the visual tower's blocks."""
+
+
+def is_perception_encoder(raw: Raw) -> bool:
+    """Return whether CLIP's tower has PE's pooling probe, or stands without projection and text tower."""
+    if not raw.has(TOWER) or not raw.has(r"(?:visual\.)?conv1\.weight"):
+        return False
+    return raw.has(r"(?:visual\.)?attn_pool\.probe") or not raw.has(PAIR)
 
 
 def convert(raw: Raw, options: Options) -> Converted:
     """Return the visual tower before its projection."""
     which, state, networks = choose(raw, {"student": PLAIN}, options.which)
     tensors, groups = rename(state, NAMES, EXTRAS)
-    tensors = _unsqueezed(tensors)
+    tensors = unsqueezed(tensors)
     family, notes = _family(state)
     if any(group == "attentional pooling" for group in groups):
         notes = (*notes, "the attentional pooling head is left out: features are the tokens")
@@ -68,7 +82,7 @@ def convert(raw: Raw, options: Options) -> Converted:
     )
 
 
-def _unsqueezed(tensors: Tensors) -> Tensors:
+def unsqueezed(tensors: Tensors) -> Tensors:
     """Return the tensors with batch dimensions where CLIP has none."""
     out = dict(tensors)
     for name, dims in (("cls_token", 1), ("pos_embed", 2)):

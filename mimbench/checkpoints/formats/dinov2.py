@@ -38,7 +38,11 @@ def claims(raw: Raw) -> bool:
     if raw.has(r".*storage_tokens|.*rope.*|.*\.bias_mask"):
         return False
     scaled = raw.has(r"(backbone\.)?blocks\.(\d+\.)?0\.ls1\.gamma")
-    dump = raw.has(r"backbone\.blocks\..*|blocks\.\d+\.\d+\..*")
+    # other libraries put timm's networks under `backbone.` too: a dump says who it is
+    own = "teacher" in raw.networks or raw.has(r"(dino_head|ibot_head)\..*")
+    dump = raw.has(r"(backbone\.)?blocks\.\d+\.\d+\..*") or (
+        own and raw.has(r"backbone\.blocks\..*")
+    )
     return plain_kind(raw) == "dinov2" or (scaled and dump)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from mimbench.checkpoints.reading.architecture import CLIP_MEAN, CLIP_STD, HALF, Family
 from mimbench.checkpoints.reading.layout import PLAIN, Converted, Options, Raw
 from mimbench.checkpoints.reading.plain import EMA, convert_plain, plain_kind
-from mimbench.system.errors import UserError
+from mimbench.checkpoints.reading.settings import said_statistics, told_by_architecture
 
 NAME = "timm"
 
@@ -18,7 +18,11 @@ PARTS_OF_TIMM = (
     "patch_embed.proj.bias|norm_pre.weight",
     "norm.weight|fc_norm.weight",
 )
-EXTRAS = [(r"(head|head_dist|head_drop)\..*", "classifier head"), (r"mask_token", "mask token")]
+EXTRAS = [
+    (r"(head|head_dist|head_drop)\..*", "classifier head"),
+    (r"mask_token", "mask token"),
+    (r"attn_pool\..*", "attentional pooling"),
+]
 
 
 def claims(raw: Raw) -> bool:
@@ -32,7 +36,9 @@ def convert(raw: Raw, options: Options) -> Converted:
     converted = convert_plain(
         raw, options, offers=offers, names=NAMES, extras=EXTRAS, family=family(raw)
     )
-    notes = () if _says_normalisation(raw) else (normalisation_note(raw),)
+    notes = () if said_statistics(raw) else (normalisation_note(raw),)
+    if "attentional pooling" in converted.extras:
+        notes += ("the attentional pooling head is left out: features are the tokens",)
     if "norm_pre.weight" in raw.names and "architecture" not in raw.config:
         notes = (
             *notes,
@@ -44,6 +50,8 @@ def convert(raw: Raw, options: Options) -> Converted:
 def family(raw: Raw) -> Family:
     """Return timm's conventions with what its `config.json` says of the input."""
     settings = Family(position_rule="bicubic-antialias", requires=PARTS_OF_TIMM)
+    if "cls_token" not in raw.names:
+        settings = replace(settings, pool="avg", requires=PARTS_OF_TIMM[1:])
     if "norm_pre.weight" in raw.names:
         quick = "quickgelu" in str(raw.config.get("architecture", ""))
         settings = replace(
@@ -53,9 +61,9 @@ def family(raw: Raw) -> Family:
             std=CLIP_STD,
             activation="quick_gelu" if quick else "gelu",
         )
-    if _says_normalisation(raw):
-        said = raw.config["pretrained_cfg"]
-        return replace(settings, mean=tuple(said["mean"]), std=tuple(said["std"]))
+    settings = replace(settings, **told_by_architecture(raw))
+    if said := said_statistics(raw):
+        return replace(settings, mean=said[0], std=said[1])
     return replace(settings, mean=HALF, std=HALF) if _classes(raw) in (21841, 21843) else settings
 
 
@@ -67,18 +75,6 @@ def normalisation_note(raw: Raw) -> str:
         f"the file does not say how images are normalised: {used} assumed; "
         "if the model's card says otherwise, `export --to native --set mean=[...] --set std=[...]`"
     )
-
-
-def _says_normalisation(raw: Raw) -> bool:
-    said = raw.config.get("pretrained_cfg")
-    values = [said.get(k) for k in ("mean", "std")] if isinstance(said, dict) else [None]
-    for value in values:
-        numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
-        if value is not None and not (numbers and len(value) == 3):
-            raise UserError(
-                "config.json: mean and std of pretrained_cfg are not three numbers each"
-            )
-    return None not in values
 
 
 def _classes(raw: Raw) -> int:

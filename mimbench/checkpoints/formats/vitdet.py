@@ -28,7 +28,8 @@ EXTRAS = [
 
 def claims(raw: Raw) -> bool:
     """Return whether blocks stand under detectron2's name for a plain backbone."""
-    return raw.has(r"(backbone\.)?net\.blocks\.0\.norm1\.weight")
+    whole = raw.has(r"(backbone\.)?net\.(cls_token|norm\.weight)")  # somebody's own `net.`
+    return raw.has(r"(backbone\.)?net\.blocks\.0\.norm1\.weight") and not whole
 
 
 def convert(raw: Raw, options: Options) -> Converted:

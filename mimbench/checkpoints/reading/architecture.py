@@ -11,7 +11,7 @@ from torch import Tensor
 from mimbench.system.errors import UserError
 from mimbench.vit import sizes
 from mimbench.vit.positions import PositionRule, Rotation
-from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, Triple, VitSpec
+from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD, Activation, Triple, VitSpec
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -30,7 +30,7 @@ class Family:
 
     heads: Mapping[int, int] = field(default_factory=lambda: HEADS)
     norm_eps: float = 1e-6
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    activation: Activation = "gelu"
     position_rule: PositionRule = "bicubic"
     pool: Literal["cls", "avg"] = "cls"
     mean: Triple = IMAGENET_MEAN

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -92,11 +93,35 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(parts, dict) or not parts:
                 raise UserError(f"{index}: has no 'weight_map'")
             return [_inside(folder, part, index) for part in sorted(set(map(str, parts.values())))]
+    if elsewhere := sharded(folder):
+        raise UserError(f"{folder}: {elsewhere}")
     some = itertools.islice(folder.iterdir(), 1000)
     found = first_few(sorted(p.name for p in some), 8)
     raise UserError(
         f"{folder}: a folder needs {' or '.join(SINGLE)} (or its .index.json); it holds {found}"
     )
+
+
+def sharded(folder: Path) -> str:
+    """Return what a folder of a sharded training state is, and how it becomes one file; '' if it is none."""
+    whole = shlex.quote(f"{folder.name}.pth")
+    if (folder / ".metadata").is_file() and any(folder.glob("*.distcp")):
+        return (
+            "this is a sharded checkpoint of torch.distributed (FSDP); its index is a pickle that only its own "
+            "library may open. Make one file of it, where it was written: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(folder))} {whole}"
+        )
+    states = sorted(folder.glob("**/*mp_rank_*_model_states.pt"))
+    if any(state.name.startswith("zero_pp_rank_") for state in states):
+        return (
+            "this is a DeepSpeed checkpoint whose weights are cut into parts (ZeRO-3); make one file of them "
+            f"with the script that DeepSpeed put there: python zero_to_fp32.py . {whole}"
+        )
+    if states:
+        return (
+            f"this is a DeepSpeed checkpoint; its weights are whole in {states[0]}: give that file"
+        )
+    return ""
 
 
 def _inside(folder: Path, name: str, index: Path) -> Path:

@@ -7,8 +7,11 @@ from typing import Any
 from mimbench.checkpoints.reading.architecture import Family
 from mimbench.checkpoints.reading.layout import Raw
 from mimbench.system.errors import UserError, printable
+from mimbench.vit.weights import Activation
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "quick_gelu": "quick_gelu"}
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu", "gelu_python": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
 
 
 def family_from(raw: Raw, default: Family) -> Family:

@@ -25,6 +25,10 @@ PLAIN = ("model", "state_dict", "module", "")
 Tensors = dict[str, Tensor]
 
 
+class NoNetworkError(UserError):
+    """A file whose networks lie where no format expects them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What the user says where the file cannot."""
@@ -133,7 +137,7 @@ def choose(
         if container in raw.networks
     }
     if not present:
-        raise UserError(f"{raw.path}: holds no network; its entries are {first_few(raw.top)}")
+        raise NoNetworkError(f"{raw.path}: holds no network; its entries are {first_few(raw.top)}")
     chosen = which or next(iter(present))
     if chosen not in present:
         raise UserError(

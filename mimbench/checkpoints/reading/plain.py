@@ -25,11 +25,12 @@ EMA = ("state_dict_ema", "model_ema")
 FOREIGN = re.compile(
     r"decoder.*|scorer_pred\..*|.*\.q_bias|.*relative_position_bias.*|rel_pos_bias\..*"
     r"|storage_tokens|rope.*|.*\.bias_mask|.*\.q_proj\..*|blocks\.\d+\.proj\..*|(base|momentum)_encoder\..*|net\..*|backbone\..*"
+    r"|patch_embed\.(?!proj\.|norm\.).*|patch_embed\.proj\.\d.*|.*\.rel_pos_[hw]|.*\.[qk]_norm\..*"
 )
 """Names that make a file more than a plain ViT."""
 
 ADDED = re.compile(
-    r"(head|head_dist|fc_norm|norm_pre)\..*|reg_token|dist_token|.*\.ls1\.gamma|.*\.gamma_1"
+    r"(head|head_dist|fc_norm|norm_pre|attn_pool)\..*|reg_token|dist_token|.*\.ls1\.gamma|.*\.gamma_1"
 )
 """Names that published MAE and DINO backbones do not have."""
 
@@ -42,13 +43,19 @@ def plain_kind(raw: Raw) -> Literal["mae", "dino", "dinov2", "timm"] | None:
         return None
     if "pos_embed" not in state and {"reg_token", "blocks.0.gamma_1"} <= state.keys():
         return None  # timm's DINOv3
-    if {"student", "teacher"} & raw.networks.keys():
+    if {"student", "teacher", "target_encoder"} & raw.networks.keys():
         return None
     if "blocks.0.ls1.gamma" in state and {"mask_token", "register_tokens"} & state.keys():
         return "dinov2"
-    if "architecture" in raw.config or any(ADDED.fullmatch(name) for name in state):
+    if (
+        "architecture" in raw.config
+        or "cls_token" not in state
+        or any(ADDED.fullmatch(name) for name in state)
+    ):
         return "timm"
-    return "mae" if is_fixed_table(state.get("pos_embed")) else "dino"
+    # Pixio is MAE's with several class tokens, and a table of its own making
+    several = getattr(state["cls_token"], "ndim", 0) == 3 and state["cls_token"].shape[1] > 1
+    return "mae" if several or is_fixed_table(state.get("pos_embed")) else "dino"
 
 
 LARGEST_TABLE = 1 << 24

@@ -7,7 +7,7 @@ from typing import Any
 from mimbench.checkpoints.reading.layout import strip_prefix
 from mimbench.system.errors import UserError
 
-PREFIXES = ("", "encoder.", "backbone.", "encoder_q.", "sparse_encoder.sp_cnn.", "visual.trunk.")
+PREFIXES = ("", "encoder.", "encoder_q.", "sparse_encoder.sp_cnn.", "visual.trunk.")
 """What files put before the names of the network that is evaluated."""
 
 

@@ -183,7 +183,24 @@ CALLS: dict[str, Callable[..., Any]] = {
     "fvcore.common.config.CfgNode": _settings,
     "detectron2.config.config.CfgNode": _settings,
     "mmengine.logging.history_buffer.HistoryBuffer": _inert,
-}
+    **{
+        f"{module}.AttributeDict": _settings
+        for module in (
+            "lightning_fabric.utilities.data",
+            "lightning.fabric.utilities.data",
+            "pytorch_lightning.utilities.parsing",
+            "lightning.pytorch.utilities.parsing",
+        )
+    },
+    **{
+        f"omegaconf.{kind}": _inert
+        for kind in (
+            "dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata",
+            "base.Metadata", "nodes.AnyNode", "nodes.StringNode", "nodes.IntegerNode",
+            "nodes.FloatNode", "nodes.BooleanNode",
+        )
+    },
+}  # fmt: skip
 """Full name in a pickle -> what is called instead."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.benchmarks.run_config import CONFIG_FILE, RunConfig, read_run_config
 from mimbench.checkpoints.files import read_weights
+from mimbench.checkpoints.names.located import locate, present
 from mimbench.results.record import Result
 from mimbench.suite.report.classes import draw_figure, figures_of
 from mimbench.suite.report.curves import charts, read_curves
@@ -166,7 +167,7 @@ def _labelled(
         if not fit:
             continue
         run = read_run_config(fit[0][0] / CONFIG_FILE)
-        if run.checkpoint.exists():
+        if present(run.checkpoint):
             found.append((row[0], run, Path(fit[0][1].data)))
         else:
             logger.warning("%s is gone: no pictures are computed for %s", run.checkpoint, row[0])
@@ -177,7 +178,7 @@ def _masks(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
     found = []
     for name, run, data in _labelled(runs, rows):
         weights = read_weights(run.checkpoint, which=run.which, num_heads=run.num_heads)
-        if shown := masks(run.checkpoint, weights, data):
+        if shown := masks(locate(run.checkpoint).path, weights, data):
             found.append(f'<h3>{text(name)}</h3><div class="wide">{"".join(shown)}</div>')
     return found
 

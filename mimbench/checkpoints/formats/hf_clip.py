@@ -1,0 +1,96 @@
+"""Hugging Face's CLIP and SigLIP: the vision model of a pair, or alone."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from mimbench.checkpoints.reading.architecture import CLIP_MEAN, CLIP_STD, HALF, Family, infer_spec
+from mimbench.checkpoints.reading.huggingface import family_from, notes_for
+from mimbench.checkpoints.reading.layout import (
+    PLAIN,
+    Converted,
+    Options,
+    Raw,
+    choose,
+    container_extras,
+    fuse_qkv,
+    rename,
+)
+
+NAME = "hf-clip"
+
+P = r"(?:vision_model\.)+"
+LAYER = P + r"encoder\.layers\.(\d+)\."
+NAMES = [
+    (P + r"embeddings\.class_embedding", "cls_token"),
+    (P + r"embeddings\.position_embedding\.weight", "pos_embed"),
+    (P + r"embeddings\.patch_embedding\.(.*)", r"patch_embed.proj.\1"),
+    (P + r"pre_layrnorm\.(.*)", r"norm_pre.\1"),
+    (P + r"post_layernorm\.(.*)", r"norm.\1"),
+    (LAYER + r"layer_norm([12])\.(.*)", r"blocks.\1.norm\2.\3"),
+    (LAYER + r"self_attn\.([qkv])_proj\.(.*)", r"blocks.\1.attn.\2.\3"),
+    (LAYER + r"self_attn\.out_proj\.(.*)", r"blocks.\1.attn.proj.\2"),
+    (LAYER + r"mlp\.(fc[12])\.(.*)", r"blocks.\1.mlp.\2.\3"),
+]
+EXTRAS = [
+    (P + r"embeddings\.position_ids", "position index (computed)"),
+    (P + r"head\..*", "attentional pooling"),
+    (r"(text_model|text_projection)\..*", "text tower"),
+    (r"visual_projection\..*", "projection"),
+    (r"logit_(scale|bias)", "scalars"),
+    (r"classifier\..*", "classifier head"),
+]
+CLIP = Family(
+    heads={384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16},
+    norm_eps=1e-5,
+    activation="quick_gelu",
+    position_rule="bicubic-antialias",
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    requires=("cls_token", "norm_pre.weight"),
+)
+SIGLIP = Family(
+    heads={768: 12, 1024: 16, 1152: 16, 1536: 16},
+    activation="gelu_tanh",
+    position_rule="bicubic-antialias",
+    pool="avg",
+    mean=HALF,
+    std=HALF,
+    requires=("patch_embed.proj.bias", "norm.weight"),
+)
+
+
+def claims(raw: Raw) -> bool:
+    """Return whether the layers of a vision model have CLIP's names."""
+    return raw.has(LAYER + r"self_attn\.q_proj\.weight") and raw.has(
+        P + r"embeddings\.patch_embedding\.weight"
+    )
+
+
+def convert(raw: Raw, options: Options) -> Converted:
+    """Return the vision model before its projection or pooling head."""
+    which, state, networks = choose(raw, {"student": PLAIN}, options.which)
+    tensors, groups = rename(state, NAMES, EXTRAS)
+    for name, dims in (("cls_token", 1), ("pos_embed", 2)):
+        value = tensors.get(name)
+        if isinstance(value, Tensor) and value.dim() == dims:
+            tensors[name] = value.reshape(1, -1, value.shape[-1])
+    default = CLIP if "cls_token" in tensors else SIGLIP
+    family = family_from(raw, default)
+    if not raw.config:
+        family = replace(family, grid=None)
+    spec, asked = infer_spec(fuse_qkv(tensors), family, options.num_heads)
+    notes = notes_for(raw, default)
+    if "attentional pooling" in groups:
+        notes += ("the attentional pooling head is left out: features are the tokens",)
+    if default is CLIP and not raw.config:
+        notes += ("no config.json: QuickGELU assumed, as OpenAI's weights need it",)
+    return Converted(
+        spec=spec,
+        tensors=fuse_qkv(tensors),
+        extras=groups | container_extras(raw, PLAIN),
+        notes=notes,
+        which=which,
+        networks=networks,
+        heads_asked=asked,
+    )
