@@ -70,6 +70,8 @@ class Traits:
     """0: light. More: heavy, so it starts before lighter ones and gets several nodes of a cluster."""
     labelled_images: bool = False
     """Its data is a folder of images by class (train/, val/), which the canary may use."""
+    whole_folder: bool = False
+    """Every file of its data folder is its data, whatever the configuration names."""
     lower_is_better: bool = False
     """Of the main metric."""
     beside: Mapping[str, str] = field(default_factory=dict)

@@ -27,6 +27,7 @@ def parser() -> Parser:
     add_option(out, "--data", "the same as --set data.root=DIR")
     add_option(out, "--out", "default: runs/pretrain/CONFIG", metavar="DIR")
     add_option(out, "--fresh", "whatever the folder holds")
+    add_option(out, "--no-lock")
     return out
 
 
@@ -40,10 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _pretrain(args: argparse.Namespace) -> int:
     # not before the options are read: --help and a wrong option need no torch
     from mimbench.system.config import parse_overrides  # noqa: PLC0415
+    from mimbench.system.lock import work_without_locks  # noqa: PLC0415
     from mimbench.system.runtime import process_group  # noqa: PLC0415
     from pretrain.objectives.recipes import read_recipe  # noqa: PLC0415
     from pretrain.train import train  # noqa: PLC0415
 
+    if args.no_lock:
+        work_without_locks()
     overrides = [*args.set, *([f"data.root={args.data}"] if args.data else [])]
     parse_overrides(overrides)  # one person said all of them: two values for one key are an error
     config = read_recipe(args.config, overrides)

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -9,8 +10,9 @@ import yaml
 
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
-from mimbench.system.files import sweep_parts, write_text
+from mimbench.system.files import write_text
 from mimbench.system.generators import seed_everything
+from mimbench.system.lock import folder_lock
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.curve import BOARD_FOLDER, remove_curve
 from mimbench.training.learner import RunContext
@@ -41,10 +43,17 @@ def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: boo
         ranks: This process among its peers.
         fresh: Forget what the folder holds.
     """
-    if ranks.main:
-        sweep_parts(out)
-        if fresh:
-            clear(out)
+    busy = f"another process is pretraining in {out}"
+    with folder_lock(out, busy) if ranks.main else nullcontext():
+        return train_unlocked(config, out, ranks=ranks, fresh=fresh)
+
+
+def train_unlocked(
+    config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: bool = False
+) -> Path:
+    """Do as `train` does in a folder that the caller has locked."""
+    if ranks.main and fresh:
+        clear(out)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     device = pick_device(config.machine.device, ranks.local)

@@ -104,9 +104,48 @@ def test_an_edit_is_found(name: str, packed: Path, tmp_path: Path) -> None:
         assert all(text.isprintable() for text in against), against
         if sealed == "not" and not (edit.beyond and name == "environment"):
             assert against, "an edit that nobody covered"
+        if sealed == "listed" and not edit.beyond:
+            assert against, "an edit whose digest alone was listed anew"
         if sealed == "whole":
             assert bool(against) != edit.beyond, against
         assert told(packed, path, digest=digest), "the digest is the one that was published"
+
+
+@pytest.mark.parametrize(
+    "kind", ["result.json", "config.yaml", "metrics.jsonl", "outcomes.0.npz", "table.json", "benchmarks.yaml", "reference.yaml"]
+)  # fmt: skip
+def test_every_kind_of_file_is_hashed(kind: str, packed: Path, tmp_path: Path) -> None:
+    """A change that no other rule could mind is found by the hash alone, and so is a file more."""
+
+    def touch(root: Path) -> None:
+        [path, *_] = sorted(root.rglob(kind))
+        content = path.read_bytes()
+        path.write_bytes(content + (b"\n" if kind != "outcomes.0.npz" else b""))
+        if kind == "outcomes.0.npz":
+            with np.load(io.BytesIO(content)) as file:
+                np.savez(path, **dict(file))
+        (root / "more" / kind).parent.mkdir()
+        (root / "more" / kind).write_text("x")
+
+    faults = verified(packed, changed(packed, tmp_path, Edit(kind, touch), "not")).faults
+    assert any(f.endswith(f"{kind} was changed") for f in faults), faults
+    assert f"more/{kind} was added" in faults
+
+
+def test_no_file_of_the_readers_machine_is_opened(packed: Path, tmp_path: Path) -> None:
+    """Even one that would do: a whole reference file outside of the bundle."""
+
+    def lead_outside(root: Path) -> None:
+        path = root / "benchmarks.yaml"
+        named = f"reference_file: {packed / 'reference.yaml'}"
+        path.write_text(path.read_text().replace("reference_file: reference.yaml", named))
+        assert named in path.read_text()
+
+    path = changed(packed, tmp_path, Edit("outside", lead_outside), "whole")
+    assert (
+        "benchmarks.yaml names a reference file outside of the bundle"
+        in verified(packed, path).faults
+    )
 
 
 def test_a_metric_without_outcomes_is_listed_and_fails_strictly(
@@ -115,7 +154,7 @@ def test_a_metric_without_outcomes_is_listed_and_fails_strictly(
     path = changed(packed, tmp_path, EDITS["metric invented"], "whole")
     asked = ["verify", str(path), "--benchmarks", str(packed / "benchmarks.yaml")]
     assert main(asked) == 0
-    assert "no outcomes were kept that determine top5" in capsys.readouterr().err
+    assert "no outcomes were kept that determine top3" in capsys.readouterr().err
     assert main([*asked, "--strict"]) == 1
     assert "NOT VERIFIED" in capsys.readouterr().out
 

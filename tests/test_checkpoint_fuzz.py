@@ -21,7 +21,7 @@ from tests.support.checkpoint_layouts import LAYOUTS, TINY, canonical
 
 COUNT = 500
 SMALL = ["hpm", "mae-training", "dino-training", "dinov2", "mocov3", "beit", "timm-pth", "mmpretrain",
-         "openclip", "vitdet", "hf-vit", "hf-dinov3", "dinov3"]  # fmt: skip
+         "openai-clip", "vitdet", "hf-vit", "hf-dinov3", "dinov3"]  # fmt: skip
 """Layouts whose names and tensors are damaged."""
 
 State = dict[str, Any]

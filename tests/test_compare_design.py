@@ -146,7 +146,7 @@ def test_a_run_that_is_done_is_not_done_again(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(blocks, "train", fail)
+    monkeypatch.setattr(blocks, "train_unlocked", fail)
     perform(design, options, task)
     assert result(options.folder(task)) == record
 

@@ -1,6 +1,7 @@
 """Intervals cover what they should; AP and mIoU as functions of image weights equal the real ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mimbench.scores.confidence import (
     percentile_interval,
     wilson,
 )
+from mimbench.scores.hits import Hits
 from mimbench.scores.matches import (
     RECALLS,
     ClassMatches,
@@ -261,6 +263,24 @@ def test_all_right_answers_leave_doubt_by_wilson() -> None:
     wanted = stats.binomtest(37, 120).proportion_ci(method="wilson")
     some = wilson(37, 120)
     assert (some.low / 100, some.high / 100) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_top_5_has_an_interval_as_top_1_has_it() -> None:
+    """The five best classes are kept; their metric had no interval and `verify` could not prove it."""
+    rng = np.random.default_rng(13)
+    labels = rng.integers(0, 10, 200)
+    top5 = np.stack([rng.permutation(10)[:5] for _ in labels])
+    kept = Hits(images=tuple(map(str, range(200))), labels=labels, top5=top5)
+    one, five = kept.statistics()
+    among = int((top5 == labels[:, None]).any(axis=1).sum())
+    assert (one.metric, five.metric) == ("top1", "top5")
+    assert five.whole() == pytest.approx(among / 2)
+    assert five.interval() == wilson(among, 200)
+    some = (rng.random((3, 200)) < 0.5).astype(float)
+    wanted = [100 * np.mean([labels[i] in top5[i] for i in np.flatnonzero(row)]) for row in some]
+    assert five.value(some) == pytest.approx(wanted)
+    several = replace(kept, draws=np.stack([top5[:, 0], top5[:, 1]]))
+    assert [s.metric for s in several.statistics()] == ["top1", "top1_sd"], "five of one draw only"
 
 
 def test_the_monte_carlo_error_of_an_interval_is_what_other_resamples_show() -> None:

@@ -17,7 +17,8 @@ from torch import nn
 
 from mimbench.__main__ import dispatch
 from mimbench.checkpoints.export import export
-from mimbench.checkpoints.files import read_vit
+from mimbench.checkpoints.files import read_vit, read_weights
+from mimbench.networks.kinds import plain
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale, random_weights
@@ -66,7 +67,8 @@ TIMM_CASES = [
 def test_timm_round_trip_gives_the_same_features(name: str, tmp_path: Path) -> None:
     weights = weights_of(LAYOUTS[name].spec(TINY))
     export(weights, "timm", tmp_path / "w.safetensors")
-    back = read_vit(tmp_path / "w.safetensors", num_heads=3)
+    said = weights.spec.activation if weights.spec.pre_norm else None
+    back = plain(read_weights(tmp_path / "w.safetensors", num_heads=3, activation=said), "this")
     images = torch.rand(2, 3, 64, 64)
     says_nothing = replace(back, spec=replace(weights.spec, position_rule=back.spec.position_rule))
     assert back.tensors.keys() == weights.tensors.keys()
@@ -239,12 +241,12 @@ def test_what_a_target_cannot_hold_is_refused(
 def test_the_command_corrects_what_a_file_cannot_say(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = LAYOUTS["openclip"].save(TINY, tmp_path)
+    source = LAYOUTS["openai-clip"].save(TINY, tmp_path)
     out = tmp_path / "ours.safetensors"
     command: list[Any] = ["export", str(source), "--num-heads", "3", "-o", str(out)]
-    assert dispatch([*command, "--set", "activation=quick_gelu", "--set", "mean=[0,0,0]"]) == 0
+    assert dispatch([*command, "--set", "norm_eps=1e-6", "--set", "mean=[0,0,0]"]) == 0
     weights = read_vit(out)
-    assert (weights.spec.activation, weights.spec.mean) == ("quick_gelu", (0.0, 0.0, 0.0))
-    assert "set by hand: activation=quick_gelu" in weights.notes
+    assert (weights.spec.norm_eps, weights.spec.mean) == (1e-6, (0.0, 0.0, 0.0))
+    assert "set by hand: norm_eps=1e-6" in weights.notes
     with pytest.raises(UserError, match="--set contradicts the tensors"):
         dispatch([*command, "--set", "depth=4"])

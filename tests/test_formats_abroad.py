@@ -17,7 +17,7 @@ from mimbench.networks.levels import LevelWeights
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec
-from tests.support.abroad_layouts import READ, REFUSED, pe, pe_core, prefixed
+from tests.support.abroad_layouts import CLIP, READ, REFUSED, hf_clip, pe, pe_core, prefixed
 from tests.support.checkpoint_layouts import TINY, canonical
 
 
@@ -131,6 +131,24 @@ def test_a_folder_of_hugging_faces_trainer_is_read(tmp_path: Path) -> None:
     assert read_vit(tmp_path).format == "hf-vit"
 
 
+def test_clip_of_hugging_face_says_its_activation_or_is_asked(tmp_path: Path) -> None:
+    import json
+
+    spec = replace(TINY, **CLIP)
+    torch.save(hf_clip(canonical(spec)), tmp_path / "pytorch_model.bin")
+    file = tmp_path / "pytorch_model.bin"
+    with pytest.raises(UserError, match="does not say whether its activation is GELU or QuickGELU"):
+        read_vit(file, num_heads=3)
+    vision = {"hidden_size": 48, "num_attention_heads": 3, "image_size": 64, "patch_size": 16,
+              "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": vision}))
+    weights = read_vit(tmp_path)
+    assert weights.format == "hf-clip"
+    assert weights.spec == spec
+    assert all(torch.equal(weights.tensors[n], t) for n, t in canonical(spec).items())
+    assert weights.extras["text tower"] == 1
+
+
 def randomised(model: nn.Module) -> nn.Module:
     draw = torch.Generator().manual_seed(0)
     for name, p in model.named_parameters():
@@ -192,7 +210,8 @@ def test_a_perception_encoder_sees_what_timms_sees(name: str, tmp_path: Path) ->
 def test_a_clip_with_a_text_tower_is_no_perception_encoder(tmp_path: Path) -> None:
     from tests.support.checkpoint_layouts import LAYOUTS
 
-    assert read_vit(LAYOUTS["openclip"].save(TINY, tmp_path), num_heads=3).format == "clip"
+    path = LAYOUTS["openclip"].save(TINY, tmp_path)
+    assert read_weights(path, num_heads=3, activation="gelu").format == "clip"
     torch.save(pe_core(canonical(spec_of("PE core"))), tmp_path / "pe.pt")
     assert read_vit(tmp_path / "pe.pt", num_heads=3).format == "pe"
 

@@ -54,7 +54,8 @@ def test_published_sizes_fit_without_being_told_heads(name: str, size: VitSpec) 
     tensors = canonical(spec, meta=True)
     if layout.real:
         tensors["pos_embed"] = canonical(replace(spec, depth=0))["pos_embed"]
-    raw = Raw(path=Path("file.pth"), top=layout.write(tensors))
+    said = layout.beside.get("open_clip_config.json", {})
+    raw = Raw(path=Path("file.pth"), top=layout.write(tensors), open_clip=said)
     claimed, converted = convert_raw(raw, Options())
     assert claimed == layout.format
     assert converted.spec == spec

@@ -18,7 +18,7 @@ from mimbench.system.exit_codes import ExitCode
 
 ROOT = Path(__file__).parents[1]
 ONLY = "in-knn,in-lin-mae,in-ft-hpm,coco-vitdet-12,ade-upernet-160"
-SMALL = ["finetune.epochs=2", "finetune.subset=null", "linear.batch=64", "linear.norm_batch=64", "detection.images=32", "detection.image_size=64",
+SMALL = ["finetune.epochs=2", "finetune.subset.per_class=20", "linear.batch=64", "linear.norm_batch=64", "detection.images=32", "detection.image_size=64",
          "segmentation.iterations=8", "segmentation.warmup=0", "segmentation.evaluate_every=8"]  # fmt: skip
 SIGNALS = (
     signal.SIGKILL,

@@ -204,8 +204,10 @@ def test_networks_with_levels_take_the_counterpart_of_vitdet(
     """Each column keeps one protocol: the counterpart has a column of its own, whatever was asked for."""
     manifest = load_manifest()
 
-    def answered(queries: Sequence[RecipeQuery], *_: Any, **__: Any) -> list[RecipeReport]:
-        return [RecipeReport(protocol=query.benchmark) for query in queries]
+    def answered(
+        queries: Sequence[RecipeQuery], *_: Any, specs: Sequence[Any], **__: Any
+    ) -> list[RecipeReport]:
+        return [RecipeReport(protocols=(query.benchmark,) * len(specs)) for query in queries]
 
     monkeypatch.setattr("mimbench.benchmarks.cells.preflight", answered)
     both = [

@@ -20,6 +20,7 @@ from torch import Tensor
 from mimbench.checkpoints.files import read_weights
 from mimbench.system.config import load_yaml, to_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.lock import NO_LOCK, folder_lock
 from mimbench.system.runtime import Ranks
 from mimbench.training.learner import StepInfo
 from mimbench.training.snapshots import read_state, write_state
@@ -91,6 +92,29 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(config(folder), out, ranks=Ranks())
     (out / "said.txt").write_text(said.getvalue())
     return out
+
+
+def test_two_processes_never_train_in_one_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both wrote states and exports over each other's."""
+    with (
+        folder_lock(tmp_path, "busy"),
+        pytest.raises(UserError, match=r"another process is pretraining in .* \(process \d+ on "),
+    ):
+        train(config(folder), tmp_path, ranks=Ranks())
+    assert not (tmp_path / "checkpoints").exists()
+
+    def alone(learner: object, samples: object, loop: object, context: Any) -> None:
+        with pytest.raises(UserError, match="another process is pretraining"):
+            train(config(folder), context.out, ranks=Ranks())
+
+    monkeypatch.setattr("pretrain.train.fit", alone)
+    train(config(folder), tmp_path, ranks=Ranks())
+    monkeypatch.setenv(NO_LOCK, "1")
+    with folder_lock(tmp_path, "busy"):
+        monkeypatch.setattr("pretrain.train.fit", lambda *_: None)
+        train(config(folder), tmp_path, ranks=Ranks())
 
 
 # continuation -------------------------------------------------------------------------------------

@@ -11,19 +11,22 @@ from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.run_config import task_protocol
 from mimbench.data.digest import data_digest
 from mimbench.system.config import from_mapping, merge
+from mimbench.tables.recipes import spec_of
 from mimbench.task import load_task, traits_of
+from mimbench.vit.weights import VitSpec
 
 LIGHT = ["in-knn", "in-logreg", "in-lin-mae", "in-ft-hpm", "in-shot-5", "in-1pct"]
 HEAVY = ["coco-vitdet-12", "ade-upernet-160", "ade-linear-40"]
 
 
-def digest(name: str, **changes: Any) -> str:
-    """Return the protocol digest of a paper recipe under changes."""
+def digest(name: str, spec: VitSpec | None = None, **changes: Any) -> str:
+    """Return the protocol digest of a paper recipe under changes that the user said."""
     manifest = load_manifest()
     dataset, recipe = manifest.recipe(name, "paper")
     task = load_task(manifest.benchmarks[name].task)
     config = from_mapping(task.Config, {**merge(recipe, changes), "data": "x"}, name)
-    return task_protocol("t", task.VERSION, dataset, config, traits_of(task))
+    said = {name: changes}
+    return task_protocol("t", task.VERSION, dataset, config, traits_of(task), spec, said)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,38 @@ def test_scores_on_the_way_and_beside_are_in_no_digest(
     pytest.importorskip("detectron2" if name.startswith("coco") else "mmseg")
     assert digest(name, **same) == digest(name)
     assert digest(name, **other) != digest(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("in-ft-hpm", {"lr": 5e-4, "epochs": 100}),
+        ("in-ft-hpm", {"epochs": 100, "layer_decay": 0.8, "batch": 384}),
+        ("in-ft-mae", {"epochs": 100, "layer_decay": 0.65}),
+        ("coco-vitdet-100", {"images": 11_800_000, "layer_decay": 0.7}),
+        ("ade-upernet-160", {"lr": 1e-4, "channels": 768, "taps": [3, 5, 7, 11]}),
+    ],
+)
+def test_a_value_of_the_models_size_is_the_same_spelled_out_or_not(
+    name: str, own: dict[str, Any]
+) -> None:
+    """For the size whose value it is; for another size it is another recipe, as any other value is."""
+    pytest.importorskip("detectron2" if name.startswith("coco") else "mmseg")
+    base, large = spec_of("B/16"), spec_of("L/16")
+    assert digest(name, base, **own) == digest(name, base) == digest(name)
+    assert digest(name, large) == digest(name), "sizes share a column"
+    assert digest(name, large, **own) != digest(name)
+    [field, *_] = own
+    value = own[field] * 2
+    assert digest(name, base, **{field: value}) == digest(name, large, **{field: value})
+
+
+def test_what_a_recipe_says_for_every_size_stays_even_where_it_is_one_sizes_own() -> None:
+    task = load_task("transfer.classification.finetune")
+    config = from_mapping(task.Config, {"data": "x", "recipe": "hpm", "epochs": 100})
+    sizes = [spec_of(model) for model in ("B/16", "L/16")]
+    one, two = (task_protocol("t", 1, "d", config, traits_of(task), spec) for spec in sizes)
+    assert one == two == task_protocol("t", 1, "d", config)
 
 
 def test_a_list_is_what_it_holds_wherever_it_lies(tmp_path: Path) -> None:

@@ -140,7 +140,11 @@ def test_only_the_sizes_that_were_published_go_without_a_remark() -> None:
     assert notes["mae", "B"] == ()
     assert "no learning rate, layer decay and drop path are published" in notes["mae", "L"][0]
     assert "ViT-S" in notes["mae", "S"][0]
-    assert all("published" not in " ".join(notes["ibot", name]) for name in "SBL")
+    assert all("published" not in " ".join(notes["ibot", name]) for name in "SB")
+    assert "are published for ibot at ViT-L" in notes["ibot", "L"][0], "no source has values for it"
+    for family in ("mae", "ibot"):
+        borrowed = upernet.model_recipe(LARGE, upernet.Config(data=Path(), family=family))
+        assert "values of" in borrowed.unpublished, "no published row is subtracted from B's recipe"
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,18 @@ def test_a_signal_to_the_whole_group_saves_and_ends_without_an_error(
 ) -> None:
     """As Slurm does: the loader's processes get the signal too, and first."""
     run = started(tmp_path / "run", 100_000, tmp_path / "log")
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    until = time.monotonic() + 60
+    while len(workers := children.read_text().split()) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    time.sleep(0.3)  # let them leave signals to their parent
+    for worker in workers:
+        os.kill(int(worker), sign)
+    # long enough for the parent to ask its workers for more
+    time.sleep(1.0)
+    assert run.poll() is None, (tmp_path / "log").read_text()[-1000:]
+    assert all(Path(f"/proc/{worker}").exists() for worker in workers)
     os.killpg(run.pid, sign)
     assert run.wait(timeout=60) == ExitCode.PREEMPTED
     assert "Traceback" not in (tmp_path / "log").read_text()

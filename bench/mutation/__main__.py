@@ -114,7 +114,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="only list the mutants that are drawn")
     parser.add_argument(
         "--write-page",
-        dest="page",
         type=Path,
         metavar="FILE",
         help="write the tables into this page",

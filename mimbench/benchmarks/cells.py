@@ -4,9 +4,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mimbench.benchmarks.evaluation import describe_weights
+from mimbench.benchmarks.locations import OWN
 from mimbench.benchmarks.manifest import Manifest, Profile
 from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, preflight
 from mimbench.benchmarks.run_config import (
@@ -22,6 +23,8 @@ from mimbench.task import Machine
 from mimbench.vit.footprint import Footprint
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class Request:
     seeds: int = 1
     first_seed: int = 0
     data: Path | None = None
+    more_data: Sequence[Path] = ()
+    """Further data sets of the user's own: each gets columns of its own."""
     own_data: bool = False
     out: Path = Path("runs")
     machine: Machine = field(default_factory=Machine)
@@ -86,6 +91,22 @@ class Request:
         """Refuse a batch of nothing."""
         if self.max_batch is not None and self.max_batch < 1:
             raise UserError(f"--max-batch is {self.max_batch}, expected 1 or more")
+        if self.more_data:
+            self._check_several()
+
+    def _check_several(self) -> None:
+        """Refuse several data sets that a table could not tell apart."""
+        if not self.own_data or self.data is None:
+            raise UserError(
+                "--more-data is a data set of your own beside the first: say --own-data --data DIR too; "
+                "published sets lie side by side in one folder"
+            )
+        names = [folder.resolve().name for folder in (self.data, *self.more_data)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(
+                f"two data folders are called '{twice[0]}', and columns are named by the folder; "
+                "rename one, or link to it under another name"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +136,10 @@ class Cell:
     def label(self) -> str:
         """How messages name the cell."""
         seed = self.run.config.get("seed", 0)
-        return f"{self.run.benchmark} · {self.candidate.weights['name']}" + (
-            f" · seed {seed}" if seed else ""
-        )
+        own = self.run.dataset.startswith(OWN)
+        words = [self.run.benchmark, self.candidate.weights["name"]]
+        words += [Path(self.run.config["data"]).name] if own else []
+        return " · ".join([*words, *([f"seed {seed}"] if seed else [])])
 
 
 def read_candidate(
@@ -164,23 +186,27 @@ def make_cells(manifest: Manifest, candidates: Sequence[Candidate], request: Req
             specs.append(who.spec)
     asked = manifest.choose(request.profile, request.benchmarks)
     suited = {who.folder: _suited(manifest, who, asked, request) for who in candidates}
-    wanted = {name for names in suited.values() for name in names}
+    # without a candidate the recipes are still looked into
+    wanted = {n for names in suited.values() for n in names} if candidates else {*asked}
     request = replace(request, benchmarks=[n for n in manifest.benchmarks if n in wanted])
     reports = _ask(manifest, request, specs)
     cells = [
-        replace(
-            _cell(manifest, who, name, reports[name], seed, request),
-            footprint=_footprint(reports[name], specs, who.spec),
-        )
+        _cell(manifest, who, name, report, seed, request, specs)
         for who in candidates
         for name in request.benchmarks
         if name in suited[who.folder]
+        for report in reports[name]
         for seed in range(request.first_seed, request.first_seed + request.seeds)
     ]
     folders = [cell.folder for cell in cells]
     if len(set(folders)) < len(folders):
         raise UserError("the same checkpoint is named twice; name each once")
     return cells
+
+
+def _own(each: Sequence[T], specs: Sequence[Spec], spec: Spec | None, nothing: T) -> T:
+    """Return what a report says of one architecture."""
+    return each[specs.index(spec)] if spec is not None and each else nothing
 
 
 def _suited(manifest: Manifest, who: Candidate, asked: Sequence[str], request: Request) -> set[str]:
@@ -201,13 +227,10 @@ def _suited(manifest: Manifest, who: Candidate, asked: Sequence[str], request: R
     return found
 
 
-def _footprint(report: RecipeReport, specs: Sequence[Spec], spec: Spec | None) -> Footprint:
-    if spec is None or not report.footprints:
-        return Footprint()
-    return report.footprints[specs.index(spec)]
-
-
-def _ask(manifest: Manifest, request: Request, specs: Sequence[Spec]) -> dict[str, RecipeReport]:
+def _ask(
+    manifest: Manifest, request: Request, specs: Sequence[Spec]
+) -> dict[str, list[RecipeReport]]:
+    """Return for each benchmark a report for each data set that it runs on."""
     queries = []
     for name in request.benchmarks:
         dataset, config = manifest.recipe(name, request.profile, request.overrides)
@@ -217,10 +240,35 @@ def _ask(manifest: Manifest, request: Request, specs: Sequence[Spec]) -> dict[st
                 task=manifest.benchmarks[name].task,
                 dataset=dataset,
                 config={**config, "machine": _machine(manifest, request, name, config)},
+                overrides=_changes(manifest, name, request.overrides),
             )
         )
-    found = preflight(queries, request.data, own=request.own_data, specs=specs)
-    return dict(zip(request.benchmarks, found, strict=True))
+    places = [request.data, *request.more_data]
+    found = [preflight(queries, place, own=request.own_data, specs=specs) for place in places]
+    return {
+        name: _fitting(name, places, reports)
+        for name, *reports in zip(request.benchmarks, *found, strict=True)
+    }
+
+
+def _fitting(
+    name: str, places: Sequence[Path | None], reports: Sequence[RecipeReport]
+) -> list[RecipeReport]:
+    """Return the reports of the data sets that a benchmark can run on; one that says why if none is."""
+    fit: dict[str, RecipeReport] = {}
+    for place, report in zip(places, reports, strict=True):
+        if report.problem and len(reports) > 1:
+            logger.info("%s is left out on %s: %s", name, place, report.problem)
+        if not report.problem:
+            # data that is not the user's own is the same under every folder
+            fit.setdefault(report.dataset, report)
+    return list(fit.values()) or [reports[0]]
+
+
+def _changes(manifest: Manifest, name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's changes of one benchmark, by its id or group."""
+    group = manifest.benchmarks[name].group
+    return {k: v for k, v in overrides.items() if k in (name, group)}
 
 
 def _machine(
@@ -235,17 +283,26 @@ def _machine(
 
 
 def _cell(
-    manifest: Manifest, who: Candidate, name: str, report: RecipeReport, seed: int, request: Request
+    manifest: Manifest,
+    who: Candidate,
+    name: str,
+    report: RecipeReport,
+    seed: int,
+    request: Request,
+    specs: Sequence[Spec],
 ) -> Cell:
+    protocol = _own(report.protocols, specs, who.spec, "")
     benchmark = manifest.benchmarks[name]
     dataset, _ = manifest.recipe(name, request.profile)
-    overrides = {k: v for k, v in request.overrides.items() if k in (name, benchmark.group)}
+    overrides = _changes(manifest, name, request.overrides)
     parts = [name]
     parts += [request.profile] if request.profile != "paper" else []
     # the machine moves no number: the run goes on in the same folder
     recipe_changed = any(set(change) - {"machine"} for change in overrides.values())
-    parts += [report.protocol[:6] or "changed"] if recipe_changed else []
+    parts += [protocol[:6] or "changed"] if recipe_changed else []
     parts += [f"seed{seed}"] if seed else []
+    if request.more_data and report.dataset != dataset:
+        parts += [report.dataset]
     run = RunConfig(
         benchmark=name,
         task=benchmark.task,
@@ -267,10 +324,11 @@ def _cell(
         after=tuple(dict.fromkeys((*benchmark.after, *report.uses))),
         version=report.version,
         main_metric=report.main_metric,
-        protocol=report.protocol,
+        protocol=protocol,
         problem=report.problem,
         rehearsal={**report.rehearsal, "seed": seed} if report.rehearsal else {},
         effort=report.effort,
         labelled_images=report.labelled_images,
+        footprint=_own(report.footprints, specs, who.spec, Footprint()),
         free_fields=frozenset(report.free_fields),
     )

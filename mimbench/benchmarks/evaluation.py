@@ -90,9 +90,11 @@ def make_result(
         trains=traits.trains(config) if callable(traits.trains) else traits.trains,
         ran=dict(found.ran),
         profile=run.profile,
-        protocol=task_protocol(run.task, task.VERSION, run.dataset, config, traits),
+        protocol=task_protocol(
+            run.task, task.VERSION, run.dataset, config, traits, weights.spec, run.overrides
+        ),
         metrics=dict(found.metrics),
-        config=protocol_config(run.dataset, config, traits),
+        config=protocol_config(run.dataset, config, traits, weights.spec, run.overrides),
         weights=describe_weights(weights, run.name),
         status="done",
         provenance=provenance(

@@ -9,6 +9,10 @@ from mimbench.doctor.shifted import SETS as SHIFTED
 from mimbench.system.errors import UserError, did_you_mean
 
 SAMPLES = {"sample-classification": "classification", "sample-coco": "coco", "sample-ade": "ade"}
+MOVING_SAMPLES = {"sample-landmarks": "roxford5k", "sample-clips": "davis"}
+
+MANY = "published-sets"
+"""The folder that holds several of them; which ones, the configuration says."""
 SHIFTED_SAMPLES = {f"sample-{name}": name for name in SHIFTED if name != "imagenet-c"}
 """Cards that are not as the sample's training cards are, in the layouts of robustness sets; ImageNet-C is
 made on the fly."""
@@ -26,13 +30,23 @@ def locate(dataset: str, data: Path | None) -> Path:
         from mimbench.sample import sample_root  # noqa: PLC0415
 
         return sample_root() / SAMPLES[dataset]
+    if dataset in MOVING_SAMPLES:
+        from mimbench.sample.moving import moving_root  # noqa: PLC0415
+
+        return moving_root() / MOVING_SAMPLES[dataset]
     if dataset in SHIFTED_SAMPLES:
         from mimbench.sample.shifted import shifted_root  # noqa: PLC0415
 
         return shifted_root() / SHIFTED_SAMPLES[dataset]
-    if dataset not in LAYOUTS:
-        known = {*LAYOUTS, *SAMPLES, *SHIFTED_SAMPLES}
+    if dataset not in {*LAYOUTS, MANY}:
+        known = {*LAYOUTS, MANY, *SAMPLES, *MOVING_SAMPLES, *SHIFTED_SAMPLES}
         raise UserError(f"unknown data set '{dataset}'" + did_you_mean(dataset, known))
+    if dataset == MANY:
+        if data is None:
+            raise UserError(
+                "needs several published sets: pass --data DIR, the folder that holds them"
+            )
+        return data.resolve()
     layout = LAYOUTS[dataset]
     if data is None:
         raise UserError(
@@ -64,6 +78,10 @@ def count_images(folder: Path) -> int:
     return sum(len(image_names(s / name)) for s in splits for name in subfolder_names(s))
 
 
+OWN = "own-"
+"""How the name of a data set of the user's own begins: `own-<layout>-<digest>`."""
+
+
 def data_name(dataset: str, *, own: bool, digest: str) -> str:
     """Return the name under which results remember a data set; a user's own is named by its content."""
-    return f"own-{dataset}-{digest[:6]}" if own and dataset in LAYOUTS else dataset
+    return f"{OWN}{dataset}-{digest[:6]}" if own and dataset in LAYOUTS else dataset

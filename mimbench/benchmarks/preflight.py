@@ -41,6 +41,8 @@ class RecipeQuery:
     task: str
     dataset: str
     config: Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Which of the recipe's values the user said."""
     needs_data: bool = True
     """False: only resolve the recipe, wherever the data may be."""
 
@@ -53,9 +55,10 @@ class RecipeReport:
     """Why the recipe cannot run here, and how to fix it."""
     version: int = 0
     main_metric: str = ""
-    protocol: str = ""
+    protocols: tuple[str, ...] = ()
+    """For each architecture that was asked about: a size's own value may be spelled out or not."""
     canonical: Mapping[str, Any] = field(default_factory=dict)
-    """What the protocol is a digest of."""
+    """What the protocol is a digest of, as the configuration says it."""
     dataset: str = ""
     """The name under which results remember the data."""
     data_digest: DataDigest = field(default_factory=DataDigest)
@@ -148,16 +151,22 @@ def inspect_recipe(
     found = DataDigest()
     if query.needs_data:
         try:
-            found = data_digest(folder, plain)
+            found = data_digest(folder, plain, whole=traits.whole_folder)
         except UserError as error:
             return RecipeReport(problem=str(error))
     dataset = data_name(query.dataset, own=own, digest=found.digest)
-    images = count_images(folder) if query.needs_data and traits.labelled_images else 0
+    # where every file is data, most files are images
+    images = found.files if traits.whole_folder else 0
+    if query.needs_data and traits.labelled_images:
+        images = count_images(folder)
     estimate = traits.footprint or trained
     return RecipeReport(
         version=task.VERSION,
         main_metric=task.MAIN_METRIC,
-        protocol=task_protocol(query.task, task.VERSION, dataset, config, traits),
+        protocols=tuple(
+            task_protocol(query.task, task.VERSION, dataset, config, traits, spec, query.overrides)
+            for spec in specs
+        ),
         canonical=protocol_config(dataset, config, traits),
         dataset=dataset,
         data_digest=found,

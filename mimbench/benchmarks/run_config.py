@@ -1,10 +1,12 @@
 """The configuration of a run: everything one evaluation needs, as the file config.yaml that can be run again."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,7 +16,11 @@ from mimbench.system.config import from_mapping, load_yaml, to_mapping
 from mimbench.system.files import write_text
 from mimbench.task import Traits
 
+if TYPE_CHECKING:
+    from mimbench.model import Spec
+
 USUAL = Traits()
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 NOT_PROTOCOL = frozenset({"data", "seed", "machine"})
 CONFIG_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.txt"
 LEFT_FILE = ".interrupted"
@@ -75,21 +81,59 @@ def changed(run: RunConfig) -> dict[str, Any]:
     )
 
 
-def protocol_config(dataset: str, config: Any, traits: Traits = USUAL) -> dict[str, Any]:
+def protocol_config(
+    dataset: str,
+    config: Any,
+    traits: Traits = USUAL,
+    spec: "Spec | None" = None,
+    overrides: Mapping[str, Mapping[str, Any]] = NOTHING,
+) -> dict[str, Any]:
     """Return the part of a task's configuration that may move its number, and the data's name.
 
     Args:
         dataset: The data's name.
         config: The task's configuration.
         traits: What the task declares: which fields move nothing, what else is only beside the number.
+        spec: The architecture, where it is known.
+        overrides: The user's changes: one that says what this size gets anyway changes nothing. (A
+            recipe's own values stay: it says them for every size.)
     """
-    plain = to_mapping(traits.canonical(config) if traits.canonical else config)
+    config = traits.canonical(config) if traits.canonical else config
+    if spec is not None and traits.resolved:
+        said = {field for change in overrides.values() for field in change}
+        config = unspoken(config, partial(traits.resolved, spec), said)
+    plain = to_mapping(config)
     kept = {k: v for k, v in plain.items() if k not in NOT_PROTOCOL | traits.free_fields}
     return {"dataset": dataset} | kept
 
 
+def unspoken(
+    config: Any, resolved: Callable[[Any], Mapping[str, Any]], said: Collection[str]
+) -> Any:
+    """Return the configuration with each value left out that was said and that the size decides alike.
+
+    Args:
+        config: The task's configuration.
+        resolved: Fills in what a configuration leaves to the model's size.
+        said: The fields in query.
+    """
+    usual = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    for name in sorted(resolved(config).keys() & usual.keys() & set(said)):
+        left_out = replace(config, **{name: usual[name]})
+        if resolved(left_out) == resolved(config):
+            config = left_out
+    return config
+
+
 def task_protocol(
-    task: str, version: int, dataset: str, config: Any, traits: Traits = USUAL
+    task: str,
+    version: int,
+    dataset: str,
+    config: Any,
+    traits: Traits = USUAL,
+    spec: "Spec | None" = None,
+    overrides: Mapping[str, Mapping[str, Any]] = NOTHING,
 ) -> str:
-    """Return the protocol digest of a task's configuration on a data set."""
-    return protocol_digest(task, version, protocol_config(dataset, config, traits))
+    """Return the digest of what `protocol_config` returns, with the task's name and version."""
+    counted = protocol_config(dataset, config, traits, spec, overrides)
+    return protocol_digest(task, version, counted)

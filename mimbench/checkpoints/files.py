@@ -40,7 +40,11 @@ class Reading:
 
 
 def read_weights(
-    path: Path | str, *, which: str | None = None, num_heads: int | None = None
+    path: Path | str,
+    *,
+    which: str | None = None,
+    num_heads: int | None = None,
+    activation: str | None = None,
 ) -> Weights:
     """Return the canonical weights in a file of any known format.
 
@@ -49,8 +53,9 @@ def read_weights(
             `hf:ORG/NAME`, which local caches hold.
         which: The network where a file holds several: student, teacher or ema.
         num_heads: The number of attention heads, for widths that no published model has.
+        activation: gelu or quick_gelu, for CLIP's files that do not say it.
     """
-    reading = read_checkpoint(path, which=which, num_heads=num_heads)
+    reading = read_checkpoint(path, which=which, num_heads=num_heads, activation=activation)
     if reading.faults:
         raise UserError(
             f"{path}: read as {reading.format}, but not exactly its tensors: "
@@ -82,12 +87,17 @@ def read_vit(
 
 
 def read_checkpoint(
-    path: Path | str, *, which: str | None = None, num_heads: int | None = None
+    path: Path | str,
+    *,
+    which: str | None = None,
+    num_heads: int | None = None,
+    activation: str | None = None,
 ) -> Reading:
     """Return what a file holds and every way in which it is not what its format promises."""
     located = locate(path)
     try:
-        return _read(located, Options(which=which, num_heads=num_heads))
+        options = Options(which=which, num_heads=num_heads, activation=activation)
+        return _read(located, options)
     except UserError as error:
         # a file's own name must not break the message into lines that look like ours
         shown = str(UserError(str(path)))

@@ -6,11 +6,13 @@ Exit code 1 if something has to be fixed. Without --data only the environment is
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 from mimbench.doctor.check import as_json, as_table, has_fault
 from mimbench.doctor.data import check_data
 from mimbench.doctor.environment import check_cuda, check_python, check_shared_memory
 from mimbench.doctor.frameworks import check_frameworks
+from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode
 from mimbench.system.options import Parser, add_option
 
@@ -22,7 +24,20 @@ def add_arguments(parser: Parser) -> None:
     add_option(
         parser, "--data", "imagenet/, coco/, ade/ and voc/, or one of these, or the sample data"
     )
+    parser.add_argument(
+        "--decode",
+        action="store_true",
+        help="also decode every image below --data; goes on where it was interrupted",
+    )
+    add_option(parser, "--jobs", "decoders; default: one for each core", default=0)
+    add_option(parser, "--fresh", "decode all images again")
     add_option(parser, "--json")
+
+
+def _data(args: argparse.Namespace) -> Path:
+    if args.data is None:
+        raise UserError("--decode needs the images' folder: say --data DIR")
+    return args.data
 
 
 def main(args: argparse.Namespace) -> int:
@@ -31,5 +46,11 @@ def main(args: argparse.Namespace) -> int:
     checks = [check_python(), *check_frameworks(), check_cuda(), check_shared_memory()]
     if args.data is not None:
         checks += check_data(args.data)
+    if args.decode:
+        # numpy, Pillow and torch are not needed for the rest
+        from mimbench.doctor.decode import check_images
+        from mimbench.system.runtime import usable_cores
+
+        checks.append(check_images(_data(args), args.jobs or usable_cores(), fresh=args.fresh))
     sys.stdout.write(as_json(checks) if args.json else as_table(checks))
     return ExitCode.FAILED if has_fault(checks) else ExitCode.OK

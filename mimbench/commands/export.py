@@ -32,9 +32,15 @@ def main(args: argparse.Namespace) -> int:
     from mimbench.model import mismatches
     from mimbench.networks.kinds import make_weights, spec_from_json
 
-    weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
-    if args.set:
-        spec = spec_from_json(merge(weights.spec.to_json(), parse_overrides(args.set)))
+    changes = parse_overrides(args.set or [])
+    weights = read_weights(
+        args.checkpoint,
+        which=args.which,
+        num_heads=args.num_heads,
+        activation=changes.get("activation"),
+    )
+    if changes:
+        spec = spec_from_json(merge(weights.spec.to_json(), changes))
         if faults := mismatches(spec, weights.tensors):
             raise UserError(f"--set contradicts the tensors: {faults[0]}")
         said = tuple(f"set by hand: {change}" for change in args.set)

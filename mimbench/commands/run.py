@@ -91,6 +91,14 @@ def add_request_arguments(parser: Parser) -> None:
         action="store_true",
         help="data of your own in these layouts: no published counts, no published rows",
     )
+    what.add_argument(
+        "--more-data",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="another data set of your own, with columns of its own; may be repeated",
+    )
     machine = parser.add_argument_group("machine")
     add_option(machine, "--device")
     add_option(machine, "--workers")
@@ -128,6 +136,7 @@ def request_of(args: argparse.Namespace, manifest: Manifest) -> "Request":
         overrides=parse_overrides(args.set),
         seeds=args.seeds,
         data=args.data,
+        more_data=tuple(args.more_data),
         own_data=args.own_data,
         out=args.out or (Path("runs/demo") if demo else Path("runs")),
         machine=Machine(

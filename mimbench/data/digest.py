@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mimbench.data.sets import find_set, published
 from mimbench.system.errors import UserError
 from mimbench.system.files import value_digest
 
@@ -18,7 +19,7 @@ WHOLE = 256 * 2**20
 """Data sets of no more bytes are read whole."""
 SAMPLED = 512
 """Of larger ones so many files are, evenly spread over the sorted names, beside every list."""
-LISTS = frozenset({".json", ".txt", ".csv", ".tsv", ".xml", ".yaml"})
+LISTS = frozenset({".json", ".txt", ".csv", ".tsv", ".xml", ".yaml", ".mat", ".pkl"})
 """Files that hold labels or names: always read whole."""
 
 
@@ -54,17 +55,18 @@ class Item(NamedTuple):
         return digest.hexdigest()
 
 
-def data_digest(folder: Path, config: Mapping[str, Any]) -> DataDigest:
+def data_digest(folder: Path, config: Mapping[str, Any], *, whole: bool = False) -> DataDigest:
     """Return the digest of the parts of a data folder that a configuration names.
 
     Args:
         folder: The data set.
         config: A task's configuration: every text in it that names something in the folder is a part;
             "." is all of it.
+        whole: The folder's every file is a part, whatever the configuration names.
     """
     items: dict[str, Item] = {}
-    for name in sorted(set(_texts(config))):
-        for path in (folder / name, folder / f"{name}.tar"):
+    for name in ["."] if whole else sorted(set(_texts(config))):
+        for path in (folder / name, folder / f"{name}.tar", *_usual(folder, name)):
             if name and path.exists() and (name == "." or _inside(path, folder)):
                 items |= {f"{name}/{inner}": item for inner, item in _files(path)}
                 break
@@ -86,7 +88,15 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
+def _usual(folder: Path, name: str) -> list[Path]:
+    """Return where a published set of this name lies under its archive's own name."""
+    found = find_set(name, folder) if name in published() else None
+    return [found] if found else []
+
+
 def _inside(path: Path, folder: Path) -> bool:
+    if not path.is_relative_to(folder):  # a list of its own place: its content is in the protocol
+        return False
     return path.resolve() != folder.resolve() and ".." not in path.relative_to(folder).parts
 
 

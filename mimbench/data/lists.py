@@ -1,6 +1,8 @@
 """Labelled image lists: each image once, with its own label; and lists from folders."""
 
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +18,21 @@ from mimbench.system.files import value_digest
 from mimbench.system.listing import first_few
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
+
+
+UNDECODABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for a damaged image, by kind of file and of damage."""
 
 
 class Opener(Protocol):
@@ -67,7 +84,7 @@ class ImageList:
         source = index if self.positions is None else self.positions[index]
         try:
             return self.opener(source)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNDECODABLE as error:
             raise UserError(
                 f"cannot decode {self.where}/{self.names[index]}: {error}; every image is scored "
                 "with its own label, so none is skipped: replace the file, or remove it"
@@ -93,7 +110,12 @@ class ImageList:
 
 
 def check_classes(train: ImageList, val: ImageList) -> None:
-    """Raise unless both lists have the same classes; the message lists the difference."""
+    """Raise unless both lists have the same classes, two or more; the message lists the difference."""
+    if len(train.classes) == len(val.classes) == 1:
+        raise UserError(
+            f"{train.where} and {val.where} have one class alone, '{train.classes[0]}': every answer "
+            "is right, so 100 % would say nothing; give each split two class folders or more"
+        )
     if train.classes == val.classes:
         return
     only = {
@@ -108,8 +130,49 @@ def check_classes(train: ImageList, val: ImageList) -> None:
     )
 
 
-def read_folder(data: Path, split: str) -> ImageList:
-    """Return the images of `data`/`split`/<class>/**, sorted by class and path."""
+@dataclass(frozen=True)
+class JoinedOpener:
+    """Opens images of one source, then of another."""
+
+    first: Opener
+    count: int
+    second: Opener
+
+    def __call__(self, index: int) -> Image.Image:
+        """Return image `index` of both."""
+        return self.first(index) if index < self.count else self.second(index - self.count)
+
+
+def joined(first: ImageList, second: ImageList) -> ImageList:
+    """Return both lists as one; their classes must be the same."""
+    check_classes(first, second)
+    return replace(
+        first,
+        names=(*first.names, *second.names),
+        labels=np.concatenate([first.labels, second.labels]),
+        stamps=(*first.stamps, *second.stamps),
+        opener=JoinedOpener(_Placed(first), len(first), _Placed(second)),
+        positions=None,
+    )
+
+
+@dataclass(frozen=True)
+class _Placed:
+    images: ImageList
+
+    def __call__(self, index: int) -> Image.Image:
+        own = self.images.positions
+        return self.images.opener(index if own is None else own[index])
+
+
+def read_folder(data: Path, split: str, *, without: Sequence[str] = ()) -> ImageList:
+    """Return the images of `data`/`split`/<class>/**, sorted by class and path.
+
+    Args:
+        data: The data set's folder.
+        split: The part's.
+        without: Class folders that are left out.
+    """
     folder = data / split
     if not folder.is_dir():
         there = sorted(p.name for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
@@ -117,7 +180,11 @@ def read_folder(data: Path, split: str) -> ImageList:
             f"no folder '{split}' in {data} (folders there: {first_few(there, 10)}); "
             f"expected {data}/{split}/<class>/<image>"
         )
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    classes = sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.is_dir() and p.name[0] != "." and p.name not in without
+    )
     if not classes:
         raise UserError(f"no class folders in {folder}; expected {folder}/<class>/<image>")
     names: list[str] = []

@@ -82,6 +82,24 @@ class Squash:
         return {"squash": to_mapping(self)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """The whole image, its longer side shrunk to a length (Lanczos); never enlarged, its ratio kept."""
+
+    size: int
+
+    def __call__(self, image: Image.Image, index: int = 0) -> Tensor:
+        """Return (3, h, w) uint8."""
+        del index
+        small = image.copy()
+        small.thumbnail((self.size, self.size), Image.Resampling.LANCZOS)
+        return TF.pil_to_tensor(small)
+
+    def key(self) -> dict[str, Any]:
+        """Return what identifies the rule in a feature bank's key."""
+        return {"thumbnail": to_mapping(self)}
+
+
 class Pixels(Protocol):
     """From a decoded image to (3, H, W) uint8; the same for the same index in any process."""
 

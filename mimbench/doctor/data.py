@@ -4,16 +4,18 @@ import json
 import shlex
 from pathlib import Path
 
+from mimbench.data.sets import published
 from mimbench.doctor import ade, coco, imagenet, voc
 from mimbench.doctor.check import Check, fault, ok, python_module, warn
 from mimbench.doctor.folders import count_files
+from mimbench.doctor.published import set_layouts
 from mimbench.doctor.shifted import SETS as SHIFTED
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
 
 SAMPLE_GENERATOR = "mimbench-sample"
 CORE = {"imagenet": imagenet, "coco": coco, "ade": ade, "voc": voc}
-LAYOUTS = {**CORE, **SHIFTED}
+LAYOUTS = {**CORE, **SHIFTED, **set_layouts()}
 NAMED = "imagenet/, coco/, ade/ or voc/"
 # What the archives call themselves, and other usual names, by the name that the benchmarks use.
 ALIASES = {
@@ -21,6 +23,7 @@ ALIASES = {
     "coco": ("COCO", "coco2017", "mscoco"),
     "ade": ("ADEChallengeData2016", "ade20k", "ADE20K", "ADE20K_2016_07_26", "ADE20K_2021_17_01"),
     "voc": ("VOC2012", "VOCdevkit/VOC2012", "VOC", "voc2012", "pascal_voc"),
+    **{name: known.folders for name, known in published().items()},
     **{name: known.names for name, known in SHIFTED.items()},
 }
 
@@ -34,7 +37,9 @@ def check_data(root: Path) -> list[Check]:
     if manifest is not None:
         return [_check_sample(root, manifest)]
     # A folder that says what it is (coco/annotations) before one that only looks like a data set.
-    own = [name for name, layout in LAYOUTS.items() if layout.looks_like(root)]
+    own = [
+        n for n, layout in LAYOUTS.items() if getattr(layout, "says_so", layout.looks_like)(root)
+    ]
     if own and not any((root / name).is_dir() for name in LAYOUTS):
         return LAYOUTS[own[0]].check(root)
     checks = [check for name in LAYOUTS for check in _check_below(root, name)]
@@ -61,6 +66,10 @@ def _absent(check: Check) -> bool:
 def _check_below(root: Path, name: str) -> list[Check]:
     """Check the data set `name` under `root`."""
     folder, layout = root / name, LAYOUTS[name]
+    places = [folder, *(root / alias for alias in ALIASES[name])]
+    if name not in CORE:
+        # benchmarks read these under the archive's own name too
+        folder = next((place for place in places if layout.looks_like(place)), folder)
     if folder.is_dir():
         return layout.check(folder)
     for alias in ALIASES[name]:

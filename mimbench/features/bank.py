@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mimbench.data.lists import ImageList
-from mimbench.data.preprocess import Preprocess
+from mimbench.data.preprocess import Pixels
 from mimbench.model import Network, Weights
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
@@ -45,14 +45,14 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 def cache_root() -> Path:
     """Return the folder of feature banks."""
-    return cache_folder("features")
+    return cache_folder() / "features"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BankSpec:
     """What is computed for each image, and how it is kept."""
 
-    preprocess: Preprocess
+    preprocess: Pixels
     blocks: int = 4
     """Last blocks kept (fewer where the model is shallower)."""
     storage: Literal["fp32", "fp16", "bf16"] = "fp32"

@@ -13,7 +13,7 @@ from typing import Any
 from mimbench.sample.layouts import Sizes, write_classification, write_scenes
 from mimbench.sample.textures import texture_bank
 from mimbench.system.errors import UserError
-from mimbench.system.files import file_digest, write_json
+from mimbench.system.files import CACHE, cache_folder, file_digest, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,7 @@ CONTENT = {
 
 def default_root() -> Path:
     """Return the folder of the sample data: $MIMBENCH_CACHE/sample, else the user's cache."""
-    if chosen := os.environ.get("MIMBENCH_CACHE"):
-        return Path(chosen) / "sample"
-    user = os.environ.get("XDG_CACHE_HOME")
-    cache = Path(user) if user else Path.home() / ".cache"
-    return cache / "mimbench" / f"sample-{VERSION}"
+    return cache_folder() / ("sample" if os.environ.get(CACHE) else f"sample-{VERSION}")
 
 
 def sample_root(root: Path | None = None) -> Path:

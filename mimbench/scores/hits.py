@@ -19,7 +19,7 @@ SPREAD_RESAMPLES = 200
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hits(Outcomes):
-    """Labels and best classes; gives `top1`, and `top1_sd` where there are several draws."""
+    """Labels and best classes; gives `top1`, with one draw `top5`, with several `top1_sd`."""
 
     images: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -71,18 +71,17 @@ class Hits(Outcomes):
         return (best == self.labels).astype(np.float64)
 
     def statistics(self) -> Sequence[Statistic]:
-        """Return top-1, and its spread where there are several draws of the training images."""
+        """Return top-1; of one draw top-5 too, of several the spread of top-1 over them."""
         right = self.right()
-        hits = right.mean(axis=0)
-
-        def value(weights: np.ndarray) -> np.ndarray:
-            return 100 * (weights @ hits) / weights.sum(axis=1)
 
         def deviation(weights: np.ndarray) -> np.ndarray:
             tops = 100 * (weights @ right.T) / weights.sum(axis=1, keepdims=True)
             return tops.std(axis=1, ddof=1)
 
-        found = [Statistic(metric="top1", images=self.images, value=value, per_image=hits)]
+        found = [self._share("top1", right.mean(axis=0))]
+        if self.draws is None:
+            among = (self.top5 == self.labels[:, None]).any(axis=1)
+            found.append(self._share("top5", among.astype(np.float64)))
         if len(right) > 1:
             found.append(
                 Statistic(
@@ -93,6 +92,12 @@ class Hits(Outcomes):
                 )
             )
         return found
+
+    def _share(self, metric: str, hits: NDArray[np.float64]) -> Statistic:
+        def value(weights: np.ndarray) -> np.ndarray:
+            return 100 * (weights @ hits) / weights.sum(axis=1)
+
+        return Statistic(metric=metric, images=self.images, value=value, per_image=hits)
 
     def classes(self) -> Mapping[str, float]:
         """Return each class's top-1; a class is named by its images' folder."""

@@ -18,7 +18,7 @@ from mimbench.benchmarks.manifest import Manifest, Profile, load_manifest
 from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_recipe
 from mimbench.benchmarks.run_config import RunConfig, safe_name
 from mimbench.checkpoints.files import read_weights, write_weights
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.networks.module import ModuleWeights, adapt, as_it_was
 from mimbench.results.record import Result
 from mimbench.system.config import merge, to_mapping
@@ -118,7 +118,7 @@ def _evaluate(
     root.mkdir(parents=True, exist_ok=True)
     label = name or weights.name
     row = root / f"{weights.digest[:12]}-{safe_name(label)}"
-    found = {benchmark: study.inspect_recipe(benchmark) for benchmark in names}
+    found = {benchmark: study.inspect_recipe(benchmark, weights.spec) for benchmark in names}
     if problems := [f"{b}: {f.problem}" for b, f in found.items() if f.problem]:
         raise UserError("\n".join(problems))
     return {b: study.run(b, report, weights, label, row) for b, report in found.items()}
@@ -155,8 +155,8 @@ class Study:
     own: bool
     machine: Machine
 
-    def inspect_recipe(self, benchmark: str) -> RecipeReport:
-        """Return the benchmark's whole configuration, or why it cannot run."""
+    def inspect_recipe(self, benchmark: str, spec: Spec) -> RecipeReport:
+        """Return the benchmark's whole configuration for an architecture, or why it cannot run."""
         dataset, config = self.manifest.recipe(benchmark, self.profile, self.settings)
         machine = merge(to_mapping(self.machine), self.manifest.limits(benchmark, self.profile))
         query = RecipeQuery(
@@ -164,15 +164,17 @@ class Study:
             task=self.manifest.benchmarks[benchmark].task,
             dataset=dataset,
             config={**config, "machine": merge(machine, config.get("machine", {}))},
+            overrides=self.settings,
         )
-        return inspect_recipe(query, self.data, own=self.own)
+        return inspect_recipe(query, self.data, own=self.own, specs=[spec])
 
     def run(
         self, benchmark: str, report: RecipeReport, weights: Weights, label: str, row: Path
     ) -> Result:
         """Return the benchmark's result, from its folder if it is there already."""
+        [protocol] = report.protocols
         parts = [benchmark] + ([self.profile] if self.profile != "paper" else [])
-        folder = row / ".".join([*parts, report.protocol[:6]] if self.settings else parts)
+        folder = row / ".".join([*parts, protocol[:6]] if self.settings else parts)
         row.mkdir(parents=True, exist_ok=True)
         run = RunConfig(
             benchmark=benchmark,
@@ -193,7 +195,7 @@ class Study:
             after=(),
             version=report.version,
             main_metric=report.main_metric,
-            protocol=report.protocol,
+            protocol=protocol,
         )
         return run_here(cell, weights=weights)
 

@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mimbench.system.options import user_path
+
 SHELLS = ("bash", "zsh")
 SCRIPTS = {"run_all.sh": "run"}
 """Scripts that take the options of a verb."""
@@ -160,4 +162,4 @@ def _zsh_positional(action: argparse.Action) -> str:
 def _zsh_values(action: argparse.Action) -> str:
     if words := _words(action):
         return f"({words})"
-    return "_files" if action.type is Path or action.nargs in {"*", "+"} else " "
+    return "_files" if action.type in (Path, user_path) or action.nargs in {"*", "+"} else " "

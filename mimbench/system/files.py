@@ -15,17 +15,7 @@ from typing import Any
 from mimbench.system.errors import UserError
 
 PART = ".part"
-CACHE = "MIMBENCH_CACHE"
-"""Environment variable: the folder of everything that can be computed again."""
 MINUTE, DAY = 60.0, 24 * 3600.0
-
-
-def cache_folder(name: str) -> Path:
-    """Return a folder of what can be computed again: $MIMBENCH_CACHE/name, else in the user's cache."""
-    if chosen := os.environ.get(CACHE):
-        return Path(chosen) / name
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path.home() / ".cache") / "mimbench" / name
 
 
 @contextmanager
@@ -93,6 +83,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON to `path` atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+CACHE = "MIMBENCH_CACHE"
+
+
+def cache_folder() -> Path:
+    """Return where things lie that can be made again: $MIMBENCH_CACHE, else in the user's cache."""
+    if chosen := os.environ.get(CACHE):
+        return Path(chosen)
+    user = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user) if user else Path.home() / ".cache") / "mimbench"
 
 
 def file_digest(path: Path) -> str:

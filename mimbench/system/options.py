@@ -9,12 +9,25 @@ from typing import Any, NoReturn
 from mimbench.system.errors import did_you_mean
 from mimbench.system.exit_codes import ExitCode, report_error
 
+
+def user_path(text: str) -> Path:
+    """Return a path as it was typed; the shell leaves the ~ of --out=~/runs to us."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~ of nobody: a name like any other
+        return Path(text)
+
+
 SHARED: Mapping[str, Mapping[str, Any]] = {
     "--batch": {"type": int, "metavar": "N", "help": "images in one step"},
-    "--benchmarks": {"type": Path, "metavar": "FILE", "help": "the manifest (benchmarks.yaml)"},
-    "--data": {"type": Path, "metavar": "DIR", "help": "where the data is"},
+    "--benchmarks": {
+        "type": user_path,
+        "metavar": "FILE",
+        "help": "the manifest (benchmarks.yaml)",
+    },
+    "--data": {"type": user_path, "metavar": "DIR", "help": "where the data is"},
     "--device": {"default": "auto", "metavar": "D", "help": "auto, cpu, cuda or cuda:N"},
-    "--eval-only": {"type": Path, "metavar": "RUN", "help": "score a trained model once more"},
+    "--eval-only": {"type": user_path, "metavar": "RUN", "help": "score a trained model once more"},
     "--fresh": {"action": "store_true", "help": "start over; nothing done before is reused"},
     "--gpus": {"type": int, "metavar": "N", "help": "how many GPUs on each machine"},
     "--image-size": {"type": int, "metavar": "N", "help": "side of the images in pixels"},
@@ -29,7 +42,7 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "--nodes": {"type": int, "metavar": "N", "help": "how many machines"},
     "--num-heads": {"type": int, "metavar": "N", "help": "attention heads, if the file is silent"},
     "--only": {"metavar": "A,B", "help": "benchmark ids or groups, separated by commas"},
-    "--out": {"type": Path, "metavar": "PATH", "help": "where to write"},
+    "--out": {"type": user_path, "metavar": "PATH", "help": "where to write"},
     "--parts": {"nargs": "+", "help": "what to measure"},
     "--precision": {"metavar": "P", "help": "floating-point format of the computation"},
     "--profile": {"metavar": "P", "help": "which variant of the recipes"},

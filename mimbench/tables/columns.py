@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mimbench.benchmarks.locations import OWN
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.doctor.data import ALIASES, LAYOUTS
 from mimbench.results.record import Result
 from mimbench.tables.rows import Column
-
-OWN = "own-"
-"""How the name of a data set of the user's own begins: `own-<layout>-<digest>`."""
 
 
 def columns_of(results: Sequence[Result], manifest: Manifest) -> list[Column]:
@@ -39,11 +37,15 @@ def columns_of(results: Sequence[Result], manifest: Manifest) -> list[Column]:
 
 
 def _official(key: tuple[str, str, str], results: Sequence[Result]) -> bool:
-    # a failure under the same protocol may have another recipe behind it: all must be the paper's
+    # a failure under the same protocol may have another recipe behind it: all must be the paper's;
+    # what one run changed without a change of the digest moves nothing
+    same = [o for o in results if (o.benchmark, o.protocol) == key[:2]]
+    plain = any(o.status == "done" and not o.overrides for o in same)
     return not key[2] and all(
-        o.profile == "paper" and not o.overrides and not is_own(o)
-        for o in results
-        if (o.benchmark, o.protocol) == key[:2]
+        o.profile == "paper"
+        and not is_own(o)
+        and (not o.overrides or (plain and o.status == "done"))
+        for o in same
     )
 
 

@@ -89,4 +89,4 @@ def _cached(query: RecipeQuery, model: str) -> Path | None:
         for path in sorted((ROOT / top).rglob("*.py"))
     ]
     key = value_digest([to_mapping(query), model, code])
-    return cache_folder("published") / f"{key[:24]}.json"
+    return cache_folder() / "published" / f"{key[:24]}.json"

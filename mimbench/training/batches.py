@@ -54,7 +54,7 @@ class SeededSamples(Dataset[tuple[int, Any, tuple[tuple[str, str], ...]]]):
         self.samples, self.seed = samples, seed
 
     def __getitem__(self, key: Key) -> tuple[int, Any, tuple[tuple[str, str], ...]]:
-        epoch, index = key
+        epoch, index = key[0], key[1] % len(self.samples)
         faults: list[tuple[str, str]] = []
         for attempt in range(REPLACEMENTS):
             seed = derive_seed(self.seed, epoch, key[1], attempt)
@@ -75,6 +75,34 @@ def collate(items: list[tuple[int, Any, tuple[tuple[str, str], ...]]]) -> Batch:
     return Batch(torch.tensor(indices), default_collate(list(data)), sum(faults, ()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Repeated augmentation (Hoffer et al. 2020) as DeiT's sampler has it: several views of some images.
+
+    An epoch sees the first part of a permutation, each image `views` times. Copies of an image never
+    share a group: in the published runs they went to different GPUs.
+    """
+
+    views: int = 3
+    unit: int = 256
+    """An epoch is cut down to a multiple of this."""
+    group: int
+    """Images of a step that are mixed with each other."""
+
+    def length(self, images: int) -> int:
+        """Return how many views an epoch has."""
+        return images // self.unit * self.unit
+
+    def order(self, permutation: Tensor, batch: int) -> Tensor:
+        """Return the keys of an epoch: view k of image i is i + k x images."""
+        images = len(permutation)
+        copies = permutation[:, None] + images * torch.arange(self.views)
+        keys = copies.flatten()[: self.length(images) // batch * batch]
+        groups = max(1, batch // self.group)
+        # of each step every groups-th key goes to one group
+        return keys.view(-1, batch // groups, groups).transpose(1, 2).flatten()
+
+
 @dataclass(frozen=True)
 class StepSampler(Sampler[list[Key]]):
     """Yields the keys of each micro-batch of this process, from optimizer step `start` on.
@@ -91,16 +119,18 @@ class StepSampler(Sampler[list[Key]]):
     seed: int
     start: int
     stop: int
+    repeats: Repeats | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch."""
-        return self.size // self.batch
+        return epoch_length(self.size, self.repeats) // self.batch
 
     def order(self, epoch: int) -> Tensor:
         """Return the epoch's permutation of all samples."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-        return torch.randperm(self.size, generator=generator)
+        permutation = torch.randperm(self.size, generator=generator)
+        return self.repeats.order(permutation, self.batch) if self.repeats else permutation
 
     def __iter__(self) -> Iterator[list[Key]]:
         known, order = -1, torch.empty(0)
@@ -115,6 +145,11 @@ class StepSampler(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.plan.micro_steps
+
+
+def epoch_length(images: int, repeats: Repeats | None) -> int:
+    """Return how many views of so many images one epoch has."""
+    return repeats.length(images) if repeats else images
 
 
 def loader(samples: Samples, sampler: StepSampler, *, workers: int, pin: bool) -> DataLoader[Any]:

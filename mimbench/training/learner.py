@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from mimbench.system.runtime import Precision, Ranks
 from mimbench.task import Machine
-from mimbench.training.batches import Batch
+from mimbench.training.batches import Batch, Repeats
 
 LAST, BEST, FAILED = "last.pt", "best.pt", "failed.pt"
 """Training states in a run's folder of checkpoints; those that stay are called epoch-0100.pt."""
@@ -41,6 +41,8 @@ class LoopConfig:
     max_broken: float = 0.001
     """Share of the data set that may be unreadable."""
     tensorboard: bool = True
+    repeats: Repeats | None = None
+    """Several views of an image in one epoch."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "log_every"):

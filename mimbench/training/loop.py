@@ -15,7 +15,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import autocast
-from mimbench.training.batches import Batch, BrokenImages, Samples, StepSampler, loader, to_device
+from mimbench.training.batches import (
+    Batch,
+    BrokenImages,
+    Samples,
+    StepSampler,
+    epoch_length,
+    loader,
+    to_device,
+)
 from mimbench.training.journal import Record
 from mimbench.training.learner import BEST, FAILED, LAST, Learner, LoopConfig, RunContext, StepInfo
 from mimbench.training.optim import plan_batch, set_lr
@@ -39,7 +47,7 @@ def fit(learner: Learner, samples: Samples, config: LoopConfig, context: RunCont
         UserError: The loss is not finite, too many images are broken, or the folder holds the run
             of another configuration.
     """
-    if len(samples) < config.batch:
+    if epoch_length(len(samples), config.repeats) < config.batch:
         raise UserError(
             f"{len(samples)} samples do not fill one batch of {config.batch}; "
             "use more data or a smaller batch"
@@ -58,7 +66,7 @@ class _Run:
         self.plan = plan_batch(
             config.batch, world=self.ranks.world, at_most=context.machine.max_batch
         )
-        self.per_epoch = len(samples) // config.batch
+        self.per_epoch = epoch_length(len(samples), config.repeats) // config.batch
         whole = config.epochs * self.per_epoch
         self.total = min(whole, config.steps or whole)
         self.now = TrainingState(learner, config, context, steps_per_epoch=self.per_epoch)
@@ -266,6 +274,7 @@ class _Run:
             seed=self.config.seed,
             start=self.now.step,
             stop=self.total,
+            repeats=self.config.repeats,
         )
         workers, pin = self.context.machine.workers, self.device.type == "cuda"
         for batch in loader(self.samples, sampler, workers=workers, pin=pin):

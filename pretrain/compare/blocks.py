@@ -33,7 +33,7 @@ from pretrain.compare.design import Design, split_of
 from pretrain.compare.probe import Labelled, all_scores, both_splits, features, knn
 from pretrain.compare.quality import mask_quality
 from pretrain.config import Config
-from pretrain.train import build_learner, train
+from pretrain.train import build_learner, train_unlocked
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ def perform(design: Design, options: RunOptions, task: ArmRun) -> None:
             device=options.device,
         )
         began = time.process_time()
-        train(config, folder, ranks=Ranks())
+        train_unlocked(config, folder, ranks=Ranks())
         seconds = time.process_time() - began
         if options.data not in _SPLITS:
             _SPLITS[options.data] = both_splits(options.data, design.probe, config.data)

@@ -171,10 +171,11 @@ MAE = {"position_rule": "bicubic"}
 OFFSET = {"position_rule": "bicubic-offset"}
 TIMM = {"position_rule": "bicubic-antialias"}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-CLIP_SAYS = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-}
+CLIP = {
+    "mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711),
+    "position_rule": "bicubic-antialias", "activation": "quick_gelu", "norm_eps": 1e-5,
+    "pre_norm": True, "patch_bias": False,
+}  # fmt: skip
 PATCHES = {"class_token": False, "pool": "avg"}
 PE = {**HALF, "position": "absolute+rotary", "rotation": "stepped", "position_rule": "bilinear",
       "pre_norm": True, "patch_bias": False, "norm_eps": 1e-5}  # fmt: skip
@@ -214,8 +215,6 @@ READ = {
                           extras=("attentional pooling",)),
     "SigLIP": Abroad(hf_clip, "hf-clip", {**TIMM, **PATCHES, **HALF, "activation": "gelu_tanh"},
                      extras=("attentional pooling", "text tower")),
-    "HF CLIP": Abroad(hf_clip, "hf-clip", {**TIMM, **CLIP_SAYS, "activation": "quick_gelu", "norm_eps": 1e-5,
-                      "pre_norm": True, "patch_bias": False}, extras=("text tower",)),
     "PE core": Abroad(pe_core, "pe", PE, extras=("attentional pooling", "text tower", "projection")),
     "PE spatial": Abroad(lambda t: {"state_dict": prefixed(pe(t), "module.visual.")}, "pe",
                          {**PE, "final_norm": "none", "layer_scale": True}),

@@ -139,8 +139,13 @@ def _numbers() -> Iterator[Edit]:
         yield Edit(f"interval {value}", result(put("intervals", "top1", value=value)))
     yield Edit("interval removed", result(drop("intervals", "top1")))
     yield Edit("intervals removed", result(put("intervals", value={})))
-    yield Edit("interval invented", result(put("intervals", "top5", value=0.1)))
-    yield Edit("metric invented", result(put("metrics", "top5", value=99.0)))
+    yield Edit("interval invented", result(put("intervals", "top3", value=0.1)))
+    yield Edit("metric invented", result(put("metrics", "top3", value=99.0)))
+    for value in (99.5, 0.0, 100.0):
+        yield Edit(f"second metric {value}", result(put("metrics", "top5", value=value)))
+    yield Edit("second metric removed", result(drop("metrics", "top5")))
+    yield Edit("interval of the second metric", result(put("intervals", "top5", value=0.01)))
+    yield Edit("interval of the second metric removed", result(drop("intervals", "top5")))
     yield Edit("metric removed", result(drop("metrics", "top1")))
     yield Edit("metrics removed", result(put("metrics", value={})))
     yield Edit(

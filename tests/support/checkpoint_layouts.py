@@ -1,6 +1,7 @@
 """Synthetic checkpoints: canonical tensors under every published layout's names (shared by tests)."""
 
 import argparse
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -337,6 +338,8 @@ class Layout:
     safetensors: bool = False
     extras: tuple[str, ...] = ()
     """Groups that must be reported as left out."""
+    beside: dict[str, Any] = field(default_factory=dict)
+    """Name -> content of the JSON files that make it a folder."""
     real: bool = False
     """Positions must be real values (the fixed table is what recognises the family)."""
 
@@ -352,7 +355,12 @@ class Layout:
             save_file({n: t.contiguous().clone() for n, t in top.items()}, path)
         else:
             torch.save(top, path)
-        return path
+        if not self.beside:
+            return path
+        for name, content in self.beside.items():
+            (folder / name).write_text(json.dumps(content))
+        path.rename(folder / "open_clip_pytorch_model.bin")
+        return folder
 
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -402,7 +410,8 @@ LAYOUTS = {
     "dinov3": Layout("dinov3", dinov3, V3, extras=("mask token",)),
     "dinov3-timm": Layout("dinov3", dinov3_timm, V3, safetensors=True),
     "mmpretrain": Layout("mmpretrain", mmpretrain, extras=("pre-training parts",)),
-    "openclip": Layout("clip", clip, CLIPS, extras=("projection", "text tower")),
+    "openclip": Layout("clip", clip, CLIPS, extras=("projection", "text tower"),
+                       beside={"open_clip_config.json": {"model_cfg": {"embed_dim": 4}}}),
     "openai-clip": Layout("clip", openai_clip, {**CLIPS, "activation": "quick_gelu"}),
     "openclip-timm": Layout("clip", clip_trunk, CLIP_SAYS, extras=("projection",)),
     "vitdet": Layout("vitdet", vitdet, DET, extras=("feature pyramid",)),

@@ -24,7 +24,7 @@ def odd_tensors() -> Iterator[Case]:
         "mae-training",
         "dinov2",
         "beit-finetuned",
-        "openclip",
+        "openai-clip",
         "mmpretrain",
         "dinov3",
         "vitdet",

@@ -132,6 +132,7 @@ def loop_config(config: Config, recipe: FinetuneRecipe) -> LoopConfig:
         best_is="largest",
         log_every=20,
         tensorboard=False,
+        repeats=config.repeats(recipe),
     )
 
 

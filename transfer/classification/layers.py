@@ -146,6 +146,7 @@ def sweep(sets: Sets, config: Config, depth: int) -> TaskResult:
     truth = torch.from_numpy(sets.val.images.labels)
     metrics = {
         "top1": top_percent(ranked[chosen], truth, 1),
+        "top5": top_percent(ranked[chosen], truth, 5),
         "top1_last": top_percent(ranked[last], truth, 1),
         "block": float(depth + 1 - chosen.block),
     }

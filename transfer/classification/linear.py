@@ -141,6 +141,8 @@ def _report(probe: ProbeLearner, config: Config) -> TaskResult:
         "top1_best": best,
         "top5_last": top_percent(ranked[head], probe.val.labels, 5),
     }
+    if config.report == "last":
+        metrics["top5"] = metrics["top5_last"]
     if len(names) > 1:
         metrics |= {f"{name}_top1_last": value for name, value in zip(names, last, strict=True)}
     notes = {

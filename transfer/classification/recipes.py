@@ -10,7 +10,7 @@ from typing import Literal
 
 from mimbench.vit.sizes import SIZES
 
-Name = Literal["mae", "hpm", "beit"]
+Name = Literal["mae", "hpm", "beit", "deit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,20 @@ def _beit(
     )
 
 
+def _deit() -> FinetuneRecipe:
+    return FinetuneRecipe(
+        epochs=1000,
+        warmup=5,
+        batch=768,
+        lr=7.5e-6 / 2,  # published for 512 images
+        scaled=True,
+        layer_decay=1.0,
+        drop_path=0.1,
+        pool="cls",
+        mixed=96,  # 768 on 8 GPUs
+    )
+
+
 RECIPES: dict[Name, dict[str, FinetuneRecipe]] = {
     "mae": {
         "S": _mae(100, 5e-4, 0.65, 0.1, "MAE published no recipe for S: that of B"),
@@ -116,6 +130,8 @@ RECIPES: dict[Name, dict[str, FinetuneRecipe]] = {
             mixed=64,
         ),
     },
+    # one recipe for every size; the sets differ in learning rate and length
+    "deit": {letter: _deit() for letter in ("S", "B", "L", "H")},
 }
 
 

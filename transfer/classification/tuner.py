@@ -1,6 +1,7 @@
 """What fine-tuning trains and how: configuration, optimizer, one step, scoring of val."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from mimbench.scores.metrics import top_percent
 from mimbench.system.config import later
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision, Ranks, autocast, pick_device
-from mimbench.training.batches import Batch
+from mimbench.training.batches import Batch, Repeats
 from mimbench.training.loop import Learner, StepInfo
 from mimbench.training.optim import Schedule, layer_decay_groups, scaled_lr
 from mimbench.vit.depth import StochasticDepth, image_seeds
@@ -83,6 +84,15 @@ class Config(ImageConfig):
             return replace(staged_recipe(self.recipe, model), **own)
         return replace(recipe_for(self.recipe, width), **own)
 
+    def schedule(self, recipe: FinetuneRecipe) -> Callable[[float], float]:
+        """Return the learning rate of the last layer as a function of the fractional epoch."""
+        peak = scaled_lr(recipe.lr, recipe.batch) if recipe.scaled else recipe.lr
+        return Schedule(peak=peak, epochs=recipe.epochs, warmup=recipe.warmup, floor=self.min_lr)
+
+    def repeats(self, recipe: FinetuneRecipe) -> Repeats | None:
+        """Return how often an epoch sees an image, where that is not once."""
+        del recipe
+
 
 class FineTune(Learner):
     """The whole network, trained with mixed images and soft targets."""
@@ -120,10 +130,7 @@ class FineTune(Learner):
             # in place: the names in saved states stay the same
             self.model.compile()
         self.optimizer = make_optimizer(self.model, config, recipe, self.spec)
-        peak = scaled_lr(recipe.lr, recipe.batch) if recipe.scaled else recipe.lr
-        self.schedule = Schedule(
-            peak=peak, epochs=recipe.epochs, warmup=recipe.warmup, floor=config.min_lr
-        )
+        self.schedule = config.schedule(recipe)
         self.mix = make_mixing(config, recipe, len(val.classes))
         self.criterion = (
             BinaryCrossEntropy(0.0) if recipe.binary else make_criterion(config.augment)

@@ -236,6 +236,7 @@ def resolved(spec: Spec, config: Config) -> dict[str, object]:
     found = plan(config, spec)
     return {
         "images": found.steps * config.batch,
+        "schedule": found.schedule,
         "layer_decay": found.layer_decay,
         "drop_path": found.drop_path,
         "decay_all": found.decay_all,

@@ -106,7 +106,6 @@ OPTIMA: dict[Family, dict[str, VitOptimum]] = {
     "ibot": {
         "S": VitOptimum(lr=3e-5, layer_decay=0.9, drop_path=0.1, source="iBOT-S"),
         "B": VitOptimum(lr=8e-5, layer_decay=0.65, drop_path=0.1, source="iBOT-B"),
-        "L": VitOptimum(lr=2e-5, layer_decay=0.95, drop_path=0.2, source="iBOT-L"),
     },
 }
 """Sizes that a family did not publish take its B values, and the run says so."""

@@ -49,7 +49,7 @@ def convert(raw: Raw, options: Options) -> Converted:
     said = timm.family(raw)
     family = Family(mean=said.mean, std=said.std)
     converted = convert_state(state, options, family)
-    notes = () if raw.config else (timm.normalisation_note(raw),)
+    notes = () if raw.config else (timm.normalisation_note(said),)
     return replace(
         converted,
         extras={**converted.extras, **container_extras(raw, PLAIN)},

@@ -1,11 +1,21 @@
 """OpenAI CLIP and OpenCLIP: the visual tower, under CLIP's own names or as a timm tower."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from mimbench.checkpoints.reading.architecture import CLIP_MEAN, CLIP_STD, PARTS, Family, infer_spec
+from mimbench.checkpoints.reading.architecture import (
+    CLIP_MEAN,
+    CLIP_STD,
+    PARTS,
+    UNSAID,
+    Family,
+    activation_of,
+    infer_spec,
+)
+from mimbench.checkpoints.reading.huggingface import normalisation
 from mimbench.checkpoints.reading.layout import (
     PLAIN,
     Converted,
@@ -16,6 +26,8 @@ from mimbench.checkpoints.reading.layout import (
     container_extras,
     rename,
 )
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import Activation
 
 NAME = "clip"
 
@@ -67,7 +79,7 @@ def convert(raw: Raw, options: Options) -> Converted:
     which, state, networks = choose(raw, {"student": PLAIN}, options.which)
     tensors, groups = rename(state, NAMES, EXTRAS)
     tensors = unsqueezed(tensors)
-    family, notes = _family(state)
+    family, notes = _family(raw, state, options.activation)
     if any(group == "attentional pooling" for group in groups):
         notes = (*notes, "the attentional pooling head is left out: features are the tokens")
     spec, asked = infer_spec(tensors, family, options.num_heads)
@@ -92,28 +104,50 @@ def unsqueezed(tensors: Tensors) -> Tensors:
     return out
 
 
-def _family(state: dict[str, Any]) -> tuple[Family, tuple[str, ...]]:
+def _family(raw: Raw, state: dict[str, Any], said: str | None) -> tuple[Family, tuple[str, ...]]:
+    vision, settings = _settings(raw)
+    family = Family(position_rule="bicubic-antialias", mean=CLIP_MEAN, std=CLIP_STD)
+    family = replace(family, **settings)
     if any(name.startswith("visual.trunk.") for name in state):
         pooled = any(".attn_pool." in name for name in state)
-        family = Family(
-            position_rule="bicubic-antialias",
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
-            requires=PARTS[1:] if pooled else PARTS,
-        )
-        return family, ("a timm tower: CLIP's image statistics assumed",)
-    family = Family(
+        notes = () if settings else ("a timm tower: CLIP's image statistics assumed",)
+        family = replace(family, requires=PARTS[1:] if pooled else PARTS, bare_rows=True)
+        return family, notes
+    activation, note = _activation(vision, state, said)
+    family = replace(
+        family,
         heads=HEADS,
         norm_eps=1e-5,
-        position_rule="bicubic-antialias",
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
+        activation=activation,
         requires=("cls_token", "norm_pre.weight", "norm.weight"),
     )
-    if "input_resolution" in state:
-        return replace(family, activation="quick_gelu"), ("OpenAI's file: QuickGELU",)
-    note = (
-        "the file does not say its activation: GELU assumed; for OpenAI's weights and "
-        "'quickgelu' configurations `export --to native --set activation=quick_gelu`"
-    )
     return family, (note,)
+
+
+def _activation(
+    model: Mapping[str, Any] | None, state: Mapping[str, Any], said: str | None
+) -> tuple[Activation, str]:
+    """Return the activation and who says so; OpenAI's and OpenCLIP's files have the same names."""
+    if "input_resolution" in state:
+        # only the archives that OpenAI released carry it, and all of them were trained so
+        return "quick_gelu", "OpenAI's file: QuickGELU"
+    if model is not None:
+        quick = model.get("quick_gelu", False)
+        if not isinstance(quick, bool):
+            raise UserError("open_clip_config.json: quick_gelu is neither true nor false")
+        kind: Activation = "quick_gelu" if quick else "gelu"
+        return kind, f"open_clip_config.json: {kind}"
+    if said is None:
+        raise UserError(UNSAID.format(folder="open_clip_config.json"))
+    return activation_of(said), f"{said}, as said by hand"
+
+
+def _settings(raw: Raw) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
+    """Return the model's settings in OpenCLIP's configuration, and the image statistics there."""
+    if not raw.open_clip:
+        return None, {}
+    model, images = raw.open_clip.get("model_cfg"), raw.open_clip.get("preprocess_cfg", {})
+    if not isinstance(model, Mapping) or not isinstance(images, Mapping):
+        raise UserError("open_clip_config.json: model_cfg or preprocess_cfg is not an object")
+    named = {"image_mean": images.get("mean"), "image_std": images.get("std")}
+    return model, normalisation(named, "open_clip_config.json")

@@ -4,7 +4,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mimbench.checkpoints.reading.architecture import CLIP_MEAN, CLIP_STD, HALF, Family, infer_spec
+from mimbench.checkpoints.reading.architecture import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    UNSAID,
+    Family,
+    activation_of,
+    infer_spec,
+)
 from mimbench.checkpoints.reading.huggingface import family_from, notes_for
 from mimbench.checkpoints.reading.layout import (
     PLAIN,
@@ -16,6 +24,7 @@ from mimbench.checkpoints.reading.layout import (
     fuse_qkv,
     rename,
 )
+from mimbench.system.errors import UserError
 
 NAME = "hf-clip"
 
@@ -77,14 +86,15 @@ def convert(raw: Raw, options: Options) -> Converted:
             tensors[name] = value.reshape(1, -1, value.shape[-1])
     default = CLIP if "cls_token" in tensors else SIGLIP
     family = family_from(raw, default)
-    if not raw.config:
-        family = replace(family, grid=None)
+    if default is CLIP and not raw.config:
+        # OpenAI's weights and OpenCLIP's have the same names here too
+        if options.activation is None:
+            raise UserError(UNSAID.format(folder="config.json"))
+        family = replace(family, activation=activation_of(options.activation))
     spec, asked = infer_spec(fuse_qkv(tensors), family, options.num_heads)
     notes = notes_for(raw, default)
     if "attentional pooling" in groups:
         notes += ("the attentional pooling head is left out: features are the tokens",)
-    if default is CLIP and not raw.config:
-        notes += ("no config.json: QuickGELU assumed, as OpenAI's weights need it",)
     return Converted(
         spec=spec,
         tensors=fuse_qkv(tensors),

@@ -1,11 +1,21 @@
 """timm and DeiT files, and any other plain ViT with a head: `.pth` or `.safetensors`."""
 
 from dataclasses import replace
+from typing import Any
 
-from mimbench.checkpoints.reading.architecture import CLIP_MEAN, CLIP_STD, HALF, Family
+from mimbench.checkpoints.reading.architecture import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    UNSAID,
+    Family,
+    activation_of,
+)
 from mimbench.checkpoints.reading.layout import PLAIN, Converted, Options, Raw
 from mimbench.checkpoints.reading.plain import EMA, convert_plain, plain_kind
 from mimbench.checkpoints.reading.settings import said_statistics, told_by_architecture
+from mimbench.system.errors import UserError
+from mimbench.vit.weights import Activation
 
 NAME = "timm"
 
@@ -34,42 +44,54 @@ def convert(raw: Raw, options: Options) -> Converted:
     """Return the encoder; of a training file the averaged weights, as timm itself prefers."""
     offers = {"ema": EMA, "student": PLAIN}
     converted = convert_plain(
-        raw, options, offers=offers, names=NAMES, extras=EXTRAS, family=family(raw)
+        raw,
+        options,
+        offers=offers,
+        names=NAMES,
+        extras=EXTRAS,
+        family=family(raw, options.activation),
     )
-    notes = () if said_statistics(raw) else (normalisation_note(raw),)
+    notes = () if said_statistics(raw) else (normalisation_note(family(raw, options.activation)),)
     if "attentional pooling" in converted.extras:
         notes += ("the attentional pooling head is left out: features are the tokens",)
-    if "norm_pre.weight" in raw.names and "architecture" not in raw.config:
-        notes = (
-            *notes,
-            "a norm before the blocks: CLIP's conventions (epsilon 1e-5) and GELU assumed",
-        )
     return replace(converted, notes=notes)
 
 
-def family(raw: Raw) -> Family:
-    """Return timm's conventions with what its `config.json` says of the input."""
-    settings = Family(position_rule="bicubic-antialias", requires=PARTS_OF_TIMM)
+def family(raw: Raw, said: str | None = None) -> Family:
+    """Return timm's conventions with what its `config.json` says of input and activation.
+
+    Args:
+        raw: The file.
+        said: The activation, as the user says it.
+    """
+    settings = Family(position_rule="bicubic-antialias", requires=PARTS_OF_TIMM, bare_rows=True)
     if "cls_token" not in raw.names:
         settings = replace(settings, pool="avg", requires=PARTS_OF_TIMM[1:])
     if "norm_pre.weight" in raw.names:
-        quick = "quickgelu" in str(raw.config.get("architecture", ""))
         settings = replace(
             settings,
             norm_eps=1e-5,
             mean=CLIP_MEAN,
             std=CLIP_STD,
-            activation="quick_gelu" if quick else "gelu",
+            activation=_activation(raw.config.get("architecture"), said),
         )
     settings = replace(settings, **told_by_architecture(raw))
-    if said := said_statistics(raw):
-        return replace(settings, mean=said[0], std=said[1])
+    if images := said_statistics(raw):
+        return replace(settings, mean=images[0], std=images[1])
     return replace(settings, mean=HALF, std=HALF) if _classes(raw) in (21841, 21843) else settings
 
 
-def normalisation_note(raw: Raw) -> str:
+def _activation(architecture: Any, said: str | None) -> Activation:
+    """Return the activation of a timm CLIP tower, whose name says it: the tensors are the same."""
+    if isinstance(architecture, str):
+        return "quick_gelu" if "quickgelu" in architecture else "gelu"
+    if said is None:
+        raise UserError(UNSAID.format(folder="config.json"))
+    return activation_of(said)
+
+
+def normalisation_note(settings: Family) -> str:
     """Return the warning that an input normalisation is assumed."""
-    settings = family(raw)
     used = f"mean {settings.mean} and std {settings.std}"
     return (
         f"the file does not say how images are normalised: {used} assumed; "

@@ -25,11 +25,11 @@ from mimbench.checkpoints.names.download import Wanted, download, fault, open_ur
 from mimbench.checkpoints.names.located import HUB, WEIGHTS, HubName, several
 from mimbench.checkpoints.names.registry import PREFIX as TIMM
 from mimbench.checkpoints.names.registry import default_tag, look_up
-from mimbench.checkpoints.reading import limits
 from mimbench.checkpoints.reading.content import SETTINGS, SINGLE
 from mimbench.system.errors import UserError, printable
 from mimbench.system.files import write_text
 from mimbench.system.listing import first_few
+from mimbench.system.pickles import limits
 
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")

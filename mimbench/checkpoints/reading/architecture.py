@@ -21,6 +21,22 @@ HEADS = sizes.HEADS | {1536: 24, 4096: 32}
 """Width -> heads of the published sizes: head width 64, but 80 for H."""
 
 
+UNSAID = (
+    "a CLIP whose file does not say whether its activation is GELU or QuickGELU, and either gives "
+    "features. Say it once and evaluate what comes out: `python -m mimbench export FILE --to native "
+    "-o OURS.safetensors --set activation=quick_gelu` for OpenAI's weights and configurations with "
+    "quickgelu in their name, `--set activation=gelu` for OpenCLIP's others; or give the folder with "
+    "its {folder}"
+)
+
+
+def activation_of(said: str) -> Activation:
+    """Return the activation that the user says."""
+    if said == "gelu" or said == "quick_gelu" or said == "gelu_tanh":
+        return said
+    raise UserError(f"activation is {said!r}, expected gelu, quick_gelu or gelu_tanh")
+
+
 PARTS = ("cls_token", "patch_embed.proj.bias", "norm.weight|fc_norm.weight")
 
 
@@ -39,6 +55,8 @@ class Family:
     rotation: Rotation = "centred"
     rotation_grid: int = 0
     norm: Literal["layer", "rms"] = "layer"
+    bare_rows: bool = False
+    """Class tokens may lack a position of their own (timm's `no_embed_class`)."""
     requires: tuple[str, ...] = PARTS
     """Parts that shapes would let be absent; alternatives are separated by '|'."""
     grid: tuple[int, int] | None = None
@@ -156,7 +174,8 @@ def _grid(
     rows = table.shape[1]
     total = tokens + registers
     # tables of register models have no prefix rows in timm; others nearly always have them
-    for prefix in (0, total) if registers else (total, 0):
+    tried = (0, total) if registers else (total, 0) if family.bare_rows else (total,)
+    for prefix in tried:
         count, whole = rows - prefix, prefix == total
         if family.grid is not None and math.prod(family.grid) == count:
             return family.grid, whole

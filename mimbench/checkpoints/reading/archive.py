@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mimbench.checkpoints.reading import limits, opcodes, zipped
-from mimbench.checkpoints.reading.machine import PickleMachine, RefusedError
-from mimbench.checkpoints.reading.standins import CALLS, without_standins
+from mimbench.checkpoints.reading import zipped
 from mimbench.checkpoints.reading.storages import Tensors
 from mimbench.system.errors import UserError
+from mimbench.system.pickles import limits, opcodes
+from mimbench.system.pickles.machine import PickleMachine, RefusedError
+from mimbench.system.pickles.standins import CALLS, without_standins
 
 CONVERT = (
     "If you trust it, convert it where it was made: python -c \"import torch; s = torch.load('FILE', "

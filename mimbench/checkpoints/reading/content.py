@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from mimbench.checkpoints.reading import limits
 from mimbench.checkpoints.reading.archive import read_torch
 from mimbench.checkpoints.reading.layout import Raw
+from mimbench.checkpoints.reading.mistaken import absent, inside
 from mimbench.checkpoints.reading.tensorfile import read_safetensors
 from mimbench.system.errors import UserError, printable
 from mimbench.system.files import file_digest, value_digest
 from mimbench.system.listing import first_few
+from mimbench.system.pickles import limits
 
 MISTAKEN = [
     (b"version https://git-lfs", "a Git LFS pointer, not the file: run `git lfs pull`"),
@@ -29,13 +30,20 @@ MISTAKEN = [
     (b"\x93NUMPY", "a numpy array, not a checkpoint"),
     (b"\x89HDF", "an HDF5 file (Keras): convert it to safetensors first"),
 ]
-SINGLE = ("model.safetensors", "pytorch_model.bin")
+SINGLE = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 """Weight files of a folder, the preferred first; each may have an index beside it instead."""
 
 
 def read_raw(path: Path) -> Raw:
     """Return the content of a file or of a folder as Hugging Face writes them."""
     try:
+        if not path.exists():
+            raise UserError(f"{path}: {absent(path)}")
         raw = _read_folder(path) if path.is_dir() else _read_file(path)
         check_names(raw.top)
     except OSError as error:
@@ -79,7 +87,7 @@ def source_digest(path: Path) -> str:
     return value_digest([[file.name, file_digest(file)] for file in files])
 
 
-SETTINGS = ("config.json", "preprocessor_config.json")
+SETTINGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -93,8 +101,8 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(parts, dict) or not parts:
                 raise UserError(f"{index}: has no 'weight_map'")
             return [_inside(folder, part, index) for part in sorted(set(map(str, parts.values())))]
-    if elsewhere := sharded(folder):
-        raise UserError(f"{folder}: {elsewhere}")
+    if meant := sharded(folder) or inside(folder, SINGLE):
+        raise UserError(f"{folder}: no checkpoint itself; {meant}")
     some = itertools.islice(folder.iterdir(), 1000)
     found = first_few(sorted(p.name for p in some), 8)
     raise UserError(
@@ -141,7 +149,7 @@ def _read_folder(folder: Path) -> Raw:
         top |= part.top
         metadata |= part.metadata
         notes |= dict.fromkeys(part.notes)
-    config, preprocessor = (
+    config, preprocessor, open_clip = (
         _json(folder / name) if (folder / name).is_file() else {} for name in SETTINGS
     )
     return Raw(
@@ -150,6 +158,7 @@ def _read_folder(folder: Path) -> Raw:
         metadata=metadata,
         config=config,
         preprocessor=preprocessor,
+        open_clip=open_clip,
         notes=tuple(notes),
     )
 

@@ -19,7 +19,7 @@ def family_from(raw: Raw, default: Family) -> Family:
     config = raw.config.get("vision_config", raw.config)
     if not isinstance(config, Mapping):
         raise UserError("config.json: 'vision_config' is not an object")
-    family = replace(default, **_normalisation(raw.preprocessor))
+    family = replace(default, **normalisation(raw.preprocessor))
     if not config:
         return family
     width, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
@@ -42,23 +42,24 @@ def notes_for(raw: Raw, default: Family) -> tuple[str, ...]:
     notes = ()
     if not raw.config:
         notes += (f"no config.json: layer norm epsilon {default.norm_eps:g} assumed",)
-    if not _normalisation(raw.preprocessor):
+    if not normalisation(raw.preprocessor):
         notes += (
             f"no preprocessor_config.json: mean {default.mean} and std {default.std} assumed",
         )
     return notes
 
 
-def _normalisation(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+def normalisation(
+    preprocessor: Mapping[str, Any], file: str = "preprocessor_config.json"
+) -> dict[str, Any]:
+    """Return a family's `mean` and `std` as a configuration says them; {} unless it says both."""
     out: dict[str, Any] = {}
     for key, ours in (("image_mean", "mean"), ("image_std", "std")):
         value = preprocessor.get(key)
         if value is None:
             continue
         if not isinstance(value, list) or len(value) != 3 or not all(map(_is_real, value)):
-            raise UserError(
-                f"preprocessor_config.json: {key} is {_shown(value)}, expected three numbers"
-            )
+            raise UserError(f"{file}: {key} is {_shown(value)}, expected three numbers")
         out[ours] = tuple(float(v) for v in value)
     return out if len(out) == 2 else {}
 

@@ -35,6 +35,8 @@ class Options:
 
     which: str | None = None
     num_heads: int | None = None
+    activation: str | None = None
+    """For formats whose files do not hold it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class Raw:
     """`config.json` of a folder."""
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     """`preprocessor_config.json` of a folder."""
+    open_clip: Mapping[str, Any] = field(default_factory=dict)
+    """`open_clip_config.json` of a folder."""
     notes: tuple[str, ...] = ()
     """What a reader should know of the file itself."""
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimbench.checkpoints.reading import limits
-from mimbench.checkpoints.reading.machine import Name, RefusedError
-from mimbench.checkpoints.reading.standins import checked_sizes
 from mimbench.system.errors import UserError
+from mimbench.system.pickles import limits
+from mimbench.system.pickles.machine import Name, RefusedError
+from mimbench.system.pickles.standins import checked_sizes
 
 TYPES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,

@@ -75,7 +75,7 @@ def choose_and_fit(
     classes: int,
     grid: Grid,
     *,
-    seed: int,
+    seed: int | NDArray[np.int64],
     views: int = 1,
     label: str = "",
 ) -> Fitted:
@@ -86,11 +86,14 @@ def choose_and_fit(
         labels: (n), of one view: an image is held out in all of its views.
         classes: Number of classes.
         grid: Which values of C, and how they are tried.
-        seed: Chooses what is held out.
+        seed: Chooses what is held out; or the places of the images that are.
         views: How often each image stands in `features`.
         label: Name of the progress line; none is shown without it.
     """
-    kept, held = hold_out(labels, grid.holdout, seed=seed)
+    if isinstance(seed, int):
+        kept, held = hold_out(labels, grid.holdout, seed=seed)
+    else:
+        kept, held = np.setdiff1d(np.arange(len(labels)), seed), seed
     every = np.concatenate([kept + view * len(labels) for view in range(views)])
     tiled = np.tile(labels, views)
     began = time.perf_counter()

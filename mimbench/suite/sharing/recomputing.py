@@ -22,6 +22,7 @@ from mimbench.scores.outcomes import TOLERANCE, Statistic
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError, printable
 from mimbench.system.listing import first_few
+from mimbench.tables.recipes import spec_of
 from mimbench.task import load_task, traits_of
 
 UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError)
@@ -41,6 +42,11 @@ class Checked:
         """Note a fault unless the condition holds."""
         if not same:
             self.faults.append(printable(fault, 300))
+
+    def lacks(self, metric: str, result: Result, what: str) -> None:
+        """Note that a result lacks a number: of the table's own a fault, of others it may be older."""
+        kind = self.faults if metric == result.main_metric else self.unproven
+        kind.append(printable(f"{metric} {what}", 300))
 
     def add(self, where: str, other: "Checked") -> None:
         """Take over what was found in one run."""
@@ -88,7 +94,7 @@ def _check_numbers(found: Checked, result: Result, offered: Mapping[str, Statist
     for metric, statistic in offered.items():
         stored = result.metrics.get(metric)
         if stored is None:
-            found.faults.append(f"{metric} is missing, the outcomes give it")
+            found.lacks(metric, result, "is missing, the outcomes give it")
             continue
         try:
             _check_metric(found, result, metric, statistic)
@@ -113,7 +119,7 @@ def _check_metric(found: Checked, result: Result, metric: str, statistic: Statis
         return
     half = statistic.interval().half
     if stated is None:
-        found.faults.append(f"the interval of {metric} is missing, the outcomes give ±{half:.4f}")
+        found.lacks(metric, result, f"has no interval, the outcomes give ±{half:.4f}")
     elif not abs(stated - half) <= TOLERANCE:
         # results of the first format were resampled by an earlier method
         older = result.format == legacy.FORMAT
@@ -121,8 +127,14 @@ def _check_metric(found: Checked, result: Result, metric: str, statistic: Statis
         (found.unproven if older else found.faults).append(shown)
 
 
-def _counted(run: RunConfig, tasks: Collection[str]) -> Mapping[str, Any]:
-    """Return the run's recipe as a result keeps it: without what cannot move the number."""
+def _counted(run: RunConfig, tasks: Collection[str], model: str) -> Mapping[str, Any]:
+    """Return the run's recipe as a result keeps it: without what cannot move the number.
+
+    Args:
+        run: The run.
+        tasks: Whose code may be asked.
+        model: The architecture's name; of published sizes it tells which values are theirs anyway.
+    """
     try:
         task = load_task(run.task) if run.task in tasks else None
     except UserError:
@@ -130,11 +142,15 @@ def _counted(run: RunConfig, tasks: Collection[str]) -> Mapping[str, Any]:
     if task is None:
         return run.config
     config = from_mapping(task.Config, run.config, "config.yaml")
-    return protocol_config(run.dataset, config, traits_of(task))
+    return protocol_config(run.dataset, config, traits_of(task), spec_of(model), run.overrides)
 
 
 def _check_config(found: Checked, run: RunConfig, result: Result, tasks: Collection[str]) -> None:
-    asked_for = run.config if result.format == legacy.FORMAT else _counted(run, tasks)
+    asked_for = (
+        run.config
+        if result.format == legacy.FORMAT
+        else _counted(run, tasks, result.weights.get("model", ""))
+    )
     config = {k: v for k, v in result.config.items() if k != "dataset"}
     found.expect(
         protocol_digest(result.task, result.version, result.config) == result.protocol,
@@ -162,10 +178,14 @@ def _check_config(found: Checked, run: RunConfig, result: Result, tasks: Collect
     same = alike(changed(run), result.overrides) and alike(result.overrides, changed(run))
     found.expect(same, "config.yaml and the result differ in what was changed")
     for key, value in config.items():
-        found.expect(
-            key in asked_for and alike(value, asked_for[key]),
-            f"config.yaml and the result differ in {key}",
-        )
+        if key in asked_for and alike(value, asked_for[key]):
+            continue
+        if key in result.resolved and alike(result.resolved[key], asked_for.get(key)):
+            # spelled out, and said to be what this architecture gets anyway
+            model = result.weights.get("model")
+            found.unproven.append(f"{key} of config.yaml is said to be that of every {model}")
+            continue
+        found.faults.append(f"config.yaml and the result differ in {key}")
 
 
 def _check_place(found: Checked, folder: Path, run: RunConfig, result: Result) -> None:

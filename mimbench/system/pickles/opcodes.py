@@ -9,9 +9,9 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from mimbench.checkpoints.reading import limits
-from mimbench.checkpoints.reading.machine import MARK, Name, PickleMachine
 from mimbench.system.errors import UserError
+from mimbench.system.pickles import limits
+from mimbench.system.pickles.machine import MARK, Name, PickleMachine
 
 
 def load(machine: PickleMachine) -> Any:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mimbench.checkpoints.reading import limits
 from mimbench.system.errors import UserError
+from mimbench.system.pickles import limits
 
 
 @dataclass(frozen=True)

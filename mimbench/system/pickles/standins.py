@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimbench.checkpoints.reading import limits
-from mimbench.checkpoints.reading.machine import Attributes, Filled, Inert, Name
 from mimbench.system.errors import UserError
+from mimbench.system.pickles import limits
+from mimbench.system.pickles.machine import Attributes, Filled, Inert, Name
 
 KIND = re.compile(r"(b1|[iu][1248]|f[248]|c8|c16)|[SU]\d{1,5}")
 """numpy kinds that hold plain values: no objects, no records. The first group fits a tensor."""

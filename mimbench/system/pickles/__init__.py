@@ -1,0 +1,1 @@
+"""Pickles read as data: an interpreter that makes plain values and calls nothing of Python's."""
