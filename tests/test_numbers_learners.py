@@ -182,7 +182,7 @@ def test_automaes_learner_gives_the_released_losses(
     made.discriminator = released_critic(arrays)
     made.prepare = lambda batch: (arrays["images"], to_patches(arrays["images"], 4))
     made.salience = lambda images, patches: arrays["attention"]
-    made.step_rival = lambda at: None
+    made.step_discriminator = lambda at: None
     monkeypatch.setattr(adversarial, "rectangles", lambda *_: arrays["rectangle_maps"])
     noise = arrays["noise"], arrays["gumbel"]
     monkeypatch.setattr(type(made.strategy), "noise", lambda *_: noise)

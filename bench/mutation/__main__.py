@@ -81,13 +81,18 @@ def judge(mutant: Mutant, source: str, memory: KeptResults, chooser: Chooser) ->
     return verdict
 
 
-def judge_planted(chooser: Chooser, names: Sequence[str]) -> tuple[str, int]:
+def judge_planted(memory: KeptResults, chooser: Chooser, names: Sequence[str]) -> tuple[str, int]:
     """Try each planted fault; return the table and how many live."""
     lines, alive = ["| fault | module | noticed by |", "|---|---|---|"], 0
     faults = [fault for fault in planted() if not names or fault.name in names]
     for fault in faults:
         nodes = chooser.nodes(fault.module, fault.place())
-        verdict, ended = try_tree(fault.module, fault.tree(), nodes)
+        key = f"planted: {fault.name} {fault.put}"
+        verdict, ended = memory.verdict(key, fault.module, nodes), None
+        if verdict is None or names:
+            verdict, ended = try_tree(fault.module, fault.tree(), nodes)
+            memory.keep(key, fault.module, nodes, verdict)
+            memory.save()
         lives = verdict.outcome in ALIVE
         alive += lives
         by = "**nothing**" if lives else f"`{verdict.by.partition('::')[2] or verdict.by}`"
@@ -132,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     memory = KeptResults(fresh=options.fresh)
     chooser = Chooser(watch(memory))
     if options.planted is not None:
-        faults, alive = judge_planted(chooser, options.planted)
+        faults, alive = judge_planted(memory, chooser, options.planted)
         runs = {}
     else:
         found = judge_all(options, memory, chooser)

@@ -181,8 +181,9 @@ def statement(node: ast.AST) -> Iterator[Fault]:
 
 def moves_no_value(node: ast.expr) -> bool:
     """Whether a call only says where a value lies: `network.to(device)`."""
-    call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    return call and node.func.attr in NO_VALUE_MOVED
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    return node.func.attr in NO_VALUE_MOVED
 
 
 def gives_nothing(node: ast.Return) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.mutation.forks import in_child
 from bench.mutation.loading import Marks, Replacing
-from bench.mutation.places import ROOT, source_path
+from bench.mutation.places import ROOT
 
 QUIET = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
 
@@ -100,11 +100,6 @@ def watch_file(path: str, sources: Mapping[str, str], scratch: Path) -> dict[str
     return watching.result(sources)
 
 
-def relevant(reach: FileReach, path: str) -> list[Path]:
-    """The files on whose contents a reach depends."""
-    return [ROOT / path, *(source_path(name) for name in reach.loads)]
-
-
 def reach_of(
     paths: Sequence[str],
     sources: Mapping[str, str],
@@ -112,11 +107,11 @@ def reach_of(
     say: Callable[[str], None],
     keep: Callable[[str, FileReach], None],
 ) -> dict[str, FileReach]:
-    """Watch each test file, unless it and what it loads are as they were."""
+    """Watch each test file unless it is as it was: reach only chooses tests, it decides nothing."""
     found: dict[str, FileReach] = {}
     for path in paths:
         old = _from_json(held[path]) if path in held else None
-        if old is not None and old.digest == digest_of(relevant(old, path)):
+        if old is not None and old.digest == digest_of([ROOT / path]):
             found[path] = old
             continue
         began = time.monotonic()
@@ -125,7 +120,7 @@ def reach_of(
             say(f"{path}: not watched\n{ended.log[-2000:]}")
             continue
         reach = _from_json({**ended.said, "digest": ""})
-        reach.digest = digest_of(relevant(reach, path))
+        reach.digest = digest_of([ROOT / path])
         found[path] = reach
         keep(path, reach)
         lost = f", failed without a fault: {reach.failed}" if reach.failed else ""

@@ -19,6 +19,11 @@ LONGEST = 5.0
 FIRST, ALL = 1.0, 6.0
 """Seconds of the tests tried first, which kill most, and of all of them together."""
 
+MOST = 60
+"""Tests for one mutant."""
+RECIPES = "tests/test_golden_recipes.py"
+"""Holds every default, though it enters no function: asked about whatever is declared in a class."""
+
 mentions_once = cache(mentions)
 
 
@@ -55,10 +60,14 @@ class Chooser:
         if not entering and place not in functions(module):
             # declared in a class or at the top: whoever uses the module may notice
             entering = self._entering(module, "") or self._loading(module)
-        order = sorted(entering, key=lambda n: (-self.kills[module, n[0]], n[2], n[1]))
+        if place not in functions(module):
+            entering = [*self._recipes(module), *entering]
+        order = sorted(
+            dict.fromkeys(entering), key=lambda n: (-self.kills[module, n[0]], n[2], n[1])
+        )
         chosen, spent = [], 0.0
         for name, seconds, _ in order:
-            if seconds <= LONGEST and spent + seconds <= ALL:
+            if seconds <= LONGEST and spent + seconds <= ALL and len(chosen) < MOST:
                 chosen.append((name, seconds))
                 spent += seconds
         return chosen
@@ -74,6 +83,12 @@ class Chooser:
                 for entered in node.enters
             )
         ]
+
+    def _recipes(self, module: str) -> list[tuple[str, float, bool]]:
+        file = self.reach.get(RECIPES)
+        if file is None or module not in file.loads:
+            return []
+        return [(name, 0.0, False) for name in file.nodes if "every_recipe" in name]
 
     def _loading(self, module: str) -> list[tuple[str, float, bool]]:
         return [
