@@ -137,11 +137,11 @@ def hidden_count(patches: int, ratio: float) -> int:
 
 def hide_largest(keys: Tensor, count: int | Tensor) -> Tensor:
     """Return the mask that hides the `count` largest keys of each row: one number, or one per row."""
-    if isinstance(count, Tensor):
-        ranks = keys.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        return ranks < count.unsqueeze(1)
     import torch  # noqa: PLC0415
 
+    if isinstance(count, torch.Tensor):
+        ranks = keys.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return ranks < count.unsqueeze(1)
     mask = torch.zeros_like(keys, dtype=torch.bool)
     return mask.scatter_(1, keys.topk(count, dim=1).indices, value=True)
 
