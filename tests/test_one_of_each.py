@@ -139,8 +139,12 @@ RULES: dict[str, tuple[Finder, set[str]]] = {
     ),
     "published sizes": (
         names_sizes,
-        # OpenAI's and OpenCLIP's own heads by width
-        {"mimbench/vit/sizes.py", "mimbench/checkpoints/formats/clip.py"},
+        # OpenAI's, OpenCLIP's and the Perception Encoder's own heads by width
+        {
+            "mimbench/vit/sizes.py",
+            "mimbench/checkpoints/formats/clip.py",
+            "mimbench/checkpoints/formats/pe.py",
+        },
     ),
     "the map into detectron2's names": (
         lambda n: text(n, "pretrain_use_cls_token"),
