@@ -14,6 +14,7 @@ from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.preflight import inspect_recipe
 from mimbench.checkpoints.files import write_weights
 from mimbench.commands.run import add_arguments, request_of
+from mimbench.suite.report.page import make_report
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser
 from mimbench.tables.columns import columns_of
@@ -83,6 +84,9 @@ def test_each_data_set_has_a_column_named_after_it(place: Path) -> None:
         f"{name}: {title}" for name in ("leaves", "stones") for title in ("k-NN", "logistic")
     }
     assert not any(column.official for column in columns_of(results, manifest))
+    page = make_report(place / "runs", manifest, compute=False)
+    # the figures of each set stand under a title of their own
+    assert all(f"<h3>{name}: k-NN</h3>" in page for name in ("leaves", "stones"))
 
 
 def test_a_benchmark_runs_where_it_fits_and_says_why_where_it_fits_nowhere(place: Path) -> None:
