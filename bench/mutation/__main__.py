@@ -116,14 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.mutation", description=__doc__)
     parser.add_argument("--module", action="append", metavar="PATTERN", help="only these modules")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="mutants of a module (0: by its size)")  # fmt: skip
-    add_option(parser, "--seed", "which sample is drawn")
+    add_option(parser, "--seed", "which sample")
     parser.add_argument("--planted", nargs="*", metavar="NAME", help="the planted faults instead")
     parser.add_argument("--list", action="store_true", help="only list the mutants that are drawn")
     parser.add_argument(
-        "--write-page",
-        type=Path,
-        metavar="FILE",
-        help="write the tables into this page",
+        "--write-page", type=Path, metavar="FILE", help="write the tables into this page"
     )
     add_option(parser, "--fresh")
     options = parser.parse_args(argv)

@@ -77,7 +77,10 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "miou"
-TRAITS = Traits(footprint=frozen)
+TRAITS = Traits(
+    footprint=frozen,
+    beside={"miou_identity": "without matching", "miou_labelled": "over labelled classes"},
+)
 PUBLISHED_STD = (0.229, 0.224, 0.255)
 """The published evaluator's: 0.255 stands where ImageNet's deviation is 0.225."""
 
