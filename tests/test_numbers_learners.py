@@ -279,3 +279,12 @@ def test_val_is_scored_in_evaluation_mode_and_training_goes_on_after_it(
     assert found.shape == (len(val), 5)
     assert (found[:, 0] == 3).all()
     assert model.training
+
+
+def test_distillations_class_token_starts_as_wide_as_dinos() -> None:
+    """timm starts it near zero (1e-6), DINO at 0.02 like its positions."""
+    made = tiny_distill.learner("encoder.width=96", "encoder.heads=4")
+    token = made.student.backbone.cls_token
+    assert token is not None
+    assert 0.015 < float(token.detach().std()) < 0.025
+    assert float(token.detach().abs().max()) < 0.1
