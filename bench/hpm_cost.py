@@ -1,9 +1,9 @@
 """What HPM costs over MAE: as published, and behind each switch that makes it cheaper.
 
-    python -m bench.hpm_cost [--vit small base] [--batch 4] [--repeat 5] [--out FILE]
+    python -m bench.hpm_cost [--vit small base] [--variants A2q] [--batch 4] [--repeat 5] [--out FILE]
 
 Every variant takes the same step of the same ViT on the same crops; FLOPs are those that PyTorch
-executes. Steps are timed in turns and ratios taken within each round, the median given with the
+executes. Where images have several masks, figures are for one of them. Steps are timed in turns and ratios taken within each round, the median given with the
 smallest and largest. With one thread on a CPU the clock is the process's own processor time, so
 that a busy machine disturbs little.
 """
@@ -35,28 +35,35 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "A2q, two thirds decoded": (*A2Q, "objective.share=0.6667"),
     "A2q, one third decoded": (*A2Q, "objective.share=0.3333"),
     "A2q, asked every 4th step": (*A2Q, "teacher.every=4"),
+    "bank, no teacher": (*SHARED, "objective.exit=2", "teacher.bank=true", "teacher.every=0"),
+    "A2, two masks a look": (*SHARED, "objective.exit=2", "objective.masks=2"),
+    "A2, four masks a look": (*SHARED, "objective.exit=2", "objective.masks=4"),
     "A2q, cross decoder": (*A2Q, "decoder.kind=cross"),
     "A2q, cross decoder, one third": (*A2Q, "decoder.kind=cross", "objective.share=0.3333"),
     "MAE, one third decoded": (*MAE, "objective.share=0.3333"),
 }
 
 
-def measure(setting: StepSetting, repeat: int) -> dict[str, Any]:
-    """Return FLOPs of an image and the time of a step over MAE's, for every variant."""
+def measure(setting: StepSetting, repeat: int, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """Return FLOPs of an image and the time of a step over MAE's, for variants named by parts."""
     images = setting.images()
     mae = OurStep(setting, MAE)
     least = executed(lambda: mae(images[:1]))
     out: dict[str, Any] = {"MAE": {"gigaflops": least / 1e9, "flops_over_mae": 1.0}}
     for name, further in VARIANTS.items():
+        if parts and not any(part in name for part in parts):
+            continue
         # one beside MAE at a time: all of them with their optimizers would not fit a laptop
         step = OurStep(setting, further)
-        flops = mean_flops(step, images[:1])
+        # what is learned is learned from masks: a step of several counts for as many
+        times = step.config.objective.masks
+        flops = mean_flops(step, images[:1]) / times
         turns = [lambda mark: mae(images, mark), lambda mark, s=step: s(images, mark)]
         base, own = in_turns(turns, setting.device, repeat)
         out[name] = {
             "gigaflops": flops / 1e9,
             "flops_over_mae": flops / least,
-            "time_over_mae": ratios(totals(own), totals(base)),
+            "time_over_mae": ratios([t / times for t in totals(own)], totals(base)),
         }
         del step
         gc.collect()
@@ -66,7 +73,7 @@ def measure(setting: StepSetting, repeat: int) -> dict[str, Any]:
 def mean_flops(step: OurStep, images: torch.Tensor) -> float:
     """Return the FLOPs of a step, averaged over those that ask the teacher and those that do not."""
     every = step.config.teacher.every
-    if every == 1:
+    if every < 2:
         return executed(lambda: step(images))
     last = step.at.step
     found = []
@@ -95,6 +102,7 @@ def parser() -> Parser:
     """Return the command line."""
     out = Parser(prog="python -m bench.hpm_cost", description=__doc__)
     add_option(out, "--vit", "default: small base", nargs="+", default=["small", "base"])
+    out.add_argument("--variants", default="", help="parts of names, by commas; all by default")
     add_option(out, "--batch", "default: 4", default=4)
     add_option(out, "--repeat", "default: 5", default=5)
     add_option(out, "--device")
@@ -112,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device, everything = pick_device(args.device), {}
     for size in args.vit:
         setting = StepSetting(size=size, device=device, precision=args.precision, batch=args.batch)
-        found = measure(setting, args.repeat)
+        found = measure(setting, args.repeat, [p for p in args.variants.split(",") if p])
         everything[size] = {
             name: {k: v.values if isinstance(v, Spread) else v for k, v in row.items()}
             for name, row in found.items()

@@ -54,6 +54,7 @@ WITHIN_MAE: Mapping[str, Sequence[str]] = {
     "grid": ("mask.name=grid", "mask.ratio=0.75"),
     "block": ("mask.name=block", "mask.ratio=0.75"),
     "attention": ("mask.name=attention",),
+    "curriculum": ("mask.name=curriculum",),
     "adversarial, own average as scorer": ("mask.name=adversarial",),
     "adversarial, frozen scorer": ("mask.name=adversarial", "mask.scorer={scorer}"),
 }

@@ -24,7 +24,7 @@ def block(tokens: int, width: int, queries: int | None = None) -> int:
 def encoder(spec: VitSpec, patches: int) -> tuple[int, int]:
     """Return the FLOPs of the patch embedding and of the blocks, for so many patches."""
     embedding = 2 * patches * 3 * spec.patch_size**2 * spec.embed_dim
-    return embedding, spec.depth * block(patches + 1, spec.embed_dim)
+    return embedding, spec.depth * block(patches + spec.class_tokens, spec.embed_dim)
 
 
 def decoder(config: DecoderConfig, patches: int, answers: int, outputs: int) -> int:

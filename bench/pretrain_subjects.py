@@ -1,5 +1,6 @@
 """The steps that are compared: the project's own and the plain one, and the proof that they agree."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pretrain.checkpoints.layouts import from_official, to_official
 from pretrain.config import Config, read_config
 from pretrain.models.autoencoder import Outputs
 from pretrain.models.teacher import Views
-from pretrain.objectives.learner import Pretraining
+from pretrain.train import build_learner
 
 EPOCHS, PER_EPOCH = 200, 10
 
@@ -69,7 +70,8 @@ class OurStep:
         """
         torch.manual_seed(0)
         self.setting, self.config = setting, setting.recipe(further)
-        self.learner = Pretraining(self.config, setting.device, Path("unused"))
+        self.learner = build_learner(self.config, setting.device, Path(tempfile.gettempdir()))
+        self.learner.open_bank(setting.batch)
         self.trained = [p for g in self.learner.optimizer.param_groups for p in g["params"]]
         self.at = StepInfo(
             step=EPOCHS * PER_EPOCH - 1 - back,
@@ -81,7 +83,11 @@ class OurStep:
 
     def loss(self, images: Tensor) -> dict[str, Tensor]:
         """Return the learner's figures."""
-        batch = Batch(torch.arange(len(images)), images, ())
+        count, data = len(images), images
+        if self.learner.bank is not None:
+            whole = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0]).repeat(count, 1)
+            data = {"image": images, "place": whole}
+        batch = Batch(torch.arange(count), data, ())
         with autocast(self.setting.device, self.setting.precision):
             return self.learner.loss(self.learner.student, batch, self.at)
 

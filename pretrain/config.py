@@ -12,66 +12,33 @@ from mimbench.task import Machine
 from mimbench.training.learner import LoopConfig
 from pretrain import masks
 from pretrain.models.autoencoder import DecoderConfig
-from pretrain.models.reconstruction import LossPrediction, TargetName, Weights
-from pretrain.models.teacher import TeacherConfig
-from pretrain.sections import EncoderConfig, TrainingConfig, drop_unused, moving_values
+from pretrain.models.options import MaskedEncoderConfig, ObjectiveConfig, TeacherConfig
+from pretrain.sections import (
+    TrainingConfig,
+    drop_unused,
+    moving_values,
+)
 from pretrain.sources.crops import DataConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 BASE = CONFIGS / "base.yaml"
 
 LATER: Mapping[str, Mapping[str, Any]] = {
+    "encoder": {"class_tokens": 1, "positions": "fixed", "drop_path": 0.0, "secondary": 0.0},
     "decoder": {"kind": "self", "features": None, "self_attention": False},
     "objective": {
         "predictor": "own",
         "exit": None,
         "share": 1.0,
+        "masks": 1,
         "weights": "none",
         "weights_temperature": 1.0,
     },
-    "teacher": {"look": "whole"},
+    "teacher": {"look": "whole", "bank": False, "bank_rate": 0.5},
+    "data": {"annotations": None},
     "start": {"init": "stream", "mask_stream": 1},
 }
 """Options that came after runs had been made, with the values that mean what was before them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What is predicted for hidden patches."""
-
-    target: TargetName = "normalised"
-    """Pixels, pixels normalised within each patch, or the features of a network."""
-    features_from: Path | None = None
-    """The checkpoint of the network for the targets `dino` and `clip`."""
-    predict_loss: LossPrediction = "relative"
-    """How the loss predictor is trained; `none` leaves it out, which is MAE."""
-    epsilon: float = 0.0
-    """Added inside the relative loss's logarithm; the released code has 1e-6."""
-    loss_weight: float = 1.0
-    """Weight of the predictor's loss beside the reconstruction's."""
-    predictor: Literal["own", "shared"] = "own"
-    """The loss predictor: a decoder of its own, or a head on the reconstruction decoder."""
-    exit: int | None = None
-    """Block of the reconstruction decoder after which the shared predictor reads; the last."""
-    share: float = 1.0
-    """Share of the hidden patches that decoders are given and answer for, chosen evenly over the
-    teacher's order where it gives one."""
-    weights: Weights = "none"
-    """What weighs hidden patches in the reconstruction loss; mean 1 in every image."""
-    weights_temperature: float = 1.0
-    """Smaller is sharper: a weight is exp(value in [0, 1] / temperature)."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share is {self.share:g}, expected a share above 0, up to 1")
-        if self.weights_temperature <= 0:
-            raise ValueError(f"weights_temperature is {self.weights_temperature:g}, not above 0")
-        if self.exit is not None and self.predictor == "own":
-            raise ValueError(
-                f"exit: {self.exit} is where a shared predictor reads; set predictor: shared"
-            )
-        if self.target in {"dino", "clip"} and self.features_from is None:
-            raise ValueError(f"the target '{self.target}' needs features_from, a checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +73,7 @@ class Start:
 class Config:
     """A pretraining run."""
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: MaskedEncoderConfig = field(default_factory=MaskedEncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     mask: Mapping[str, Any] = field(default_factory=lambda: {"name": "hard"})
@@ -120,19 +87,30 @@ class Config:
 
     def __post_init__(self) -> None:
         strategy = masks.build(self.mask)
+        if getattr(strategy, "counts", "fixed") != "fixed":
+            # asked now, and not after the data was opened
+            strategy.count(self.data.image_size // self.encoder.patch)
         if "difficulty" in strategy.needs and self.objective.predict_loss == "none":
             raise ValueError(
                 f"masks '{self.mask['name']}' follow the predicted loss, but objective.predict_loss "
                 "is none; train the predictor, or take mask.name=random"
             )
+        if self.teacher.bank and self.objective.predict_loss == "none":
+            raise ValueError(
+                "teacher.bank remembers predicted losses, but objective.predict_loss is none"
+            )
         if self.objective.weights == "difficulty" and self.objective.predict_loss == "none":
             raise ValueError("weights by difficulty need objective.predict_loss, which is none")
         o = self.objective
-        plain = o.share == 1 and o.predictor == "own" and o.weights == "none"
-        if "generator" in strategy.needs and not (plain and self.decoder.kind == "self"):
+        plain = o.share == 1 and o.predictor == "own" and o.weights == "none" and o.masks == 1
+        plain &= self.decoder.kind == "self" and not self.teacher.bank
+        e = self.encoder
+        plain &= e.positions == "fixed" and not e.drop_path and not e.secondary
+        if strategy.needs & {"generator", "masker"} and not plain:
             raise ValueError(
-                "learned masks go with objective.share=1, objective.predictor=own, "
-                "objective.weights=none and decoder.kind=self only"
+                "learned masks go with objective.share=1, masks=1, predictor=own and weights=none, "
+                "decoder.kind=self, without a bank, and with an encoder's usual positions, "
+                "drop_path=0 and secondary=0 only"
             )
         if self.decoder.kind == "cross" and self.teacher.tokens != 1:
             raise ValueError(
@@ -152,6 +130,13 @@ class Config:
             )
         self.loop()
 
+    @property
+    def labels(self) -> Literal["boxes", "segments"] | None:
+        """Which annotations the masks follow, if they do."""
+        if "labels" not in masks.build(self.mask).needs:
+            return None
+        return "boxes" if self.mask["name"] == "boxes" else "segments"
+
     def leave(self) -> int | None:
         """Return the decoder's block after which a shared predictor reads, None for its own."""
         if self.objective.predictor == "own":
@@ -166,6 +151,9 @@ class Config:
         """Return a digest of all that may move the weights."""
         value = moving_values(self)
         drop_unused(value, LATER)
+        if "annotations" in value["data"]:
+            # where they lie moves nothing
+            value["data"]["annotations"] = True
         value["start"]["weights"] = value["start"]["weights"] is not None
         # where AutoMAE's networks lie; the training state knows which they were
         for name in {"scorer", "generator_from"} & value["mask"].keys():

@@ -2,15 +2,14 @@
 
 Each state that the run kept (`training.keep_every`) and its last one is exported and scored: k-NN,
 attentive probe, patch k-NN and label-free measures, with the recipes of benchmarks.yaml. timeline.json
-holds each state's numbers beside its step, images seen, seconds and loss; timeline.svg draws them
-against images and against seconds. Cells that are done are kept, so that the command can be
-interrupted, and repeated while the run goes on.
+holds each state's numbers beside its step, images seen, seconds, loss and what its epoch's masks were
+like, so that a curriculum can be watched; timeline.svg draws them against images and seconds. Cells
+that are done are kept, so that the command can be interrupted, and repeated while the run goes on.
 """
 
 import argparse
 import json
 import logging
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from mimbench.benchmarks.cells import Request, make_cells, read_candidate
 from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, load_manifest
 from mimbench.checkpoints.files import write_weights
-from mimbench.suite.report.curves import HEIGHT, WIDTH, Line, chart
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import value_digest, write_json, write_text
@@ -34,15 +32,12 @@ from mimbench.training.snapshots import read_state
 from mimbench.vit.weights import VitWeights
 from pretrain.checkpoints.export import encoder_tensors
 from pretrain.checkpoints.stored import read_model
+from pretrain.objectives.mask_record import summary_of
+from pretrain.viewing.timeline_figure import drawing, table
 
 logger = logging.getLogger(__name__)
 
 BENCHMARKS = "in-knn,in-attn-ep,ade-patch-knn,in-label-free"
-STYLE = (
-    "svg path{fill:none;stroke-width:1.6}svg .axis{stroke:#999}"
-    "svg text{font:11px sans-serif;fill:#444}"
-)
-GAP = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +50,8 @@ class State:
     """Seen so far."""
     seconds: float
     loss: float | None
+    masks: Mapping[str, Any] | None = None
+    """What the masks of its epoch were like, see `MaskRecord`; None where it does not say."""
 
     @property
     def name(self) -> str:
@@ -86,6 +83,7 @@ def states_of(run: Path) -> list[State]:
                 images=step * batch,
                 seconds=seconds_until(journal, step, batch),
                 loss=loss_at(journal, step),
+                masks=summary_of(said),
             ),
         )
     return [found[step] for step in sorted(found)]
@@ -170,50 +168,9 @@ def row_of(state: State, scores: Mapping[str, float]) -> dict[str, Any]:
         "images": state.images,
         "seconds": round(state.seconds, 1),
         "loss": state.loss,
+        "masks": state.masks,
         "scores": dict(scores),
     }
-
-
-def drawing(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return every figure against images (left) and against seconds (right) as one picture."""
-    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    panels = []
-    for top, name in enumerate(["loss", *names]):
-        for left, axis in enumerate(("images", "seconds")):
-            line = line_of(rows, name, axis)
-            if len(line) < 2:
-                continue
-            found = re.search(r"<svg (.*)</svg>", chart(name, {0: line}, across=axis), re.DOTALL)
-            assert found is not None
-            x, y = left * (WIDTH + GAP), top * (HEIGHT + GAP)
-            panels.append(
-                f'<text x="{x}" y="{y + 12}">{name}</text>'
-                f'<svg x="{x}" y="{y + 16}" width="{WIDTH}" height="{HEIGHT}" {found.group(1)}</svg>'
-            )
-    height = (len(names) + 1) * (HEIGHT + GAP)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH + GAP} {height}">'
-        f"<style>{STYLE}</style>{''.join(panels)}</svg>\n"
-    )
-
-
-def line_of(rows: Sequence[Mapping[str, Any]], name: str, axis: str) -> Line:
-    """Return the points of one figure."""
-    values = [
-        (row[axis], row["loss"] if name == "loss" else row["scores"].get(name)) for row in rows
-    ]
-    return [(float(x), float(y)) for x, y in values if y is not None]
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the states as a Markdown table."""
-    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    lines = [f"| images | seconds | loss | {' | '.join(names)} |", "|---" * (3 + len(names)) + "|"]
-    for row in rows:
-        loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
-        cells = [f"{row['scores'][n]:.2f}" if n in row["scores"] else "-" for n in names]
-        lines.append(f"| {row['images']} | {row['seconds']:.0f} | {loss} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def parser() -> Parser:

@@ -22,12 +22,14 @@ from pretrain.checkpoints.export import ENCODER
 from pretrain.checkpoints.stored import start_from
 from pretrain.config import Config
 from pretrain.objectives.adversarial import AdversarialPretraining
+from pretrain.objectives.curriculum import CurriculumPretraining
 from pretrain.objectives.distill.config import DistillConfig
 from pretrain.objectives.distill.learner import Distillation
 from pretrain.objectives.distill.views import MultiCrops
 from pretrain.objectives.learner import Pretraining
 from pretrain.sources.crops import Crops
-from pretrain.sources.images import EvenSubset, open_source
+from pretrain.sources.images import EvenSubset, ImageSource, open_source
+from pretrain.sources.labels import open_labels
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,8 @@ def train_unlocked(
     else:
         learner = build_learner(config, device, out)
         start = begin(config, learner, out)
-        samples = Crops(source, config.data)
+        learner.open_bank(len(source))
+        samples = learner_samples(config, source)
     if ranks.main:
         write_text(out / "config.yaml", yaml.safe_dump(to_mapping(config), sort_keys=False))
     parameters = sum(p.numel() for p in learner.student.parameters())
@@ -86,6 +89,14 @@ def train_unlocked(
     )
     fit(learner, samples, config.loop(), context)
     return out / ENCODER
+
+
+def learner_samples(config: Config, source: ImageSource) -> Crops:
+    """Return the crops of a run, with whatever its masks ask of them."""
+    labels = None
+    if config.labels is not None:
+        labels = open_labels(config.data.annotations, config.data, boxes=config.labels == "boxes")
+    return Crops(source, config.data, places=config.teacher.bank, labels=labels)
 
 
 def begin(config: Config, learner: Pretraining, out: Path) -> int:
@@ -108,8 +119,13 @@ def begin(config: Config, learner: Pretraining, out: Path) -> int:
 
 def build_learner(config: Config, device: torch.device, out: Path) -> Pretraining:
     """Return the learner that provides what the config's masks need."""
-    learned = "generator" in masks.build(config.mask).needs
-    return (AdversarialPretraining if learned else Pretraining)(config, device, out)
+    needs = masks.build(config.mask).needs
+    kind = Pretraining
+    if "generator" in needs:
+        kind = AdversarialPretraining
+    elif "masker" in needs:
+        kind = CurriculumPretraining
+    return kind(config, device, out)
 
 
 def clear(out: Path) -> None:

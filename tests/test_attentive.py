@@ -77,7 +77,7 @@ def test_the_probe_reads_what_the_class_token_does_not_know(toy: Path, tmp_path:
     result = attentive.run(weights, config(toy), tmp_path / "out")
     assert result.metrics["top1"] > 90
     assert result.metrics["top1_best_on_val"] >= result.metrics["top1"]
-    [statistic] = result.outcomes[0].statistics()
+    statistic, *_ = result.outcomes[0].statistics()
     assert statistic.whole() == pytest.approx(result.metrics["top1"])
     assert result.notes["tokens"] == "patches of the last block, before the final norm"
     assert result.notes["storage_effect"]["predictions_changed"] <= 1
@@ -196,7 +196,7 @@ def test_the_layer_sweep_finds_the_block_before_the_damage(toy: Path, tmp_path: 
     assert result.metrics["logreg_block"] == 1
     assert result.metrics["top1"] > result.metrics["top1_last"] + 20
     assert list(result.figures[0].values) == ["1", "2"]
-    [statistic] = result.outcomes[0].statistics()
+    statistic, *_ = result.outcomes[0].statistics()
     assert statistic.whole() == pytest.approx(result.metrics["top1"])
 
 

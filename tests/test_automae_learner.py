@@ -260,3 +260,24 @@ def test_the_digest_ignores_where_the_networks_lie(tmp_path: Path, scorer: Path)
     assert here == there
     assert here != tiny().digest()
     assert read_config("automae_vit_base_16", []).mask == {"name": "adversarial", "ratio": 0.75}
+
+
+@pytest.mark.parametrize("stream", [1, 2, 3, 5])
+def test_the_critic_shares_no_random_numbers_with_the_masks(stream: int, tmp_path: Path) -> None:
+    """Not even where masks come from another stream than usual, and no stream moves the critic's."""
+    run, seeds = learner(tiny(f"start.mask_stream={stream}"), tmp_path), []
+    run.dice = lambda at, number: _noted(Pretraining.dice(run, at, number), seeds)  # type: ignore[method-assign]
+    run.loss(run.model, batch(), StepInfo(step=3, steps_per_epoch=3, epochs=3, batch=4))
+    critic, own = seeds
+    assert critic != own
+    usual: list[int] = []
+    other = learner(tiny(), tmp_path)
+    other.dice = lambda at, number: _noted(Pretraining.dice(other, at, number), usual)  # type: ignore[method-assign]
+    other.loss(other.model, batch(), StepInfo(step=3, steps_per_epoch=3, epochs=3, batch=4))
+    assert usual[0] == critic
+    assert (usual[1] == own) == (stream == 1)
+
+
+def _noted(generator: torch.Generator, seeds: list[int]) -> torch.Generator:
+    seeds.append(generator.initial_seed())
+    return generator

@@ -4,11 +4,12 @@ import ast
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bench import __main__ as command
-from bench import pretrain_teacher, pretrain_throughput
+from bench import dense_knn, pretrain_teacher, pretrain_throughput
 from bench.pretrain_flops import executed, necessary
 from bench.pretrain_subjects import OurStep, StepSetting, difference, plain_twin
 from bench.stopwatch import Spread, Stopwatch, ratios
@@ -88,6 +89,18 @@ def test_throughput_is_stated_in_images_and_in_the_methods_flops(
     # 3 x (encoder of 50 tokens + decoder of 197) of a ViT-Ti: between 10 and 60 GFLOP an image
     assert 10e9 < found["mae"]["flops_per_second"] / rate < 60e9
     assert f"{found['mae']['flops_per_second'] / 1e12:.1%}" in capsys.readouterr().out
+
+
+def test_dense_knn_gives_the_labels_of_the_plain_code(tmp_path: Path) -> None:
+    case = dense_knn.make(tmp_path, 0.08)
+    for ours_of, plain in dense_knn.FORMS.values():
+        mine, theirs = ours_of(case), plain(case)
+        assert mine.keys() == theirs.keys()
+        assert all(np.array_equal(mine[setting], theirs[setting]) for setting in mine)
+        # labels that say nothing would agree too
+        counts = np.unique(theirs[dense_knn.NEIGHBOURS, "cosine"], return_counts=True)[1]
+        assert len(counts) > 5
+        assert counts.max() < 0.6 * counts.sum()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A comparison's runs: arms of a block share all but the strategy, runs go on, verdicts are earned."""
 
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,52 @@ def test_share_of_the_hardest() -> None:
     assert share_found(losses, losses, 2) == 1
     assert share_found(-losses, losses, 2) == 0
     assert share_found(torch.tensor([[0.0, 3.0, 2.0, 1.0]]), losses, 2) == 0.5
+
+
+class Pool:
+    """Stands for a pool of processes: notes what it is asked for, and does it at once."""
+
+    asked: dict[str, Any]
+
+    def __init__(self, jobs: int, *, mp_context: Any, initializer: Any) -> None:
+        Pool.asked = {"jobs": jobs, "how": mp_context.get_start_method(), "tasks": []}
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, what: Any, design: Design, options: RunOptions, task: ArmRun) -> Any:
+        Pool.asked["tasks"].append(task)
+        # on a GPU every one of them is told the same device
+        config = design.config(task.arm, task.seed, Path("unused"), device=options.device)
+        assert config.machine.device == "cuda"
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def test_seeds_train_side_by_side_on_one_gpu(
+    design: Design, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of their own (spawned: a GPU forbids forks), as many as asked, all blocks at once."""
+    monkeypatch.setattr(blocks, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(blocks, "measure_untrained", lambda *_: None)
+    done = RunOptions(data=data, out=tmp_path, device="cuda", jobs=5)
+    write_json(done.folder(ArmRun(arm="MAE", seed=1000)) / RECORD, {})
+    blocks.run(design, done)
+    assert Pool.asked["jobs"] == 5
+    assert Pool.asked["how"] == "spawn"
+    assert len(Pool.asked["tasks"]) == len(design.arms) * design.blocks - 1
+    assert {task.seed for task in Pool.asked["tasks"]} == set(design.seeds)
+
+
+def test_a_bank_is_judged_on_what_it_remembers(design: Design, data: Path, tmp_path: Path) -> None:
+    switch = Arm(set=("objective.predictor=shared", "teacher.bank=true", "teacher.every=0"))
+    design = replace(design, arms={**design.arms, "bank": switch})
+    options, task = RunOptions(data=data, out=tmp_path, device="cpu"), ArmRun(arm="bank", seed=1000)
+    perform(design, options, task)
+    quality = result(options.folder(task))["quality"]
+    assert {"whole", "bank, training images", "whole, training images"} <= quality.keys()
+    shown = report.qualities(design, {("bank", 1000): {"quality": quality}})
+    assert "| bank | bank, training images |" in shown

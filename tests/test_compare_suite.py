@@ -10,7 +10,8 @@ from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints.files import read_weights
 from mimbench.system.config import parse_overrides
 from pretrain import masks
-from pretrain.compare.suite import ARMS, TWIN, ComparisonPlan, compare, main, prepare, table
+from pretrain.compare.arms import ARMS, ORACLES, TWIN, arms_of
+from pretrain.compare.suite import ComparisonPlan, compare, main, prepare, table
 from pretrain.objectives.learner import Pretraining
 from tests.support.tiny_pretrain import NETWORK
 
@@ -44,8 +45,22 @@ def test_every_strategy_is_an_arm_and_hides_as_much(tmp_path: Path) -> None:
         assert masks.build(config.mask).count(16) == 8
         assert parse_overrides(list(overrides))["mask"]["name"] in masks.available()
         assert config.training.seed == 0
-    assert names == set(masks.available())
+    assert names == set(masks.available()) - {"boxes", "segments"}
     assert len({plan.folder(arm, 0) for arm in (*ARMS, TWIN)}) == len(ARMS) + 1
+
+
+def test_oracles_run_on_annotated_images_only(tmp_path: Path) -> None:
+    assert not set(arms_of((), ())) & set(ORACLES)
+    assert arms_of((), ("oracle",)) == []
+    for override in ("data.name=scenes", "data.annotations=/somewhere.json"):
+        assert set(arms_of((override,), ("oracle",))) == set(ORACLES)
+        plan = plan_for(tmp_path, overrides=[*TINY, override])
+        orders = {
+            (c.mask["name"], c.mask.get("order"), c.labels)
+            for c in (plan.config(arm, 0) for arm in ORACLES)
+        }
+        assert len(orders) == 4
+        assert {kind for _, _, kind in orders} == {"boxes", "segments"}
 
 
 def test_hpm_is_taken_apart(tmp_path: Path) -> None:

@@ -18,15 +18,21 @@ import transfer.classification.lowshot
 import transfer.classification.robustness.backgrounds
 import transfer.classification.robustness.corrupted
 import transfer.classification.robustness.shifted
+import transfer.classification.sets.finetune
+import transfer.classification.sets.logreg
+import transfer.classification.sets.twelve
 import transfer.dense.hummingbird
 import transfer.dense.layers
 import transfer.dense.patch_knn
 import transfer.dense.patch_logreg
 import transfer.detection.fpn
 import transfer.detection.vitdet
+import transfer.retrieval.landmarks
+import transfer.retrieval.recall
 import transfer.segmentation.finetune_linear
 import transfer.segmentation.linear
 import transfer.segmentation.upernet
+import transfer.video.davis
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.checkpoints.formats import Format
 from mimbench.system.config import from_mapping, merge
@@ -45,15 +51,21 @@ TASKS: list[Task] = [
     transfer.classification.robustness.backgrounds,
     transfer.classification.robustness.corrupted,
     transfer.classification.robustness.shifted,
+    transfer.classification.sets.finetune,
+    transfer.classification.sets.logreg,
+    transfer.classification.sets.twelve,
     transfer.dense.hummingbird,
     transfer.dense.layers,
     transfer.dense.patch_knn,
     transfer.dense.patch_logreg,
     transfer.detection.fpn,
     transfer.detection.vitdet,
+    transfer.retrieval.landmarks,
+    transfer.retrieval.recall,
     transfer.segmentation.finetune_linear,
     transfer.segmentation.linear,
     transfer.segmentation.upernet,
+    transfer.video.davis,
 ]
 FORMAT: Format = mimbench.checkpoints.formats.mae
 STRATEGIES: list[type[MaskStrategy]] = [

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mimbench.data.label_maps import VOC, LabelLayout, class_indices, read_label_maps
+from mimbench.data.preprocess import Squash
 from mimbench.features.logistic.grid import Grid
 from mimbench.features.search import Approximate, search, search_pieces
 from mimbench.system.config import from_mapping
@@ -20,12 +21,14 @@ from mimbench.system.errors import UserError
 from mimbench.task import Machine, TaskResult
 from mimbench.vit.weights import VitSpec, random_weights
 from transfer.dense import hummingbird, layers, patch_knn, patch_logreg
-from transfer.dense.banks import Patches, every, held_out
+from transfer.dense.banks import Patches, SquashedLabels, every, held_out, patch_labels
 from transfer.dense.confusion import miou_labelled
-from transfer.dense.neighbours import LabelledPatches, Truth, vote
+from transfer.dense.neighbours import KeptLabels, LabelledPatches, Truth, vote
 from transfer.dense.patch_knn import Ready
-from transfer.dense.patches import patchify
+from transfer.dense.patches import frequencies, patchify
+from transfer.dense.soft_labels import SoftLabels, without_void
 from transfer.dense.views import BankView
+from transfer.dense.votes import soft_votes, upsample
 
 CPU = Machine(device="cpu", workers=0, max_batch=16)
 SPEC = VitSpec(embed_dim=24, depth=2, num_heads=3, mlp_dim=48, patch_size=8, grid=(4, 4))
@@ -329,6 +332,57 @@ def test_wrong_layouts_are_refused_by_name(tmp_path: Path, ade: Path) -> None:
     maps = read_label_maps(ade, LabelLayout(reduce_zero_label=False), "val")
     with pytest.raises(UserError, match="holds label 150"):
         maps.settle(np.full((2, 2), 150, dtype=np.uint8), 0)
+
+
+def test_joined_labels_count_as_one_class(ade: Path, tmp_path: Path) -> None:
+    digits = tuple(range(141, 151))
+    plain, layout = LabelLayout(), LabelLayout(joined=(digits,))
+    maps = read_label_maps(ade, layout, "val")
+    assert maps.names[140] == "zero to nine"
+    assert maps.names[:140] == read_label_maps(ade, plain, "val").names[:140]
+    every_label = np.arange(151, dtype=np.uint8)
+    found = maps.settle(every_label, 0)
+    np.testing.assert_array_equal(found, np.where(every_label > 141, 141, every_label))
+    # kept labels of the one layout are not read for the other
+    view = SquashedLabels(squash=Squash(size=64))
+    joined, apart = (
+        patch_labels(read_label_maps(ade, way, "val"), view, 8, root=tmp_path)
+        for way in (layout, plain)
+    )
+    np.testing.assert_array_equal(joined, np.where((apart > 141) & (apart < 255), 141, apart))
+    assert (joined != apart).any()
+    for wrong in ((141,), (141, 151), (0, 5)):
+        with pytest.raises(UserError, match="a group has two labels or more, each between 1 and"):
+            read_label_maps(ade, LabelLayout(joined=(wrong,)), "val")
+    with pytest.raises(UserError, match="none is in two groups"):
+        read_label_maps(ade, LabelLayout(joined=((1, 2), (2, 3))), "val")
+
+
+def test_shares_computed_on_demand_are_those_of_all_patches() -> None:
+    rng = np.random.default_rng(0)
+    pixels = [rng.choice([0, 1, 2, 255], size=(9, 4)).astype(np.uint8) for _ in range(2)]
+    parts = [KeptLabels(pixels[0], np.array([8, 1, 4])), KeptLabels(pixels[1], np.arange(9))]
+    labels = SoftLabels(parts, 3)
+    whole = frequencies(
+        without_void(np.concatenate([pixels[0][[8, 1, 4]], pixels[1]])), labels.classes
+    )
+    assert len(labels) == 12
+    at = rng.integers(0, 12, size=(700, 5))
+    np.testing.assert_array_equal(labels[at], whole[at])
+    similarity = rng.random((700, 5), dtype=np.float32)
+    torch.testing.assert_close(
+        labels.vote(similarity, at, 0.1), soft_votes(similarity, whole[at], 0.1)
+    )
+
+
+def test_maps_enlarged_a_few_classes_at_a_time_are_the_whole_ones() -> None:
+    shares = torch.rand(2, 12, 40, generator=torch.Generator().manual_seed(0))
+    shares[..., 7:20] = 0
+    # of equal ones the smallest class
+    shares[..., 30] = shares[..., 2]
+    maps = shares.unflatten(1, (3, 4)).permute(0, 3, 1, 2)
+    full = torch.nn.functional.interpolate(maps, size=(24, 32), mode="bilinear")
+    np.testing.assert_array_equal(upsample(shares, (3, 4), (24, 32)), full.argmax(dim=1).numpy())
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:

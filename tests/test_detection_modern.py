@@ -13,14 +13,15 @@ pytest.importorskip("detectron2")
 
 from mimbench.checkpoints.files import read_vit
 from mimbench.sample import generate
+from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from transfer.detection import convert as conversion
-from transfer.detection import recipe
+from transfer.detection import recipe, vitdet
 from transfer.detection.attention import RecomputedModernBlock
 from transfer.detection.convert import VitDetTensors, convert
 from transfer.detection.protocol import Config, plan
-from transfer.detection.trunk import BiasedAttention, ModernBlock, RotaryAttention
+from transfer.detection.trunk import BiasedAttention, ModernBlock, RotaryAttention, decay_rate
 from transfer.detection.vitdet import run
 
 MODERN = ["dinov3", "dinov3_swiglu", "eva02", "clip", "dinov2_swiglu_reg", "beit"]
@@ -61,7 +62,8 @@ def trunk(weights: VitWeights, side: int, windows: dict[int, int], **changes: An
     """Return the trunk as the recipe builds it, filled strictly, and what was converted."""
     spec = weights.spec
     config = settings(side, spec.patch_size, **changes)
-    converted = convert(weights, patch_size=None, side=side, windows=windows)
+    kept = config.prefix == "kept"
+    converted = convert(weights, patch_size=None, side=side, windows=windows, prefix=kept)
     net = recipe.official("common/models/mask_rcnn_vitdet.py", "model").backbone.net
     planned = replace(
         plan(config, spec),
@@ -120,6 +122,55 @@ def test_windows_hold_what_the_reference_holds(name: str, shape: str, golden: Pa
     windows = dict.fromkeys(wanted[f"{shape}/windowed/blocks"].tolist(), 2)
     vit, _ = trunk(weights, 4, windows)
     assert check(vit, wanted, shape, "windowed") < 1e-5
+
+
+def last_map(vit: Any, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        [found] = vit(images).values()
+    return found.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("shape", ["square", "wide"])
+@pytest.mark.parametrize("name", ["dinov3", "eva02", "clip", "dinov2_swiglu_reg"])
+def test_prefix_tokens_that_are_kept_give_the_whole_classifier(
+    name: str, shape: str, golden: Path
+) -> None:
+    """Without windows every token attends, as in the reference: class token, registers and patches."""
+    weights, wanted = golden_weights(golden, name)
+    vit, converted = trunk(weights, 4, {}, prefix="kept")
+    images = wanted[f"{shape}/images"]
+    last = weights.spec.depth - 1
+    torch.testing.assert_close(
+        last_map(vit, images), wanted[f"{shape}/block_{last}/patches"], atol=1e-5, rtol=0
+    )
+    dropped, _ = trunk(weights, 4, {})
+    assert (last_map(vit, images) - last_map(dropped, images)).abs().max() > 1e-3
+    assert all(n.startswith("norm.") for n in converted.placeless)
+    assert f"{weights.spec.prefix_tokens} prefix tokens kept" in converted.report
+
+
+def test_kept_prefix_tokens_wait_while_windowed_blocks_run(golden: Path) -> None:
+    weights, wanted = golden_weights(golden, "dinov3")
+    images = wanted["square/images"]
+    vit, _ = trunk(weights, 4, {0: 2}, prefix="kept")
+    dropped, _ = trunk(weights, 4, {0: 2})
+    # the windowed first block is the same with and without them; what follows is not
+    torch.testing.assert_close(every_block(vit, images)[0], every_block(dropped, images)[0])
+    assert (last_map(vit, images) - last_map(dropped, images)).abs().max() > 1e-3
+    vit.train()(images)["last_feat"].square().mean().backward()
+    assert vit.prefix_tokens.grad.abs().max() > 0
+    assert decay_rate("backbone.net.prefix_tokens", num_layers=2, lr_decay_rate=0.5) == 0.125
+
+
+def test_prefix_tokens_that_cannot_be_kept_are_refused(golden: Path) -> None:
+    weights, _ = golden_weights(golden, "beit")
+    with pytest.raises(UserError, match="relative positions of their own"):
+        convert(weights, patch_size=None, side=4, windows={}, prefix=True)
+    clip, _ = golden_weights(golden, "clip")
+    with pytest.raises(UserError, match="add relative_positions: false"):
+        vitdet.design(
+            clip, replace(settings(4, 16, prefix="kept"), relative_positions=True), classes=3
+        )
 
 
 @pytest.mark.parametrize("name", MODERN)

@@ -196,7 +196,8 @@ def test_learns_and_writes_outcomes(
     metrics, notes = result.metrics, result.notes
     # chance is 25
     assert metrics["top1"] >= 60
-    [top1] = result.outcomes[0].statistics()
+    [top1, top5] = result.outcomes[0].statistics()
+    assert top5.whole() == metrics["top5"]
     assert top1.whole() == metrics["top1_last"] == metrics["top1"]
     assert notes["tensors_not_taken"] == ["norm.weight", "norm.bias"]
     assert (notes["micro_batch"], notes["micro_steps"], notes["effective_batch"]) == (8, 2, 16)

@@ -335,12 +335,15 @@ def test_masks_are_recorded_and_go_on_with_the_state(tmp_path: Path) -> None:
     whole.begin_epoch(at[0])
     for moment in at:
         whole.loss(whole.student, images(), moment)
+        whole.after_update(replace(moment, step=moment.step + 1))
     first.begin_epoch(at[0])
     first.loss(first.student, images(), at[0])
+    first.after_update(at[1])
     second.restore(first.state())
     # a run that goes on in the middle of an epoch keeps what it had
     second.begin_epoch(at[1])
     second.loss(second.student, images(), at[1])
+    second.after_update(replace(at[1], step=1502))
     found = whole.masks.summary()
     assert second.masks.summary() == found
     assert found["images"] == 8

@@ -52,15 +52,13 @@ def test_targets_train_and_are_the_patches_own(target: str) -> None:
     hidden = torch.tensor([[3, 7], [0, 15], [1, 2], [4, 9]])
     width = 27 if target == "hog" else 192
     assert run.student.reconstructor.pred.out_features == width
-    patches = run.prepare(batch)[1]
+    patches = run.prepare(batch.data)[1]
     guess = torch.randn(4, 2, width, generator=torch.Generator().manual_seed(1))
     losses = run.patch_losses(guess, patches, batch.data, hidden, None)
     changed = batch.data.clone()
     # the far corner of the third image, 8 pixels a patch: only a low-pass filter carries it over
     changed[2, :, 24:, 24:] = 0
-    moved = run.patch_losses(
-        guess, run.prepare(batch._replace(data=changed))[1], changed, hidden, None
-    )
+    moved = run.patch_losses(guess, run.prepare(changed)[1], changed, hidden, None)
     torch.testing.assert_close(moved[[0, 1, 3]], losses[[0, 1, 3]])
     assert torch.allclose(moved[2], losses[2]) == (target == "hog")
 

@@ -66,7 +66,7 @@ def test_every_option_reaches_the_number(
     # chance is 25, a standard deviation 5
     assert metrics["top1"] == metrics["avg_k5_T0.07_top1"] > 45
     [outcomes] = result.outcomes
-    [top1] = outcomes.statistics()
+    top1, *_ = outcomes.statistics()
     assert (top1.metric, top1.whole()) == ("top1", metrics["top1"])
     other = classify.run(weights, config(data, choices=["cls", "avg"]), tmp_path / "cls").metrics
     assert other["top1"] == metrics["cls_k5_T0.07_top1"]

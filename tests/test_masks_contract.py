@@ -22,7 +22,7 @@ from pretrain.models.autoencoder import DecoderConfig, MaskedAutoencoder, split
 from pretrain.objectives.learner import Pretraining
 
 NAMES = sorted(masks.available())
-TENSORS = ("difficulty", "attention", "images", "log_probability", "salience")
+TENSORS = ("difficulty", "attention", "images", "log_probability", "salience", "labels", "keep")
 GRIDS = [(14, 14), (4, 4), (6, 10), (12, 4)]
 
 
@@ -43,6 +43,8 @@ def look(batch: int, grid: tuple[int, int] = (14, 14), seed: int = 9, **more: An
         images=torch.randn(batch, 3, 16 * grid[0], 16 * grid[1], generator=source),
         log_probability=torch.randn(batch, n, generator=source).log_softmax(1),
         salience=torch.rand(batch, n, generator=source),
+        labels=torch.randint(0, 4, (batch, 2 * grid[0], 2 * grid[1]), generator=source).byte(),
+        keep=torch.rand(batch, n, generator=source),
         trial=lambda mask: (mask * torch.linspace(0, 1, n)).sum(1),
         **more,
     )
@@ -65,6 +67,7 @@ def strategy(request: pytest.FixtureRequest) -> MaskStrategy:
 
 def test_the_published_strategies_are_there() -> None:
     assert {"random", "block", "grid", "hard", "attention", "adversarial"} <= set(NAMES)
+    assert {"boxes", "segments", "curriculum"} <= set(NAMES)
     assert {"colour", "rolled", "multiblock", "even", "salience", "harder", "contrast"} <= set(
         NAMES
     )
@@ -126,13 +129,14 @@ def test_a_batch_of_one(strategy: MaskStrategy) -> None:
 def test_images_steps_and_seeds_differ(strategy: MaskStrategy) -> None:
     mask = strategy(look(8), rng(1))
     assert len({tuple(row.tolist()) for row in mask}) == 8
-    if "attention" not in strategy.needs:
+    # what a teacher's attention or a masking network decides alone has nothing to draw
+    if not strategy.needs & {"attention", "masker"}:
         assert not torch.equal(mask, strategy(look(8), rng(2)))
 
 
 def test_half_precision_inputs(strategy: MaskStrategy) -> None:
     inp = look(3)
-    names = ("difficulty", "attention", "log_probability", "salience")
+    names = ("difficulty", "attention", "log_probability", "salience", "keep")
     half = replace(inp, **{name: getattr(inp, name).half() for name in names})
     assert strategy(half, rng()).sum(1).tolist() == [strategy.count(196)] * 3
 
@@ -146,6 +150,8 @@ def test_what_is_not_needed_is_not_looked_at(strategy: MaskStrategy) -> None:
         "generator": "log_probability",
         "salience": "salience",
         "trial": "trial",
+        "labels": "labels",
+        "masker": "keep",
     }
     absent = {field: None for need, field in fields.items() if need not in strategy.needs}
     assert torch.equal(strategy(replace(inp, **absent), rng()), strategy(inp, rng()))

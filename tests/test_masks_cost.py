@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from bench.mask_cost import pictures, step_info, take_step, within_ibot
-from bench.pretrain_flops import block, encoder, executed
+from bench.pretrain_flops import block, decoder, encoder, executed
 from mimbench.training.learner import Learner, StepInfo
 from mimbench.vit.weights import VitSpec
+from pretrain import masks
 from pretrain.config import read_config
+from pretrain.masks import MaskInput
+from pretrain.models.masker import DEPTH
 from pretrain.objectives.learner import Pretraining
 from pretrain.train import build_learner
 
@@ -91,6 +94,29 @@ def test_learned_masks_cost_one_row_and_two_small_networks(mae: int) -> None:
     alone, _ = of_reconstruction("mask.name=adversarial", "mask.weight=0")
     assert mae + look < alone < whole
     assert whole - mae - look < 0.02 * mae
+
+
+def test_a_curriculum_costs_a_network_and_the_student_on_all_patches(mae: int) -> None:
+    """CL-MAE: the network forward twice and backward once, the student once forward and back."""
+    found, learner = of_reconstruction("mask.name=curriculum")
+    spec, shape, n = learner.spec, learner.config.decoder, 64
+    width = spec.embed_dim
+    embedding, blocks = encoder(spec, n)
+    network = DEPTH * block(n + 1, width) + 2 * width * n
+    neck = 2 * width * shape.width * (n + 1)
+    student = blocks + neck + decoder(shape, n, n, 768)
+    # weights of the student take no gradient in the network's turn
+    needed = 2 * embedding + 4 * network + 2 * student
+    # PyTorch counts a fifth product in attention's backward pass, which recomputes its weights
+    assert 1 < (found - mae) / needed < 1.08
+
+
+def test_oracles_cost_nothing() -> None:
+    labels = torch.randint(0, 3, (2, 32, 32)).byte()
+    inp = MaskInput(batch=2, grid=(8, 8), device=torch.device("cpu"), labels=labels)
+    for fields in ({"name": "boxes"}, {"name": "segments", "order": "whole"}):
+        strategy = masks.build(fields)
+        assert executed(lambda s=strategy: s(inp, torch.Generator())) == 0
 
 
 def test_attention_within_ibot_costs_less_than_two_percent() -> None:

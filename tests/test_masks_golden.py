@@ -9,8 +9,10 @@ from torch import Tensor
 
 from mimbench.system.errors import UserError
 from pretrain import masks
-from pretrain.masks import colour, even, hide_largest, multiblock, rolled
+from pretrain.config import read_config
+from pretrain.masks import Amount, colour, even, hide_largest, multiblock, rolled
 from pretrain.masks.salience import outgoing
+from pretrain.objectives.recipes import read_recipe
 from pretrain.viewing.mask_statistics import describe
 from tests.support.tiny_pretrain import look, rng
 
@@ -137,6 +139,25 @@ def test_multiblock_hides_the_blocks_before_anything_else() -> None:
     assert (mask | ~union).all()
     fewer = masks.build({"name": "multiblock", "ratio": 0.1})(inp, rng())
     assert (union | ~fewer).all()
+
+
+def test_multiblock_with_its_own_counts() -> None:
+    """As many as the blocks cover where tokens are replaced; refused where they are dropped."""
+    own = masks.build({"name": "multiblock", "counts": "own"})
+    share = torch.full((400,), 0.3)
+    share[::4] = 0
+    inp = look(400, amount=Amount(share=share, again=0.0))
+    found = own(inp, rng())
+    union = multiblock.lay((14, 14), *_multiblock_draws(400), dead=False)
+    assert torch.equal(found[share > 0], union[share > 0])
+    assert not found[share == 0].any()
+    assert len(set(found.sum(1).tolist())) > 20
+    with pytest.raises(UserError, match=r"counts is own.*distillation"):
+        own.count(196)
+    with pytest.raises(UserError, match="counts is own"):
+        read_config("mae_vit_base_16", ["mask.name=multiblock", "mask.counts=own"])
+    recipe = read_recipe("attmask_vit_small_16_100", ["mask.name=multiblock", "mask.counts=own"])
+    assert recipe.mask["counts"] == "own"
 
 
 def _multiblock_draws(count: int) -> tuple[Tensor, Tensor]:

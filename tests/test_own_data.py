@@ -1,6 +1,7 @@
 """Several data sets of one's own in one run: each is scored on its own and has a column named after it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.preflight import inspect_recipe
 from mimbench.checkpoints.files import write_weights
 from mimbench.commands.run import add_arguments, request_of
+from mimbench.suite.report.page import make_report
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser
 from mimbench.tables.columns import columns_of
@@ -60,13 +62,18 @@ def request(place: Path, *more: str, **changes: Any) -> Request:
     )
 
 
+def found_by(place: Path) -> list[Any]:
+    return [read_candidate(place / "tiny.safetensors")]
+
+
 def test_each_data_set_has_a_column_named_after_it(place: Path) -> None:
     manifest = load_manifest()
-    found = make_cells(
-        manifest, [read_candidate(place / "tiny.safetensors")], request(place, "stones")
-    )
+    found = make_cells(manifest, found_by(place), request(place, "stones"))
     assert [cell.problem for cell in found] == [""] * 4
     assert len({cell.folder for cell in found}) == 4
+    # published recipes too, whose folders say nothing of a changed protocol
+    unchanged = replace(request(place, "stones"), overrides={})
+    assert len({cell.folder for cell in make_cells(manifest, found_by(place), unchanged)}) == 4
     assert [cell.label.rpartition(" ")[2] for cell in found] == ["leaves", "stones"] * 2
     for cell in found:
         evaluate(cell.run, cell.folder)
@@ -77,10 +84,13 @@ def test_each_data_set_has_a_column_named_after_it(place: Path) -> None:
         f"{name}: {title}" for name in ("leaves", "stones") for title in ("k-NN", "logistic")
     }
     assert not any(column.official for column in columns_of(results, manifest))
+    page = make_report(place / "runs", manifest, compute=False)
+    # the figures of each set stand under a title of their own
+    assert all(f"<h3>{name}: k-NN</h3>" in page for name in ("leaves", "stones"))
 
 
 def test_a_benchmark_runs_where_it_fits_and_says_why_where_it_fits_nowhere(place: Path) -> None:
-    manifest, who = load_manifest(), [read_candidate(place / "tiny.safetensors")]
+    manifest, who = load_manifest(), found_by(place)
     (place / "bare").mkdir()
     found = make_cells(manifest, who, request(place, "bare"))
     assert [cell.label.rpartition(" ")[2] for cell in found] == ["leaves"] * 2

@@ -14,13 +14,13 @@ from mimbench.training.optim import Schedule
 from pretrain.config import read_config
 from pretrain.models.autoencoder import split, take, to_patches
 from pretrain.models.decoders import Decoder
+from pretrain.models.options import TeacherConfig
 from pretrain.models.reconstruction import (
     pair_signs,
     pixel_loss,
     rank_correlation,
     relative_loss,
 )
-from pretrain.models.teacher import TeacherConfig
 from pretrain.objectives.learner import Pretraining, parameter_groups
 from tests.support.tiny_pretrain import images, learner, rng, scored, step_info, tiny
 

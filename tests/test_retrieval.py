@@ -20,7 +20,7 @@ from transfer.retrieval import landmarks
 from transfer.retrieval.landmarks import Config
 from transfer.retrieval.outcomes import QueryScores
 from transfer.retrieval.precision import (
-    Judged,
+    Relevance,
     average_precision,
     positive_ranks,
     precision_at,
@@ -102,7 +102,7 @@ def test_queries_without_positives_do_not_count(golden: Path) -> None:
 
 
 def test_a_perfect_ranking_is_one_and_ignored_images_in_front_change_nothing() -> None:
-    judged = Judged(positive=np.array([3, 1]), ignored=np.array([0, 4]))
+    judged = Relevance(positive=np.array([3, 1]), ignored=np.array([0, 4]))
     for ranking in ([3, 1, 2, 0, 4], [0, 4, 1, 3, 2], [3, 0, 1, 4, 2]):
         ranks = positive_ranks(np.array(ranking), judged)
         assert average_precision(ranks) == 1.0

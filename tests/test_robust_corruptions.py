@@ -15,7 +15,9 @@ from mimbench.sample.cards import make_card
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.support.finished_cells import finish
+from transfer.classification.robustness import shifted
 from transfer.classification.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from transfer.classification.robustness.finished import find_cell
 from transfer.classification.robustness.maps import alexnet_errors
 from transfer.classification.robustness.mce import (
     CorruptionErrors,
@@ -243,6 +245,11 @@ def test_a_and_r_report_clean_images_of_the_same_classes(
             path = part / name
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(255 - np.asarray(val.open(i))).save(path)
+    cell = find_cell(head / "mine", "logreg", weights, seed=0)
+    kinds: dict[shifted.Kind, bool] = {"a": True, "r": True, "sketch": False}
+    for kind, alone in kinds.items():
+        found = shifted.Config(kind=kind, head="logreg", data=part).open(cell)
+        assert (found.restrict, found.groups) == (alone, ((1,), (2,)))
     config = {"kind": "r", "head": "logreg"}
     result = finish(head, "rob-r", weights, part, task=SHIFTED, config=config)
     assert result.notes["clean"] == "8 other images of the same classes"

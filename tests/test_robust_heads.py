@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from mimbench.benchmarks.lifecycle import finished
 from mimbench.benchmarks.preflight import RecipeQuery, inspect_recipe
 from mimbench.benchmarks.run_config import read_run_config, write_run_config
 from mimbench.results.record import read_result, write_result
+from mimbench.scores.hits import Hits
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
 from mimbench.task import Machine
@@ -74,18 +77,41 @@ def test_a_head_answers_as_its_finished_run_did(
         assert (found == cell.hits.top5[:, 0]).mean() > 0.98
 
 
+@pytest.mark.parametrize("prefix", ["", "val/"], ids=["folder", "archive"])
+def test_classes_are_called_as_their_folders(prefix: str) -> None:
+    names = [f"{prefix}{name}" for name in ("n2/deep/a.png", "n1/deep/b.png")]
+    if prefix:
+        names = [name.replace("/deep", "") for name in names]
+    hits = Hits(images=tuple(names), labels=np.array([1, 0]), top5=np.zeros((2, 5), dtype=np.int64))
+    cell: Any = SimpleNamespace(hits=hits, classes=2, folder=Path("x"))
+    assert HeadRun.class_names(cell) == {"n1": 0, "n2": 1}
+    cell.hits = replace(hits, images=("a.png", "b.png"))
+    with pytest.raises(UserError, match="do not say what its 2 classes are called"):
+        HeadRun.class_names(cell)
+
+
 def test_every_task_that_trains_a_head_is_covered() -> None:
     assert {task for task, _ in HEADS.values()} == set(KINDS)
 
 
 def test_a_head_of_the_best_epoch_is_not_taken_from_the_last(
-    cells: Path, weights: VitWeights
+    weights: VitWeights, tmp_path: Path, data: Path
 ) -> None:
-    cell = cell_of(cells, "linear-best", weights)
+    out = tmp_path / "ckpt"
+    finish(out, "linear-best", weights, data)
+    path = out / "linear-best" / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    for name, value in state["model"].items():
+        if name.startswith("weights."):
+            value.zero_()
+    # best.pt may be the same file under another name
+    path.unlink()
+    torch.save(state, path)
+    cell = cell_of(out, "linear-best", weights)
     best = HeadJudge.of(cell, weights, MACHINE, Ranks()).predict(cell.val())
-    assert 100 * (best == cell.hits.labels).mean() == pytest.approx(
-        cell.result.metrics["top1_best"]
-    )
+    top1 = 100 * (best == cell.hits.labels).mean()
+    assert top1 == pytest.approx(cell.result.metrics["top1_best"])
+    assert top1 > 60
 
 
 def test_another_states_head_is_refused(

@@ -144,6 +144,18 @@ def test_a_failed_cell_under_a_changed_recipe_brings_no_published_rows(order: in
     assert {row.kind for row in table.rows} == {"measured"}
 
 
+def test_a_change_that_moves_nothing_leaves_the_published_rows() -> None:
+    """`--set in-ft-hpm.lr=5e-4` says what a ViT-B gets anyway: the same digest, the same column."""
+    said = result("in-ft-hpm", 80.0, name="said", overrides={"in-ft-hpm": {"lr": 5e-4}})
+    both = make_table([result("in-ft-hpm", 84.0), said], MANIFEST)
+    assert len(both.columns) == 1
+    assert {row.kind for row in both.rows} == {"measured", "published"}
+    alone = make_table([said], MANIFEST)
+    assert {row.kind for row in alone.rows} == {"measured"}, (
+        "nothing here shows that it is the recipe"
+    )
+
+
 def test_a_corner_in_brackets_is_no_argument_of_the_rule() -> None:
     text = FORMATS["latex"](make_table([result("in-knn", 50.0, profile="demo")], MANIFEST))
     line = text.splitlines()[text.splitlines().index(r"\toprule") + 1]

@@ -74,7 +74,8 @@ def test_every_state_is_scored_once_and_the_picture_shows_both_axes(
         assert 0 <= rows[0]["seconds"] <= rows[1]["seconds"]
         assert all(row["loss"] > 0 and "in-knn top1" in row["scores"] for row in rows)
         drawn = (run / "timeline/timeline.svg").read_text()
-        assert drawn.count("images 16") == drawn.count("seconds ") == 2
+        # loss, k-NN, and three figures of the masks
+        assert drawn.count("images 16") == drawn.count("seconds ") == 5
         patch.setattr(lifecycle, "evaluate", lambda *_: pytest.fail("scored again"))
         assert timeline.main(arguments) == 0
 
@@ -98,3 +99,21 @@ def test_the_usual_benchmarks_exist_in_every_profile() -> None:
     manifest = load_manifest()
     for profile in ("demo", "quick", "paper"):
         assert manifest.choose(profile, timeline.BENCHMARKS.split(","))
+
+
+def test_the_curriculum_can_be_watched(run: Path) -> None:
+    """Every saved state says what its epoch's masks were like; the table and the picture show it."""
+    states = timeline.states_of(run)
+    rows = [timeline.row_of(state, {}) for state in states]
+    for row in rows:
+        assert row["masks"]["ratio"] == 0.75
+        # all images of the epoch: two steps of four
+        assert row["masks"]["images"] == 8
+    shown = timeline.table(rows)
+    assert "masks: clumping | masks: spatial entropy | masks: hardest quarter hidden" in shown
+    assert f"{rows[1]['masks']['hardest_quarter_hidden']:.2f}" in shown
+    drawn = timeline.drawing(rows)
+    assert "masks: hardest quarter hidden" in drawn
+    # states from before there was a record say nothing
+    silent = [{**row, "masks": None} for row in rows]
+    assert "masks:" not in timeline.table(silent)

@@ -136,3 +136,12 @@ def test_a_flat_architecture_without_a_format_of_its_own(name: str) -> None:
         detection_step(weights)
     with pytest.raises(UserError, match="UperNet reads 4 levels"):
         segmentation_step(weights)
+
+
+def test_an_architecture_of_one_size_says_so() -> None:
+    """timm's own failure on another size is a traceback somewhere in its attention."""
+    weights = random_levels(spec_of("efficientformerv2_s0", {"img_size": SIDE}), seed=0)
+    network = LevelNetwork(weights)
+    assert [m.shape[2] for m in network.maps(torch.rand(1, 3, SIDE, SIDE))] == [16, 8, 4, 2]
+    with pytest.raises(UserError, match=r"does not read images of 96x96: timm builds it for 64x64"):
+        network.maps(torch.rand(1, 3, 96, 96))

@@ -4,7 +4,7 @@ python -m bench.mutation                     the sample: 2 to 6 mutants of a mod
 python -m bench.mutation --seed 1            another sample
 python -m bench.mutation --module 'knn.*'    only these modules
 python -m bench.mutation --planted           the faults that once slipped through, by name
-python -m bench.mutation --page docs/x.md    write the tables into the page
+python -m bench.mutation --write-page docs/x.md    write the tables into the page
 
 What was found before is reused where neither the module nor the deciding tests have changed; --fresh
 starts over. Only what runs in the test's own process, or forked from it, carries the fault.
@@ -27,6 +27,7 @@ from bench.mutation.planted import planted
 from bench.mutation.reach import FileReach, reach_of
 from bench.mutation.trials import Chooser, Verdict, try_tree
 from mimbench.system.files import write_text
+from mimbench.system.options import Parser, add_option
 
 EQUIVALENT = ROOT / "bench" / "mutation" / "equivalent.yaml"
 
@@ -115,18 +116,20 @@ def watch(memory: KeptResults, *, trust: bool = False) -> dict[str, FileReach]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sample or the planted faults; the exit code is 1 while any lives."""
-    parser = argparse.ArgumentParser(prog="python -m bench.mutation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(prog="python -m bench.mutation", description=__doc__)
     parser.add_argument("--module", action="append", metavar="PATTERN", help="only these modules")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="mutants of a module (0: by its size)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="which sample")
+    add_option(parser, "--seed", "which sample")
     parser.add_argument("--planted", nargs="*", metavar="NAME", help="the planted faults instead")
     parser.add_argument("--minutes", type=float, default=0.0, metavar="N", help="begin no further module after so long")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="only list the mutants that are drawn")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables into this page")
+    parser.add_argument(
+        "--write-page", type=Path, metavar="FILE", help="write the tables into this page"
+    )
     parser.add_argument(
         "--trust", action="store_true", help="choose tests by what they entered when last watched"
     )
-    parser.add_argument("--fresh", action="store_true", help="reuse nothing")
+    add_option(parser, "--fresh")
     options = parser.parse_args(argv)
     options.module = options.module or ["*"]
     if options.list:
@@ -138,15 +141,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     memory = KeptResults(fresh=options.fresh)
     chooser = Chooser(watch(memory, trust=options.trust))
     faults, alive, runs = "", 0, {}
-    if options.planted is not None or options.page:
+    if options.planted is not None or options.write_page:
         faults, alive = judge_planted(memory, chooser, options.planted or ())
     if options.planted is None:
         found = judge_all(options, memory, chooser)
         say("\n".join(["", summary(found), "", *table(found), "", *survivors(found)]))
         alive += sum(one.alive for one in found)
         runs = {f"seed {options.seed}": found}
-    if options.page:
-        write_text(options.page, page(options.page.read_text(encoding="utf-8"), runs, faults))
+    if options.write_page:
+        write_text(
+            options.write_page, page(options.write_page.read_text(encoding="utf-8"), runs, faults)
+        )
     return int(alive > 0)
 
 

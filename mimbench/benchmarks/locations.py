@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from mimbench.doctor.data import ALIASES, LAYOUTS
+from mimbench.doctor.data import ALIASES, LAYOUTS, sample_manifest
 from mimbench.doctor.folders import image_names, subfolder_names
 from mimbench.doctor.shifted import SETS as SHIFTED
 from mimbench.system.errors import UserError, did_you_mean
@@ -16,6 +16,13 @@ MANY = "published-sets"
 SHIFTED_SAMPLES = {f"sample-{name}": name for name in SHIFTED if name != "imagenet-c"}
 """Cards that are not as the sample's training cards are, in the layouts of robustness sets; ImageNet-C is
 made on the fly."""
+
+
+def is_sample(data: Path | None) -> bool:
+    """Return whether --data is the word `sample`, or the sample data's own folder."""
+    if data is None:
+        return False
+    return (data == Path("sample") and not data.exists()) or sample_manifest(data) is not None
 
 
 def locate(dataset: str, data: Path | None) -> Path:

@@ -19,6 +19,8 @@ from mimbench.vit.positions import resize_table
 from mimbench.vit.relative import TOKEN_ROWS, resize_bias
 from mimbench.vit.weights import VitSpec, VitWeights, fold_layer_scale
 
+PREFIX = "prefix_tokens"
+"""What a trunk of ours calls class tokens and registers where it keeps them."""
 PLACELESS = ("cls_token", "reg_token", "norm.", "fc_norm.")
 """What ViTDet has no place for."""
 
@@ -59,6 +61,7 @@ def to_vitdet(
     patch_size: int | None = None,
     side: int | None = None,
     windows: Mapping[int, int] | None = None,
+    prefix: bool = False,
 ) -> VitDetTensors:
     """Return the weights as detectron2's ViT holds them; every tensor is used or listed.
 
@@ -68,6 +71,7 @@ def to_vitdet(
         side: Patches per side of the images to come; None keeps the position table's own grid.
         windows: Window of each block that has one, for a trunk of ours; None for detectron2's own
             ViT, which cannot hold every function.
+        prefix: Keep class token and registers, for a trunk of ours.
     """
     spec = weights.spec
     require_fit(weights)
@@ -77,6 +81,12 @@ def to_vitdet(
     target = patch_size or spec.patch_size
     out = _patches(left, spec, target, notes)
     table_side, class_row = side or spec.grid[0], False
+    if prefix:
+        out[PREFIX] = _prefix(left, spec)
+        notes.append(
+            f"{spec.prefix_tokens} prefix tokens kept: they wait while windowed blocks run, and attend "
+            "in global ones"
+        )
     if spec.has_table:
         table = left.pop("pos_embed")
         out["pos_embed"], table_side, class_row = _positions(table, spec, side, notes)
@@ -86,7 +96,7 @@ def to_vitdet(
         _tables(out, spec, windows or {}, table_side, notes)
     if spec.is_rotary:
         notes.append("rotary positions: no decomposed tables beside them, padding is masked")
-    if spec.register_tokens:
+    if spec.register_tokens and not prefix:
         notes.append(f"{spec.register_tokens} register tokens dropped: ViTDet attends patches only")
     if unplaced := [name for name in left if not name.startswith(PLACELESS)]:
         raise UserError(f"no rule maps {first_few(unplaced)} to ViTDet")
@@ -99,6 +109,18 @@ def to_vitdet(
         placeless=tuple(sorted(left)),
         notes=tuple(notes),
     )
+
+
+def _prefix(left: dict[str, Tensor], spec: VitSpec) -> Tensor:
+    """Return class tokens and registers (1, n, d) with their positions added."""
+    if spec.position == "relative" or not spec.prefix_tokens:
+        reason = (
+            "has none" if not spec.prefix_tokens else "gives them relative positions of their own"
+        )
+        raise UserError(f"prefix: kept needs prefix tokens, and this backbone {reason}")
+    tokens = torch.cat([left.pop(n) for n in ("cls_token", "reg_token") if n in left], dim=1)
+    rows = spec.position_prefix if spec.has_table else 0
+    return tokens + left["pos_embed"][:, :rows] if rows else tokens
 
 
 def refuse(spec: VitSpec, *, ours: bool) -> None:

@@ -1,10 +1,12 @@
 """Evaluate checkpoints on every benchmark of a profile; one table."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mimbench.benchmarks.locations import is_sample
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, load_manifest
 from mimbench.commands.table import parse_choices
 from mimbench.system.config import parse_overrides
@@ -82,7 +84,7 @@ def add_request_arguments(parser: Parser) -> None:
     add_option(what, "--table")
     add_option(what, "--set", "for example knn.k=[20]")
     add_option(what, "--seeds", "default: 1", default=1)
-    add_option(what, "--data", "holds imagenet/, coco/, ade/, voc/")
+    add_option(what, "--data", "holds imagenet/, coco/, ade/, voc/; sample: the sample data")
     add_option(what, "--out", "default: runs (runs/demo with --demo)", metavar="DIR")
     add_reading(what)
     add_option(what, "--benchmarks", default=DEFAULT_FILE)
@@ -130,12 +132,16 @@ def request_of(args: argparse.Namespace, manifest: Manifest) -> "Request":
         if only or chosen in manifest.sets:
             raise UserError("--table names its own benchmarks: leave --only and sets out")
         only = load_papers(manifest).find(args.table).benchmarks
+    profile, benchmarks = manifest.recipes_of(chosen), manifest.choose(chosen, only)
+    if sample := is_sample(args.data):
+        # published recipes are for published data: the sample has its own
+        profile, benchmarks = "demo", with_sample_recipe(benchmarks, manifest)
     return Request(
-        profile=manifest.recipes_of(chosen),
-        benchmarks=tuple(manifest.choose(chosen, only)),
+        profile=profile,
+        benchmarks=tuple(benchmarks),
         overrides=parse_overrides(args.set),
         seeds=args.seeds,
-        data=args.data,
+        data=None if sample else args.data,
         more_data=tuple(args.more_data),
         own_data=args.own_data,
         out=args.out or (Path("runs/demo") if demo else Path("runs")),
@@ -154,6 +160,14 @@ def request_of(args: argparse.Namespace, manifest: Manifest) -> "Request":
         manifest=args.benchmarks,
         paper_table=args.table or "",
     )
+
+
+def with_sample_recipe(names: Sequence[str], manifest: Manifest) -> list[str]:
+    """Return those of some benchmarks that have a recipe for the sample data."""
+    found = [name for name in names if "demo" in manifest.benchmarks[name].profiles]
+    if not found:
+        raise UserError(f"none of {', '.join(names)} has a recipe for the sample data")
+    return found
 
 
 def _side_by_side(asked: int | None, *, demo: bool) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from mimbench.data.lists import SUFFIXES, FolderOpener, ImageList
+from mimbench.system.config import later
 from mimbench.system.errors import UserError
 
 Labels = NDArray[np.uint8]
@@ -59,6 +60,8 @@ class LabelLayout:
     """Label 0 means 'not labelled', classes start at 1."""
     ignore_index: int = 255
     """Label in the files that means 'not labelled'."""
+    joined: tuple[tuple[int, ...], ...] = later(())
+    """Groups of labels in the files that count as one class, the first of the group."""
 
 
 VOC = LabelLayout(
@@ -83,6 +86,7 @@ class LabelMaps:
     first: int
     """Value of the first class in the files."""
     ignore_index: int
+    joined: tuple[tuple[int, ...], ...] = ()
 
     @property
     def ignored(self) -> tuple[int, ...]:
@@ -120,7 +124,10 @@ class LabelMaps:
                 f"classes labels run from {self.first} to {last}, and {self.ignore_index} is not "
                 "labelled; check reduce_zero_label and the class list"
             )
-        return np.where(labels == self.ignore_index, UNLABELLED, labels).astype(np.uint8)
+        settled = np.where(labels == self.ignore_index, UNLABELLED, labels).astype(np.uint8)
+        for group in self.joined:
+            settled[np.isin(settled, group)] = group[0]
+        return settled
 
     def subset(self, indices: NDArray[np.int64]) -> "LabelMaps":
         """Return some of the pictures."""
@@ -130,6 +137,7 @@ class LabelMaps:
             names=self.names,
             first=self.first,
             ignore_index=self.ignore_index,
+            joined=self.joined,
         )
 
 
@@ -172,9 +180,10 @@ def read_label_maps(data: Path, layout: LabelLayout, split: Split) -> LabelMaps:
             opener=FolderOpener(data, names),
         ),
         files=files,
-        names=class_names(data, layout.classes),
+        names=joined_names(class_names(data, layout.classes), layout),
         first=int(layout.reduce_zero_label),
         ignore_index=layout.ignore_index,
+        joined=layout.joined,
     )
 
 
@@ -198,6 +207,21 @@ def _listed(path: Path, folder: Path) -> list[Path]:
             + (f", for example {lacking[0]}" if lacking else "")
         )
     return [known[stem] for stem in stems]
+
+
+def joined_names(names: tuple[str, ...], layout: LabelLayout) -> tuple[str, ...]:
+    """Return the names with every group called after its members; refuse groups that make no sense."""
+    found, first = list(names), int(layout.reduce_zero_label)
+    every = [label for group in layout.joined for label in group]
+    for group in layout.joined:
+        wrong = [label for label in group if not first <= label < first + len(names)]
+        if len(group) < 2 or wrong or len(set(every)) < len(every):
+            raise UserError(
+                f"joined {list(group)}: a group has two labels or more, each between {first} and "
+                f"{first + len(names) - 1}, and none is in two groups"
+            )
+        found[group[0] - first] = f"{names[group[0] - first]} to {names[group[-1] - first]}"
+    return tuple(found)
 
 
 def class_names(data: Path, classes: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def check_data(root: Path) -> list[Check]:
     root = root.expanduser().absolute()
     if not root.is_dir():
         raise UserError(f"--data {root}: no such folder; expected one with {NAMED} in it")
-    manifest = _sample_manifest(root)
+    manifest = sample_manifest(root)
     if manifest is not None:
         return [_check_sample(root, manifest)]
     # A folder that says what it is (coco/annotations) before one that only looks like a data set.
@@ -84,7 +84,7 @@ def _check_below(root: Path, name: str) -> list[Check]:
     return [warn(layout.TITLE, detail, layout.obtain(folder))]
 
 
-def _sample_manifest(root: Path) -> dict[str, object] | None:
+def sample_manifest(root: Path) -> dict[str, object] | None:
     """Return the manifest if `root` is our sample data set."""
     path = root / "manifest.json"
     try:

@@ -158,7 +158,7 @@ def _without_void(found: Sequence[Any]) -> str:
 
 def _renumbered(palette: Sequence[int]) -> bool:
     """Return whether a palette has VOC's colours at the wrong places; another palette says nothing."""
-    colours = [tuple(palette[i : i + 3]) for i in range(0, len(palette) - 2, 3)]
+    colours = [(palette[i], palette[i + 1], palette[i + 2]) for i in range(0, len(palette) - 2, 3)]
     usual = [label_colour(label) for label in range(CLASSES)]
     known = [(at, usual.index(colour)) for at, colour in enumerate(colours) if colour in usual]
     return len(known) > 1 and any(at != right for at, right in known)

@@ -94,8 +94,7 @@ def search_pieces(
         values, ids = search(piece, queries, min(k, len(piece)), metric=metric, device=device)
         part = (values, ids + done)
         done += len(piece)
-        # similarities: the larger the nearer, whatever the metric
-        best = part if best is None else merge([best, part], k, "ip")
+        best = part if best is None else merge_in_order(best, part, k)
     check_k(k, done)
     assert best is not None
     return best
@@ -170,6 +169,17 @@ def merge(parts: list[tuple[Floats, Ids]], k: int, metric: Metric) -> tuple[Floa
     values = np.concatenate([v for v, _ in parts], axis=1)
     ids = np.concatenate([i for _, i in parts], axis=1)
     order = np.lexsort((ids, -values if metric == "ip" else values), axis=1)[:, :k]
+    return np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def merge_in_order(
+    best: tuple[Floats, Ids], later: tuple[Floats, Ids], k: int
+) -> tuple[Floats, Ids]:
+    """Return the k largest similarities of two searches; rows of the later one come after the other's."""
+    values = np.concatenate([best[0], later[0]], axis=1)
+    ids = np.concatenate([best[1], later[1]], axis=1)
+    # both are sorted with ties by row, so that a stable sort keeps them
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
 
 

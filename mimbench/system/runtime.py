@@ -113,13 +113,29 @@ def _take_gpu(device: str, local: int) -> None:
     torch.cuda.set_device(local)
 
 
-def all_reduce_mean(value: Tensor) -> Tensor:
-    """Return the mean of a tensor over all processes (the tensor itself when alone)."""
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes (the tensor itself when alone)."""
     if not dist.is_initialized():
         return value
     value = value.clone()
     dist.all_reduce(value)
-    return value / dist.get_world_size()
+    return value
+
+
+def all_reduce_mean(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes (the tensor itself when alone)."""
+    if not dist.is_initialized():
+        return value
+    return all_reduce_sum(value) / dist.get_world_size()
+
+
+def all_rows(value: Tensor) -> Tensor:
+    """Return the rows of all processes, one process after the other; each has as many."""
+    if not dist.is_initialized():
+        return value
+    found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, value.contiguous())
+    return torch.cat(found)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

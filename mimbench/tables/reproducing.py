@@ -7,7 +7,7 @@ from mimbench.tables.papers import PaperShelf, PaperTable, cost_of
 HEAD = """# Reproducing the papers' tables
 
 This page is written by `python -m mimbench tables --page` from `papers/*.yaml` and `mimbench/reference.yaml`; a test holds it
-current. Each table of HPM, AttMask and AutoMAE is one command. `DATA` holds `imagenet/`, `coco/`, `ade/` and the robustness sets
+current. Each table of HPM, AttMask and AutoMAE is one command. `DATA` holds `imagenet/`, `coco/`, `ade/` and the other sets
 (`python -m mimbench doctor --data DATA` says what is missing and how to get it).
 
 ```

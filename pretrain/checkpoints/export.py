@@ -25,7 +25,7 @@ from mimbench.training.learner import StepInfo
 from mimbench.vit.sizes import size_of
 from mimbench.vit.weights import VitSpec, VitWeights
 from pretrain.checkpoints.layouts import to_official
-from pretrain.checkpoints.stored import CARD, MODEL, StoredModel, read_model
+from pretrain.checkpoints.stored import BESIDE, CARD, MODEL, StoredModel, read_model
 from pretrain.config import Config
 from pretrain.models.autoencoder import MaskedAutoencoder
 
@@ -33,9 +33,23 @@ ENCODER, TEACHER_ENCODER = "encoder.safetensors", "encoder-teacher.safetensors"
 
 
 def write_export(
-    out: Path, config: Config, model: MaskedAutoencoder, teacher: nn.Module | None, at: StepInfo
+    out: Path,
+    config: Config,
+    model: MaskedAutoencoder,
+    teacher: nn.Module | None,
+    at: StepInfo,
+    further: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the encoders alone, as the suite reads them, and the whole model with its card."""
+    """Write the encoders alone, as the suite reads them, and the whole model with its card.
+
+    Args:
+        out: The folder.
+        config: The run.
+        model: The student.
+        teacher: Its average.
+        at: Where the run stands.
+        further: Tensors that lie beside the student's in the whole model.
+    """
     source = value_digest({"config": config.digest(), "step": at.step})
     networks: dict[str, tuple[str, nn.Module]] = {"student": (ENCODER, model)}
     if teacher is not None:
@@ -52,6 +66,8 @@ def write_export(
         )
         write_weights(out / name, weights)
         tensors |= {f"{which}.{key}": t.contiguous() for key, t in state.items()}
+    for key, tensor in (further or {}).items():
+        tensors[f"student.{key}"] = tensor.detach().float().cpu().contiguous()
     with atomic_path(out / MODEL) as part:
         save_file(tensors, part)
     card = {
@@ -83,13 +99,19 @@ def write_released(path: Path, stored: StoredModel, layout: str) -> None:
             "the loss predictor of this model is a head on the reconstruction decoder, for which HPM's "
             "layout has no place; export it with --layout mae"
         )
+    if stored.spec.class_tokens > 1:
+        raise UserError(
+            f"this model has {stored.spec.class_tokens} class tokens, the released layouts have one; "
+            "take the run's encoder.safetensors"
+        )
     if stored.decoder.kind == "cross":
         raise UserError(
             "neither released layout has a place for a cross decoder; take the run's "
             "encoder.safetensors"
         )
     pixels = 3 * stored.spec.patch_size**2
-    student = to_official(stored.student, pixels=pixels)
+    own = {n: t for n, t in stored.student.items() if not n.startswith(BESIDE)}
+    student = to_official(own, pixels=pixels)
     done = stored.epochs_done or 0
     if layout == "mae":
         names = [name for name in student if "_losspred" not in name]

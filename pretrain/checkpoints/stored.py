@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 CARD, MODEL = "model.json", "model.safetensors"
 
 RELEASED_DECODER_HEADS = 16
+BESIDE = ("masker.", "secondary_token")
+"""Tensors beside a student's that only training and the laboratory use."""
 TABLES = frozenset({"encoder.pos_embed", "neck.pos_embed"})
 
 
@@ -73,8 +75,9 @@ class StoredModel:
             predictor=any(name.startswith("predictor.") for name in self.student),
             leave=self.leave,
         )
-        # AutoMAE's mask generator is no part of the student
-        _fill(model, {n: t for n, t in self.student.items() if not n.startswith("generator.")})
+        # AutoMAE's mask generator is no part of the student either
+        beside = ("generator.", *BESIDE)
+        _fill(model, {n: t for n, t in self.student.items() if not n.startswith(beside)})
         teacher = build_teacher(model)
         if self.teacher is None:
             return model.eval(), None
@@ -150,10 +153,11 @@ def _read_training(path: Path, top: Mapping[str, Any]) -> StoredModel:
         )
     config = from_mapping(Config, content, f"{path.name}: config")
     try:
-        teacher = top["learner"].get("teacher")
+        teacher, masker = (top["learner"].get(name) for name in ("teacher", "masker"))
+        further = {f"masker.{name}": tensor for name, tensor in (masker or {}).items()}
         return StoredModel(
             spec=config.encoder.spec(config.data),
-            student=top["model"],
+            student={**top["model"], **further},
             teacher=teacher,
             decoder_heads=config.decoder.heads,
             epochs_done=top["epoch"],

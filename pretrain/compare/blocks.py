@@ -32,6 +32,7 @@ from pretrain.compare.cost import over_reference
 from pretrain.compare.design import Design, split_of
 from pretrain.compare.probe import Labelled, all_scores, both_splits, features, knn
 from pretrain.compare.quality import mask_quality
+from pretrain.compare.remembered import remembered_quality
 from pretrain.config import Config
 from pretrain.train import build_learner, train_unlocked
 
@@ -253,6 +254,10 @@ def assess(
             Normalisation(model.spec.mean, model.spec.std).of_bytes(images),
             normalised=config.objective.target == "normalised",
         )
+        if config.teacher.bank:
+            record["quality"] |= remembered_quality(
+                config, folder, model, teacher, design.probe.quality
+            )
     return record, {name: np.packbits(h.numpy()) for name, h in hits.items()}
 
 

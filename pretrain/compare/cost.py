@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils.data import default_collate
 
 from mimbench.system.generators import seed_everything
 from mimbench.training.batches import Batch
@@ -12,9 +13,8 @@ from mimbench.training.learner import StepInfo
 from mimbench.training.optim import set_lr
 from pretrain.compare.design import Design
 from pretrain.objectives.learner import Pretraining
-from pretrain.sources.crops import Crops
 from pretrain.sources.images import EvenSubset, open_source
-from pretrain.train import build_learner
+from pretrain.train import build_learner, learner_samples
 
 ROUNDS = 9
 """Rounds in which every arm takes one step; the first is thrown away."""
@@ -28,15 +28,17 @@ def over_reference(design: Design, data: Path) -> dict[str, float]:
     """
     learners = {arm: _learner(design, arm, data) for arm in design.arms}
     config = next(iter(learners.values())).config
-    source = open_source("", data, "train")
-    crops = Crops(EvenSubset(source, config.training.batch), config.data)
+    source = EvenSubset(open_source("", data, "train"), config.training.batch)
+    for learner in learners.values():
+        learner.open_bank(len(source))
+    crops = {arm: learner_samples(learner.config, source) for arm, learner in learners.items()}
     times: dict[str, list[float]] = {arm: [] for arm in learners}
     for turn in range(ROUNDS):
         # loading is part of a step: what costs no arithmetic still costs time
         for arm, learner in learners.items():
             began = time.process_time()
-            images = torch.stack([crops[i] for i in range(len(crops))])
-            _step(learner, Batch(torch.arange(len(images)), images, ()))
+            images = default_collate([crops[arm][i] for i in range(len(source))])
+            _step(learner, Batch(torch.arange(len(source)), images, ()))
             if turn:
                 times[arm].append(time.process_time() - began)
     base = times[design.reference]

@@ -51,7 +51,9 @@ def load_labelled(data: Path, split: str, images: int, config: DataConfig) -> La
         raise UserError(f"{data}: the images of '{split}' are in one folder; classes are folders")
     labels = torch.tensor([classes.index(name) for name in names])
     return Labelled(
-        images=torch.stack([whole[i] for i in range(len(source))]), labels=labels, classes=classes
+        images=torch.stack([whole.plain(i) for i in range(len(source))]),
+        labels=labels,
+        classes=classes,
     )
 
 

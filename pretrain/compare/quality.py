@@ -1,10 +1,12 @@
 """How well predicted difficulties order patches: against true losses under random masks."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
-from pretrain.models.teacher import Teacher, build_teacher
+from pretrain.models.teacher import CrossTeacher, Teacher, build_teacher
 from pretrain.viewing.mask_statistics import spearman
 from pretrain.viewing.true_losses import true_losses
 
@@ -20,11 +22,9 @@ def judgements(teacher: Teacher, patches: Tensor) -> dict[str, Tensor]:
     if teacher.predictor is not None:
         whole = teacher(patches, difficulty=True).difficulty
         assert whole is not None
-        found |= {
-            "whole": whole,
-            "quarter": teacher.sample(patches, keys),
-            "tokens 0.25": teacher.glance(patches, 0.25),
-        }
+        found |= {"whole": whole, "quarter": teacher.sample(patches, keys)}
+        if not isinstance(teacher, CrossTeacher):
+            found["tokens 0.25"] = teacher.glance(patches, 0.25)
     return found
 
 
@@ -36,8 +36,39 @@ def share_found(scores: Tensor, losses: Tensor, count: int) -> float:
     return ((chosen * hardest).sum(1) / count).mean().item()
 
 
+@torch.no_grad()
+def bank_quality(
+    model: MaskedAutoencoder,
+    teacher: Teacher | None,
+    maps: Tensor,
+    images: Tensor,
+    *,
+    normalised: bool,
+) -> dict[str, dict[str, float]]:
+    """Return what `mask_quality` does for images that a bank remembers, and beside it for the bank.
+
+    Args:
+        model: The student.
+        teacher: What predicts losses, as far as the run kept one.
+        maps: The images' rows of the bank (b, n).
+        images: (b, 3, H, W), normalised and whole.
+        normalised: Whether targets are normalised pixels.
+    """
+    known = (maps > 0).float()
+    ranks = maps.float()
+    # what was never hidden is as hard as the rest of its image on average
+    mean = (ranks * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
+    further = {"bank": torch.where(known > 0, ranks, mean)}
+    return mask_quality(model, teacher, images, normalised=normalised, further=further)
+
+
 def mask_quality(
-    model: MaskedAutoencoder, teacher: Teacher | None, images: Tensor, *, normalised: bool
+    model: MaskedAutoencoder,
+    teacher: Teacher | None,
+    images: Tensor,
+    *,
+    normalised: bool,
+    further: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return, for each way of ordering, Spearman's correlation and the share of the hardest found.
 
@@ -46,11 +77,12 @@ def mask_quality(
         teacher: What predicts them; without one pixel contrast alone is judged.
         images: (b, 3, H, W), normalised.
         normalised: Whether targets are normalised pixels.
+        further: Other ways of ordering, scores (b, n) by name.
     """
     patches = to_patches(images, model.spec.patch_size)
     losses = true_losses(model, patches, normalised=normalised, looks=LOOKS)
     count = round(losses.shape[1] * 0.375)
-    scores = judgements(teacher or build_teacher(model), patches)
+    scores = judgements(teacher or build_teacher(model), patches) | dict(further or {})
     return {
         "reconstruction": {"loss": losses.mean().item()},
         **{

@@ -228,7 +228,8 @@ def secondary(design: Design, found: Found) -> str:
             columns = [[r["scores"][n] for r in own] for n in names]
             if all("quality" in r for r in own):
                 columns.append([r["quality"]["reconstruction"]["loss"] for r in own])
-            lines.append("| " + " | ".join([arm, *map(_mean, columns)]) + " |")
+            cells = [_mean(values, 3 if i == len(names) else 1) for i, values in enumerate(columns)]
+            lines.append("| " + " | ".join([arm, *cells]) + " |")
     return "\n".join(lines)
 
 

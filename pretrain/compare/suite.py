@@ -36,38 +36,12 @@ from mimbench.task import Machine
 from mimbench.vit.weights import random_weights
 from pretrain.checkpoints.export import ENCODER
 from pretrain.checkpoints.stored import CARD
+from pretrain.compare.arms import ARMS, ORACLES, TWIN, arms_of, changes_of
 from pretrain.config import Config, read_config
 from pretrain.train import train
 
 logger = logging.getLogger(__name__)
 
-PLAIN = ("objective.predict_loss=none",)
-ARMS: Mapping[str, tuple[str, ...]] = {
-    "random (MAE)": (*PLAIN, "mask.name=random"),
-    "random, loss prediction only": ("mask.name=random",),
-    "hard (HPM)": ("mask.name=hard",),
-    "grid (SimMIM)": (*PLAIN, "mask.name=grid"),
-    "block (BEiT)": (*PLAIN, "mask.name=block"),
-    "attention high (AttMask)": (*PLAIN, "mask.name=attention", "mask.order=high"),
-    # on the demo's 16 patches the published tenth would hint at nothing
-    "attention hint (AttMask)": (
-        *PLAIN,
-        "mask.name=attention",
-        "mask.order=hint",
-        "mask.show=0.25",
-    ),
-    "attention low (AttMask)": (*PLAIN, "mask.name=attention", "mask.order=low"),
-    "colour (ColorMAE)": (*PLAIN, "mask.name=colour"),
-    "rolled (CAPI)": (*PLAIN, "mask.name=rolled"),
-    "contrast of pixels": (*PLAIN, "mask.name=contrast"),
-    "multiblock (I-JEPA)": (*PLAIN, "mask.name=multiblock"),
-    "even (UM-MAE)": (*PLAIN, "mask.name=even"),
-    "salience": (*PLAIN, "mask.name=salience"),
-    "harder of two": (*PLAIN, "mask.name=harder"),
-    "adversarial (AutoMAE)": (*PLAIN, "mask.name=adversarial"),
-}
-"""What each arm changes in the recipe; all hide the recipe's share of patches."""
-TWIN = "random weights"
 BENCHMARKS = "in-knn,in-lin-mae,in-logreg,coco-vitdet-12,ade-upernet-160"
 
 Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
@@ -104,7 +78,7 @@ class ComparisonPlan:
             "training.tensorboard=false",
             f"machine.device={self.device}",
         ]
-        return read_config(self.recipe, [*self.overrides, *ARMS.get(arm, ()), *own])
+        return read_config(self.recipe, [*self.overrides, *changes_of(arm), *own])
 
 
 def prepare(plan: ComparisonPlan, arm: str, seed: int) -> Path | None:
@@ -175,7 +149,7 @@ def record(plan: ComparisonPlan, scores: Scores) -> dict[str, Any]:
         "recipe": plan.recipe,
         "set": list(plan.overrides),
         "set_benchmark": dict(plan.evaluation),
-        "arms": {arm: list(ARMS.get(arm, ())) for arm in plan.arms},
+        "arms": {arm: list(changes_of(arm)) for arm in plan.arms},
         "scores": scores,
     }
 
@@ -239,7 +213,7 @@ def _compare(args: argparse.Namespace) -> int:
         out=args.out,
         seeds=args.seeds,
         benchmarks=args.only.split(","),
-        arms=[a for a in (*ARMS, TWIN) if not wanted or any(part in a for part in wanted)],
+        arms=arms_of(args.set, wanted),
         recipe=args.recipe,
         overrides=args.set,
         evaluation=parse_overrides(args.set_benchmark),
@@ -247,6 +221,9 @@ def _compare(args: argparse.Namespace) -> int:
         done=args.done,
     )
     if not plan.arms:
-        raise UserError(f"no arm is called {args.arms!r}; there are {', '.join((*ARMS, TWIN))}")
+        raise UserError(
+            f"no arm is called {args.arms!r}; there are {', '.join((*ARMS, TWIN))}, and with "
+            f"--set data.name=scenes or data.annotations={', '.join(ORACLES)}"
+        )
     sys.stdout.write(table(plan, compare(plan, load_manifest(args.benchmarks))) + "\n")
     return ExitCode.OK

@@ -20,9 +20,12 @@ from torch import Tensor
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError, did_you_mean
 
-Need = Literal["difficulty", "attention", "images", "generator", "salience", "trial"]
+Need = Literal[
+    "difficulty", "attention", "images", "generator", "salience", "trial", "labels", "masker"
+]
 """The teacher's predicted loss; its class token's attention; the images; a trained generator; how
-much embedded patches attend to each; the student's loss under a mask."""
+much embedded patches attend to each; the student's loss under a mask; what people annotated; a
+trained masking network."""
 
 SEMANTIC = frozenset({"semantic", "semantic_parts", "parts", "semmae"})
 """Names under which somebody may look for SemMAE, which stays out."""
@@ -61,6 +64,13 @@ class MaskInput:
     """(b, n) in [0, 1]: how much the student's embedded patches attend to each, float32."""
     trial: Callable[[Tensor], Tensor] | None = None
     """The student's mean loss (b,) under masks (b, n), without gradient."""
+    labels: Tensor | None = None
+    """(b, H, W) the number of the annotated thing that each pixel belongs to, 0 for none, bytes."""
+    keep: Tensor | None = None
+    """(b, n) in (0, 1): how much a masking network wants each patch to be seen."""
+    turn: float = 0.0
+    """Where the random order of patches is cut, as a share of it: masks of one image at 0, 1/2 show
+    different parts of one permutation."""
     amount: Amount | None = None
     """Set by an objective that replaces tokens; without it a strategy's own count holds."""
     first: int = 0
@@ -89,11 +99,20 @@ class MaskInput:
         """
         whole = self.batch if self.whole is None else self.whole
         drawn = torch.rand(whole, *shape, generator=rng, device=rng.device)
-        own = drawn[self.first : self.first + self.batch]
+        own = self._turned(drawn[self.first : self.first + self.batch])
         if self.device.type == "cuda" and not own.is_cuda:
             # from pageable memory the copy would make the host wait for the device
             return own.pin_memory().to(self.device, non_blocking=True)
         return own.to(self.device)
+
+    def _turned(self, drawn: Tensor) -> Tensor:
+        if not self.turn:
+            return drawn
+        if drawn.shape[-1] != self.patches:
+            return (drawn + self.turn) % 1
+        # by ranks: shares of the patches are then exactly apart
+        ranks = drawn.argsort(dim=-1, stable=True).argsort(-1)
+        return (ranks + int(self.turn * self.patches)) % self.patches / self.patches
 
 
 @runtime_checkable

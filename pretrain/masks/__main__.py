@@ -12,6 +12,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_option
 from mimbench.system.progress import track
-from pretrain.viewing.annotations import Cover, find_annotations
+from pretrain.viewing.annotations import Annotations, Cover, find_annotations
 from pretrain.viewing.laboratory import Observation, Observer, Variant, draw, variants
 from pretrain.viewing.mask_figures import show_masks, show_statistics
 from pretrain.viewing.mask_statistics import StrategyStatistics, describe, find_images
@@ -61,13 +62,15 @@ def parser() -> Parser:
     return out
 
 
-def usable(observer: Observer, ratio: float) -> list[Variant]:
+def usable(observer: Observer, ratio: float, *, labels: bool = False) -> list[Variant]:
     """Return the strategies that the checkpoint can serve; the log names the others."""
     missing, found = observer.offers(), []
+    if not labels:
+        missing["labels"] = "needs annotations"
     for variant in variants(ratio or None, observer.grid):
         faults = [missing[need] for need in variant.strategy.needs if need in missing]
         if faults:
-            logger.info("%s is left out: it %s, which C has not", variant.label, faults[0])
+            logger.info("%s is left out: it %s", variant.label, faults[0])
         else:
             found.append(variant)
     return found
@@ -83,7 +86,10 @@ def show(args: argparse.Namespace) -> None:
     """Draw the figure of masks."""
     observer = Observer(args.checkpoint, num_heads=args.num_heads, size=args.image_size)
     observation = observer.look(observer.load(args.images))
-    masks = {v.label: draw(v, observation, args.seed) for v in usable(observer, args.ratio)}
+    found = find_annotations(args.images[0].parent, args.images, None)
+    observation = replace(observation, labels=found.numbers(args.images, observer.size))
+    chosen = usable(observer, args.ratio, labels=bool(observation.labels))
+    masks = {v.label: draw(v, observation, args.seed) for v in chosen}
     title = f"What each strategy hides, as seen by {called(args.checkpoint)}"
     names = [path.stem if len(path.stem) <= 18 else f"…{path.stem[-16:]}" for path in args.images]
     show_masks(args.out, observation, masks, title=title, names=names)
@@ -96,7 +102,9 @@ def stats(args: argparse.Namespace) -> str:
     paths = find_images(args.data, args.limit)
     annotations = find_annotations(args.data, paths, args.annotations)
     cover = annotations.cover(paths, observer.size, observer.spec.patch_size)
-    rows = measure(observer, paths, cover, ratio=args.ratio, seed=args.seed)
+    rows = measure(
+        observer, paths, cover, annotations=annotations, ratio=args.ratio, seed=args.seed
+    )
     kind = "objects" if cover is None else cover.kind
     if args.out is not None:
         title = f"{len(paths)} images of {args.data.name}, as seen by {called(args.checkpoint)}"
@@ -105,16 +113,24 @@ def stats(args: argparse.Namespace) -> str:
 
 
 def measure(
-    observer: Observer, paths: Sequence[Path], cover: Cover | None, *, ratio: float, seed: int
+    observer: Observer,
+    paths: Sequence[Path],
+    cover: Cover | None,
+    *,
+    annotations: Annotations | None = None,
+    ratio: float,
+    seed: int,
 ) -> list[StrategyStatistics]:
     """Return the statistics of every strategy over a set of images."""
-    chosen = usable(observer, ratio)
+    chosen = usable(observer, ratio, labels=cover is not None)
     drawn: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}
     costs: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}
     observations: list[Observation] = []
     batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
     for number, part in enumerate(track(batches, "looking")):
         observation = observer.look(observer.load(part))
+        if annotations is not None and cover is not None:
+            observation = replace(observation, labels=annotations.numbers(part, observer.size))
         observations.append(observation)
         for variant in chosen:
             seeds = [seed + DRAWS * number + k for k in range(DRAWS)]

@@ -17,7 +17,7 @@ from pretrain.masks import MaskInput, Need, hidden_count, hide_largest
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """UM-MAE's sampling; its second masking is an option of the encoder that is not here."""
+    """UM-MAE's sampling; its second masking is `encoder.secondary: 0.25`."""
 
     ratio: float = 0.75
 

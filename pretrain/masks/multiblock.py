@@ -2,8 +2,9 @@
 
 One number gives both area and aspect of an image's blocks (Assran et al., CVPR 2023). The released
 code never lets a block reach the last row or column, and one size holds for a whole batch; here
-every image has its own, and `order: published` keeps the dead edge. I-JEPA hides no fixed number;
-where every image must hide as many (reconstruction), 0.45 is what four blocks cover on average.
+every image has its own, and `order: published` keeps the dead edge. I-JEPA hides no fixed number:
+`counts: own` keeps that where hidden tokens are replaced (distillation). Where the encoder drops them
+(reconstruction) every image must hide as many; 0.45 is what four blocks cover on average.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mimbench.system.errors import UserError
 from pretrain.masks import MaskInput, Need, hidden_count, hide_largest
 
 AREA, ASPECT = (0.15, 0.2), (0.75, 1.5)
@@ -26,6 +28,8 @@ class Strategy:
     blocks: int = 4
     order: Literal["even", "published"] = "even"
     """Whether blocks may lie at the last row and column, or never reach them."""
+    counts: Literal["fixed", "own"] = "fixed"
+    """Whether images hide as many as they must, or the union of their blocks, whatever its size."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
@@ -35,6 +39,12 @@ class Strategy:
 
     def count(self, patches: int) -> int:
         """Return the number of hidden patches."""
+        if self.counts == "own":
+            raise UserError(
+                "mask.counts is own, so images hide different numbers of patches; this encoder drops "
+                "hidden patches and needs as many of each: take counts=fixed, or distillation, whose "
+                "encoder replaces them"
+            )
         return hidden_count(patches, self.ratio)
 
     def idle(self, inp: MaskInput) -> bool:
@@ -46,6 +56,9 @@ class Strategy:
         """Return the mask."""
         size, places = inp.uniform(rng, 1), inp.uniform(rng, self.blocks, 2)
         union = lay(inp.grid, size[:, 0], places, dead=self.order == "published")
+        if self.counts == "own" and inp.amount is not None:
+            # the objective still says which images stay whole
+            return union & (inp.amount.share.to(inp.device) > 0).unsqueeze(1)
         spare = inp.uniform(rng, inp.patches)
         return hide_largest(spare + union, inp.wanted(self.count(inp.patches)))
 

@@ -55,15 +55,25 @@ class Block(nn.Module):
         self.norm1, self.attn = nn.LayerNorm(width, eps=eps), Attention(width, heads)
         self.norm2, self.mlp = nn.LayerNorm(width, eps=eps), Mlp(width, hidden)
 
-    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
-        """Return the tokens after the block; the `last` ones only if that is given."""
+    def forward(self, x: Tensor, last: int | None = None, keep: Tensor | None = None) -> Tensor:
+        """Return the tokens after the block.
+
+        Args:
+            x: The tokens (b, n, d).
+            last: Answer for so many last ones only.
+            keep: Factors (b, 2) of attention and MLP: stochastic depth.
+        """
         kept = x if last is None else x[:, x.shape[1] - last :]
-        kept = kept + self.attn(self.norm1(x), last)
-        return kept + self.mlp(self.norm2(kept))
+        if keep is None:
+            kept = kept + self.attn(self.norm1(x), last)
+            return kept + self.mlp(self.norm2(kept))
+        one, other = keep.to(x.dtype).view(-1, 2, 1, 1).unbind(1)
+        kept = kept + one * self.attn(self.norm1(x), last)
+        return kept + other * self.mlp(self.norm2(kept))
 
 
 def run_block(
-    block: Callable[..., Tensor], x: Tensor, *rest: int | Tensor, recompute: bool
+    block: Callable[..., Tensor], x: Tensor, *rest: int | Tensor | None, recompute: bool
 ) -> Tensor:
     """Return block(x, *rest); with `recompute` its inside is computed again in the backward pass."""
     if recompute and torch.is_grad_enabled():

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimbench.vit.positions import sincos_table
 from mimbench.vit.weights import VitSpec
-from pretrain.models.autoencoder import take
 from pretrain.models.blocks import Attention, Mlp, run_block
 from pretrain.models.decoders import DecoderConfig, answer
+from pretrain.models.encoder import fixed_table, take
 from pretrain.models.linear import Linear
 
 
@@ -106,9 +105,10 @@ class Queries(nn.Module):
 
     def __init__(self, spec: VitSpec, width: int) -> None:
         super().__init__()
+        self.first = spec.class_tokens
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", sincos_table(width, spec.grid, class_row=True))
+        self.register_buffer("pos_embed", fixed_table(spec, width))
 
     def forward(self, places: Tensor) -> Tensor:
         """Return queries (b, m, width) for places (b, m)."""
-        return self.mask_token + take(self.pos_embed[:, 1:], places)
+        return self.mask_token + take(self.pos_embed[:, self.first :], places)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from mimbench.vit.weights import VitSpec
-from pretrain.models.autoencoder import Encoder, MaskedAutoencoder, Outputs
+from pretrain.models.autoencoder import MaskedAutoencoder, Outputs
 from pretrain.models.cross import CrossDecoder, Queries
 from pretrain.models.decoders import DecoderConfig, TokenHead
+from pretrain.models.encoder import Encoder, EncoderNoise
 from pretrain.models.initial import Source, stream
 
 
@@ -39,6 +40,7 @@ class CrossAutoencoder(MaskedAutoencoder):
             return CrossDecoder(decoder, spec.embed_dim, features, numbers, spec.norm_eps)
 
         self.reconstructor = cast(Any, build(outputs or 3 * spec.patch_size**2))
+        self.register_parameter("secondary_token", None)
         self.predictor = None
         if predictor and leave is not None:
             self.predictor = TokenHead(decoder.width, 1, spec.norm_eps)
@@ -55,9 +57,12 @@ class CrossAutoencoder(MaskedAutoencoder):
                 with source(f"{name}.mix"):
                     nn.init.normal_(decoder.mix, std=decoder.mix.shape[1] ** -0.5)
 
-    def forward(self, patches: Tensor, visible: Tensor, hidden: Tensor) -> Outputs:
+    def forward(
+        self, patches: Tensor, visible: Tensor, hidden: Tensor, noise: EncoderNoise | None = None
+    ) -> Outputs:
         """Return latent tokens and what the decoders say about the hidden patches."""
-        outputs = self.encoder.outputs(patches, visible)
+        veil, keep = self.disturbed(noise)
+        outputs = self.encoder.outputs(patches, visible, veil=veil, keep=keep)
         features = torch.stack([outputs[i] for i in self.sources])
         asked, decoder = self.neck(hidden), cast(CrossDecoder, self.reconstructor)
         if self.predictor is None:

@@ -26,6 +26,15 @@ def by_name(seed: int) -> Source:
     return lambda name: seeded(derive_seed(seed, *name.encode()))
 
 
+def fill_linear(model: nn.Module, source: Source, prefix: str = "") -> None:
+    """Set MAE's initial values of all linear maps, named after the prefix."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            with source(f"{prefix}{name}"):
+                nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 def fill(
     model: nn.Module,
     source: Source,
@@ -43,11 +52,7 @@ def fill(
         tokens: Learned tokens by their names.
         folded: Heads that stand for the mean of so many outputs of the released code.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            with source(name):
-                nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+    fill_linear(model, source)
     weight, bias = (model.get_parameter(f"{embedding}.{part}") for part in ("weight", "bias"))
     with source(embedding):
         nn.init.xavier_uniform_(weight.data.view(len(weight), -1))

@@ -1,13 +1,12 @@
 """The teacher: a moving average of the student's encoder and loss predictor, never trained itself.
 
-It looks at whole images, or at a random quarter of their patches. The released code also keeps and runs an average of the reconstruction
-decoder; nothing ever uses it, so it is not here.
+It looks at whole images, or at a random quarter of their patches. The released code also keeps and
+runs an average of the reconstruction decoder; nothing ever uses it, so it is not here.
 """
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,39 +20,6 @@ from pretrain.models.blocks import Block, run_blocks
 from pretrain.models.cross import CrossDecoder
 from pretrain.models.cross_autoencoder import CrossAutoencoder
 from pretrain.models.decoders import Decoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """How the teacher follows the student, and how often and how closely it looks."""
-
-    decay_start: float = 0.999
-    decay_end: float = 0.9999
-    ramp_epochs: int = 100
-    """Epochs over which the decay rises; the released code takes 100 whatever the total."""
-    keep: bool = False
-    """Keep the average also where neither mask nor target asks for it (to evaluate it later)."""
-    every: int = 1
-    """Ask the teacher on every n-th optimizer step; masks are random in between."""
-    tokens: float = 1.0
-    """Share of the patches that the teacher computes for masks, by looking at a smaller image."""
-    look: Literal["whole", "quarter"] = "whole"
-    """What the teacher sees when it predicts losses for masks: every patch, or a random quarter."""
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}, expected 1 or more")
-        if not 0 < self.tokens <= 1:
-            raise ValueError(f"tokens is {self.tokens}, expected a share above 0, up to 1")
-        if self.look == "quarter" and self.tokens != 1:
-            raise ValueError(
-                f"look: quarter and tokens: {self.tokens:g} are two ways to save; choose one"
-            )
-
-    def decay(self, epoch: int) -> float:
-        """Return the decay of the moving average in an epoch (from 0)."""
-        share = min(epoch / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0
-        return self.decay_start + share * (self.decay_end - self.decay_start)
 
 
 class Views(NamedTuple):
@@ -115,10 +81,11 @@ class Teacher(nn.Module):
             tokens = self.encoder.norm(self.encoder.blocks[-1](before))
         else:
             tokens = self.encoder(patches, grid=grid)
+        seen = tokens[:, self.spec.class_tokens :]
         if not difficulty:
-            return Views(tokens[:, 1:], None, attended)
+            return Views(seen, None, attended)
         predicted = self._judge(self.neck(tokens, grid=grid), patches.shape[1])
-        return Views(tokens[:, 1:], predicted, attended)
+        return Views(seen, predicted, attended)
 
     def trunk(self, student: MaskedAutoencoder, leave: int) -> nn.Module:
         """Return the part of the reconstruction decoder that the predictor shares."""
@@ -161,7 +128,7 @@ class Teacher(nn.Module):
         before = self.encoder.run(self.encoder.embed(patches, grid=grid), self.spec.depth - 1)
         last = cast(Block, self.encoder.blocks[-1])
         row = class_attention(last.attn.qkv, last.norm1(before), self.spec.num_heads)
-        return before, row[:, :, 1:]
+        return before, row[:, :, self.spec.class_tokens :]
 
     @torch.no_grad()
     def glance(self, patches: Tensor, share: float) -> Tensor:
@@ -218,7 +185,8 @@ class CrossTeacher(Teacher):
             )
         outputs = self.encoder.outputs(patches)
         predicted = self._answers(outputs) if difficulty else None
-        return Views(outputs[-1][:, 1:], predicted, self.attend(patches) if attention else None)
+        seen = outputs[-1][:, self.spec.class_tokens :]
+        return Views(seen, predicted, self.attend(patches) if attention else None)
 
     @torch.no_grad()
     def sample(self, patches: Tensor, keys: Tensor, share: float = 0.25) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mimbench.checkpoints.files import read_vit
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import all_reduce_mean
-from mimbench.system.seeds import derive_seed
 from mimbench.training.batches import Batch
 from mimbench.training.learner import StepInfo
 from mimbench.training.optim import set_lr
@@ -29,6 +28,7 @@ from pretrain.models.generator import (
     shown,
 )
 from pretrain.objectives.learner import Pretraining
+from pretrain.objectives.looking import RIVAL, Given
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,10 @@ class AdversarialPretraining(Pretraining):
 
     def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         """Return the step's losses after the critic has had its turn."""
-        normalised, patches = self.prepare(batch)
-        attention = self.salience(batch.data, patches)
-        mask_input, views = self.look(patches, normalised, batch.data, at)
+        given = Given.of(batch)
+        normalised, patches = self.prepare(given.images)
+        attention = self.salience(given.images, patches)
+        mask_input, views = self.look(patches, normalised, given, at)
         figures: dict[str, Tensor] = {}
         if self.strategy.weight > 0:
             figures = self.train_discriminator(attention, mask_input, at)
@@ -84,7 +85,7 @@ class AdversarialPretraining(Pretraining):
         found: AdversarialOutputs = model(patches, attention, gumbel, noise)
         self.masks.add(found.draw.mask, mask_input)
         losses = self.patch_losses(
-            found.outputs.prediction, patches, batch.data, found.hidden, views
+            found.outputs.prediction, patches, given.images, found.hidden, views
         )
         figures |= self.figures(found.outputs, losses)
         if self.strategy.weight > 0:
@@ -117,9 +118,9 @@ class AdversarialPretraining(Pretraining):
         if at.first % share == 0:
             self.rival_optimizer.zero_grad(set_to_none=True)
         self.discriminator.requires_grad_(requires_grad=True)
-        self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, 2))
-        real = rectangles(mask_input, self.generator)
-        noise, gumbel = self.strategy.noise(mask_input, self.generator)
+        dice = self.dice(at, RIVAL)
+        real = rectangles(mask_input, dice)
+        noise, gumbel = self.strategy.noise(mask_input, dice)
         with torch.no_grad():
             student = self.student
             chances = student.generator(attention, student.spec.grid)

@@ -14,8 +14,9 @@ from mimbench.vit.normalise import Normalisation
 from pretrain import masks
 from pretrain.checkpoints.export import write_export
 from pretrain.config import Config
-from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, split, take, to_patches
+from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, to_patches
 from pretrain.models.cross_autoencoder import build_autoencoder
+from pretrain.models.encoder import take
 from pretrain.models.features import FeatureNetwork
 from pretrain.models.image_targets import (
     histogram_width,
@@ -34,7 +35,8 @@ from pretrain.models.reconstruction import (
     relative_loss,
 )
 from pretrain.models.teacher import Views, build_teacher
-from pretrain.objectives.looking import Looking
+from pretrain.objectives.bank import DifficultyBank
+from pretrain.objectives.looking import Given, Looking
 from pretrain.objectives.mask_record import MaskRecord
 
 
@@ -69,6 +71,8 @@ class Pretraining(Looking):
         source = config.objective.features_from
         self.features = FeatureNetwork(source, self.spec.grid).to(device) if source else None
         student = self.networks(output_width(config, self.features))
+        encoder = config.encoder
+        student.extend(secondary=encoder.secondary > 0, positions=encoder.positions == "learned")
         if config.start.init == "named":
             # before they move: a device has generators of its own
             student.initialise(by_name(config.training.seed))
@@ -95,6 +99,7 @@ class Pretraining(Looking):
         # on the host: a seed gives the same masks on every device
         self.generator = torch.Generator()
         self.masks = MaskRecord(self.spec.grid, device)
+        self.bank: DifficultyBank | None = None
         self.normalise = Normalisation(self.spec.mean, self.spec.std).to(device)
 
     def networks(self, outputs: int | None) -> MaskedAutoencoder:
@@ -107,8 +112,16 @@ class Pretraining(Looking):
             leave=self.config.leave(),
         )
 
+    def open_bank(self, images: int) -> None:
+        """Make room for what is predicted about so many images, if the run remembers that."""
+        config = self.config.teacher
+        if config.bank:
+            self.bank = DifficultyBank(self.out, images, self.spec.grid, config.bank_rate)
+
     def asks_teacher(self) -> bool:
         """Tell whether masks or weights follow what the teacher sees."""
+        if not self.config.teacher.every:
+            return False
         weighed = self.config.objective.weights != "none"
         return weighed or bool(self.strategy.needs & {"difficulty", "attention"})
 
@@ -118,19 +131,28 @@ class Pretraining(Looking):
 
     def loss(self, model: nn.Module, batch: Batch, at: StepInfo) -> dict[str, Tensor]:
         """Return the step's losses, and how well predicted losses order the true ones."""
-        normalised, patches = self.prepare(batch)
-        mask_input, views = self.look(patches, normalised, batch.data, at)
-        mask = self.strategy(mask_input, self.dice(at, self.config.start.mask_stream))
-        self.masks.add(mask, mask_input)
-        visible, hidden = split(mask, self.strategy.count(mask_input.patches))
-        hidden = self.chosen(mask_input, hidden, at)
-        outputs: Outputs = model(patches, visible, hidden)
-        losses = self.patch_losses(outputs.prediction, patches, batch.data, hidden, views)
-        return self.figures(outputs, losses, self.weigh(mask_input, hidden))
+        given = Given.of(batch)
+        normalised, patches = self.prepare(given.images)
+        mask_input, views = self.look(patches, normalised, given, at)
+        visible, hidden, weights = self.plan(mask_input, at)
+        noise = self.noise(mask_input, visible, at)
+        images = given.images
+        times = self.config.objective.masks
+        if times > 1:
+            patches, images = patches.repeat(times, 1, 1), images.repeat(times, 1, 1, 1)
+            if views is not None:
+                views = views._replace(features=views.features.repeat(times, 1, 1))
+        outputs: Outputs = model(patches, visible, hidden, *noise)
+        if self.bank is not None:
+            assert given.place is not None
+            assert outputs.difficulty is not None
+            self.bank.note(given.indices, given.place, hidden, outputs.difficulty)
+        losses = self.patch_losses(outputs.prediction, patches, images, hidden, views)
+        return self.figures(outputs, losses, weights)
 
-    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def prepare(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images (b, 3, H, W), normalised, and their patches."""
-        normalised = self.normalise.of_bytes(batch.data)
+        normalised = self.normalise.of_bytes(images)
         return normalised, to_patches(normalised, self.spec.patch_size)
 
     def patch_losses(
@@ -189,7 +211,10 @@ class Pretraining(Looking):
             self.masks.reset()
 
     def after_update(self, at: StepInfo) -> None:
-        """Let the teacher follow, once for each optimizer step."""
+        """Let the teacher follow, and close the step's records, once for each optimizer step."""
+        self.masks.settle()
+        if self.bank is not None:
+            self.bank.settle(self.device)
         if self.teacher is not None:
             # `at` already counts the step just taken: its epoch is that of the step before
             epoch = (at.step - 1) // at.steps_per_epoch
@@ -198,18 +223,26 @@ class Pretraining(Looking):
     def saved(self, checkpoint: Path, at: StepInfo) -> None:
         """Write what other programs read: the encoders, and the whole model."""
         out = self.out if checkpoint.name == LAST else self.out / checkpoint.stem
-        write_export(out, self.config, self.student, self.teacher, at)
+        write_export(out, self.config, self.student, self.teacher, at, self.further_tensors())
         write_json(out / "masks.json", {"step": at.step, **self.masks.summary()})
 
+    def further_tensors(self) -> dict[str, Tensor]:
+        """Return what exports hold beside the student's own tensors."""
+        return {}
+
     def state(self) -> dict[str, Any]:
-        """Return the teacher, and what the epoch's masks were like."""
-        own = {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+        """Return the teacher, the bank, and what the epoch's masks were like."""
+        own: dict[str, Any] = {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+        if self.bank is not None:
+            own["bank"] = self.bank.state()
         return {**own, "masks": self.masks.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the teacher and the record of masks up."""
+        """Take the teacher, the bank and the record of masks up."""
         # states from before there was a record have none
         if "masks" in state:
             self.masks.restore(state["masks"])
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
+        if self.bank is not None:
+            self.bank.restore(state["bank"])

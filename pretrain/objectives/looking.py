@@ -2,24 +2,61 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mimbench.system.seeds import derive_seed
+from mimbench.training.batches import Batch
 from mimbench.training.learner import Learner, StepInfo
 from mimbench.vit.weights import VitSpec
-from pretrain import masks
 from pretrain.config import Config
+from pretrain.masks import MaskInput, MaskStrategy, Need, hide_largest
 from pretrain.masks.salience import outgoing
 from pretrain.models.autoencoder import MaskedAutoencoder, split
+from pretrain.models.encoder import EncoderNoise
 from pretrain.models.reconstruction import patch_weights, spread_choice
 from pretrain.models.teacher import Teacher, Views
+from pretrain.objectives.bank import DifficultyBank
+from pretrain.objectives.mask_record import MaskRecord
 
-GLANCE, CHOICE = -1, -2
-"""Streams of random numbers beside the masks': where a teacher looks, what decoders are given."""
-FREE = frozenset[masks.Need]({"images", "generator", "salience", "trial"})
+GLANCE, CHOICE, DISTURBED, UNKNOWN, RIVAL = -1, -2, -3, -4, -5
+"""Streams of random numbers beside the masks': where a teacher looks, what decoders are given, what
+disturbs the encoder, what stands for difficulties that no bank knows yet, what a critic sees."""
+FREE = frozenset[Need]({"images", "generator", "salience", "trial", "labels", "masker"})
 """Needs for which no teacher is asked."""
+
+
+class Given(NamedTuple):
+    """What the loader hands over for images."""
+
+    images: Tensor
+    """(b, 3, S, S), bytes."""
+    indices: Tensor
+    place: Tensor | None = None
+    """(b, 5): top, left, height and width of each crop in its image, as shares; mirrored or not."""
+    labels: Tensor | None = None
+    """(b, S, S): the number of what is annotated at each pixel, 0 for nothing."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Given":
+        """Return a batch's parts."""
+        if isinstance(batch.data, Tensor):
+            return cls(batch.data, batch.indices)
+        data = batch.data
+        return cls(data["image"], batch.indices, data.get("place"), data.get("labels"))
+
+
+class MaskPlan(NamedTuple):
+    """The masks of a step: all images under the first one, then all under the next."""
+
+    visible: Tensor
+    """(masks x b, k), raster order."""
+    hidden: Tensor
+    """(masks x b, m), raster order: what decoders answer for."""
+    weights: Tensor | None
+    """(masks x b, m) in the reconstruction loss."""
 
 
 class Looking(Learner):
@@ -27,10 +64,12 @@ class Looking(Learner):
 
     config: Config
     spec: VitSpec
-    strategy: masks.MaskStrategy
+    strategy: MaskStrategy
     student: MaskedAutoencoder
     teacher: Teacher | None
     generator: torch.Generator
+    masks: MaskRecord
+    bank: DifficultyBank | None
 
     def patch_losses(
         self,
@@ -50,7 +89,43 @@ class Looking(Learner):
         """
         return self.generator.manual_seed(derive_seed(self.config.training.seed, at.step, stream))
 
-    def chosen(self, inp: masks.MaskInput, hidden: Tensor, at: StepInfo) -> Tensor:
+    def plan(self, inp: MaskInput, at: StepInfo) -> MaskPlan:
+        """Return every image's masks at this step, and which of the hidden patches count how much."""
+        plans: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        times = self.config.objective.masks
+        for number in range(times):
+            turned = replace(inp, turn=number / times)
+            mask = self.strategy(turned, self.dice(at, self.config.start.mask_stream))
+            self.masks.add(mask, turned)
+            visible, hidden = split(mask, self.strategy.count(inp.patches))
+            hidden = self.chosen(turned, hidden, at)
+            plans.append((visible, hidden, self.weigh(turned, hidden)))
+        if times == 1:
+            return MaskPlan(*plans[0])
+        visible, hidden, weights = zip(*plans, strict=True)
+        found = [w for w in weights if w is not None]
+        return MaskPlan(torch.cat(visible), torch.cat(hidden), torch.cat(found) if found else None)
+
+    def noise(self, inp: MaskInput, visible: Tensor, at: StepInfo) -> list[EncoderNoise]:
+        """Return what disturbs the encoder at this step, if anything does."""
+        encoder, times, depth = self.config.encoder, self.config.objective.masks, self.spec.depth
+        if not encoder.secondary and not encoder.drop_path:
+            return []
+        dice, k = self.dice(at, DISTURBED), visible.shape[1]
+        keys, chances = inp.uniform(dice, times, inp.patches), inp.uniform(dice, times, depth, 2)
+        keys, chances = (x.transpose(0, 1).flatten(0, 1) for x in (keys, chances))
+        veiled, keep = None, None
+        if encoder.secondary:
+            seen = int(k * (1 - encoder.secondary) + 1e-9)
+            veiled = hide_largest(keys.gather(1, visible), k - seen)
+        if encoder.drop_path:
+            stay = 1 - torch.linspace(0, encoder.drop_path, depth, device=keys.device).view(
+                1, -1, 1
+            )
+            keep = (chances < stay).float() / stay
+        return [EncoderNoise(veiled, keep)]
+
+    def chosen(self, inp: MaskInput, hidden: Tensor, at: StepInfo) -> Tensor:
         """Return the hidden patches that decoders are given: by default all of them."""
         share, m = self.config.objective.share, hidden.shape[1]
         if share == 1:
@@ -61,7 +136,7 @@ class Looking(Learner):
             keys = inp.difficulty
         return hidden.gather(1, spread_choice(keys.gather(1, hidden), offset, count))
 
-    def weigh(self, inp: masks.MaskInput, hidden: Tensor) -> Tensor | None:
+    def weigh(self, inp: MaskInput, hidden: Tensor) -> Tensor | None:
         """Return what weighs hidden patches (b, m) in the reconstruction loss."""
         objective = self.config.objective
         values = inp.attention if objective.weights == "attention" else inp.difficulty
@@ -70,11 +145,11 @@ class Looking(Learner):
         return patch_weights(values.gather(1, hidden), objective.weights_temperature)
 
     def look(
-        self, patches: Tensor, normalised: Tensor, images: Tensor, at: StepInfo
-    ) -> tuple[masks.MaskInput, Views | None]:
+        self, patches: Tensor, normalised: Tensor, given: Given, at: StepInfo
+    ) -> tuple[MaskInput, Views | None]:
         """Ask the teacher for what mask and target need at this moment, and for nothing else."""
         config, needs = self.config.teacher, self.strategy.needs
-        mask_input = masks.MaskInput(
+        mask_input = MaskInput(
             batch=len(patches),
             grid=self.spec.grid,
             device=patches.device,
@@ -83,12 +158,12 @@ class Looking(Learner):
             first=at.first,
             whole=at.batch,
             images=normalised if "images" in needs else None,
+            labels=given.labels,
         )
-        asked = needs if not self.strategy.idle(mask_input) else frozenset[masks.Need]()
-        if at.step % config.every:
-            asked &= FREE
-        elif self.config.objective.weights != "none":
-            asked |= {self.config.objective.weights}
+        wanted = needs if not self.strategy.idle(mask_input) else frozenset[Need]()
+        if self.config.objective.weights != "none":
+            wanted |= {self.config.objective.weights}
+        asked = wanted if config.due(at.step) else wanted & FREE
         judged, attends = "difficulty" in asked, "attention" in asked
         whole = judged and config.tokens == 1 and config.look == "whole"
         views, difficulty, attention = None, None, None
@@ -102,6 +177,8 @@ class Looking(Learner):
             difficulty = self.teacher.sample(patches, keys)
         elif self.teacher is not None and judged and not whole:
             difficulty = self.teacher.glance(patches, config.tokens)
+        elif "difficulty" in wanted - asked:
+            difficulty = self.recall(given, mask_input, at)
         if attention is not None:
             attention = attention.mean(dim=1)
         return replace(
@@ -109,13 +186,29 @@ class Looking(Learner):
             difficulty=difficulty,
             attention=attention,
             salience=self.outgoing(patches) if "salience" in asked else None,
-            trial=partial(self.trial, patches, images, views) if "trial" in asked else None,
+            keep=self.wishes(patches) if "masker" in asked else None,
+            trial=partial(self.trial, patches, given.images, views) if "trial" in asked else None,
         ), views
+
+    def wishes(self, patches: Tensor) -> Tensor:
+        """Return how much a masking network wants each patch (b, n) to be seen, if there is one."""
+        raise NotImplementedError
+
+    def recall(self, given: Given, inp: MaskInput, at: StepInfo) -> Tensor | None:
+        """Return what the bank remembers (b, n), if there is one; an unknown image's is random."""
+        if self.bank is None:
+            return None
+        assert given.place is not None
+        found = self.bank.read(given.indices, given.place)
+        chance = inp.uniform(self.dice(at, UNKNOWN), inp.patches)
+        # a place that was never hidden is as hard as the others of its image on average
+        found = torch.where(found.isnan(), found.nanmean(dim=1, keepdim=True), found)
+        return torch.where(found.isnan(), chance, found)
 
     @torch.no_grad()
     def outgoing(self, patches: Tensor) -> Tensor:
         """Return how much the student's embedded patches attend to each (b, n)."""
-        return outgoing(self.student.encoder.embed(patches)[:, 1:])
+        return outgoing(self.student.encoder.embed(patches)[:, self.spec.class_tokens :])
 
     @torch.no_grad()
     def trial(self, patches: Tensor, images: Tensor, views: Views | None, mask: Tensor) -> Tensor:

@@ -5,40 +5,54 @@ and how many of the patches that were said to be hardest they hide.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mimbench.system.runtime import all_reduce_sum
 from pretrain.masks import MaskInput, hide_largest
 
 
 class MaskRecord:
-    """Sums over the masks since the epoch began."""
+    """Sums over the masks of all processes since the epoch began."""
 
     def __init__(self, grid: tuple[int, int], device: torch.device) -> None:
         self.grid = grid
         self.where = torch.zeros(grid[0] * grid[1], dtype=torch.float64, device=device)
         self.sums = torch.zeros(5, dtype=torch.float64, device=device)
-        """Images; neighbours of hidden patches that are hidden, and all; images with a difficulty; the
+        """Masks; neighbours of hidden patches that are hidden, and all; masks with a difficulty; the
         share of their hardest patches that is hidden, summed."""
+        self.pending = torch.zeros(
+            len(self.where) + len(self.sums), dtype=torch.float64, device=device
+        )
+        """The same for this process's share of the step, places first."""
 
     @torch.no_grad()
     def add(self, mask: Tensor, inp: MaskInput) -> None:
-        """Count masks (b, n)."""
-        self.where += mask.sum(0)
+        """Count masks (b, n) of the step that is being taken."""
+        where, sums = self.pending.split((len(self.where), len(self.sums)))
+        where += mask.sum(0)
         x = mask.view(-1, *self.grid)
         pairs = (x[:, 1:] & x[:, :-1]).sum() + (x[:, :, 1:] & x[:, :, :-1]).sum()
         # each hidden patch has as many neighbours as the grid gives its place
         ends = self.degrees(mask.device)
-        self.sums[0] += len(mask)
-        self.sums[1] += 2 * pairs
-        self.sums[2] += (mask * ends).sum()
+        sums[0] += len(mask)
+        sums[1] += 2 * pairs
+        sums[2] += (mask * ends).sum()
         if inp.difficulty is not None:
             hardest = hide_largest(inp.difficulty.float(), max(1, mask.shape[1] // 4))
             found = (mask & hardest).sum(1) / hardest.sum(1)
-            self.sums[3] += len(mask)
-            self.sums[4] += found.sum()
+            sums[3] += len(mask)
+            sums[4] += found.sum()
+
+    def settle(self) -> None:
+        """Add the step's masks of all processes to the sums."""
+        where, sums = all_reduce_sum(self.pending).split((len(self.where), len(self.sums)))
+        self.where += where
+        self.sums += sums
+        self.pending.zero_()
 
     def degrees(self, device: torch.device) -> Tensor:
         """Return how many neighbours each place has (n,)."""
@@ -78,3 +92,14 @@ class MaskRecord:
             "hardest_quarter_hidden": found / judged if judged else None,
             "where": [[round(v, 4) for v in row] for row in where.view(self.grid).tolist()],
         }
+
+
+def summary_of(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a training state says of its epoch's masks; None for states that say nothing."""
+    kept, config = state["learner"].get("masks"), state["config"]
+    if kept is None or "encoder" not in config:
+        return None
+    side = config["data"]["image_size"] // config["encoder"]["patch"]
+    record = MaskRecord((side, side), torch.device("cpu"))
+    record.restore(kept)
+    return record.summary() or None

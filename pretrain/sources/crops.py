@@ -1,7 +1,10 @@
 """Training images: decoded fast, cropped and flipped as the recipe says, handed over as bytes."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +15,10 @@ from torchvision.transforms.v2 import functional as vision
 from mimbench.data.images import decode
 from pretrain.sections import ImagesConfig
 from pretrain.sources.images import ImageSource
+from pretrain.sources.labels import Labels
+
+Viewing = Callable[[Tensor, InterpolationMode], Tensor]
+Place = tuple[float, float, float, float]
 
 MARGIN = 4
 """Pixels that a gentle crop may lie beyond an edge."""
@@ -26,23 +33,70 @@ class DataConfig(ImagesConfig):
     four pixels beyond its edges, and flip (PixMIM); `none`: the image, resized if it must be."""
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    annotations: Path | None = None
+    """What people annotated in the images, for masks that follow it: a COCO file, or a folder of maps
+    with the images' names."""
+
+
+class Move(NamedTuple):
+    """One random view of an image: what is done to its pixels can be done to its annotations."""
+
+    view: Viewing
+    place: Place
+    """Top, left, height and width in the image, as shares of it."""
+    mirrored: bool
+
+    def __call__(self, pixels: Tensor, mode: InterpolationMode) -> Tensor:
+        """Return the view of an image's pixels (c, H, W), or of what belongs to each."""
+        found = self.view(pixels, mode)
+        return (found.flip(-1) if self.mirrored else found).contiguous()
 
 
 class Crops:
-    """A source's images as uint8 tensors (3, S, S); all randomness is torch's global generator."""
+    """A source's images as uint8 tensors (3, S, S); all randomness is torch's global generator.
 
-    def __init__(self, source: ImageSource, config: DataConfig) -> None:
+    With places or labels an item is a mapping: `image`; `place` (5), see `Move`, and whether it is
+    mirrored; `labels` (S, S), the numbers that people gave each pixel.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        config: DataConfig,
+        *,
+        places: bool = False,
+        labels: Labels | None = None,
+    ) -> None:
         self.source, self.config = source, config
+        self.places, self.labels = places, labels
         self.mode = InterpolationMode(config.interpolation)
         self.crop = RandomResizedCrop(config.image_size, config.scale, config.ratio)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Any:
+        image = self.image(index)
+        move = self.move(image)
+        view = move(image, self.mode)
+        if not self.places and self.labels is None:
+            return view
+        item = {"image": view}
+        if self.places:
+            item["place"] = torch.tensor([*move.place, float(move.mirrored)])
+        if self.labels is not None:
+            numbers = self.labels.of(self.name(index), image)
+            item["labels"] = move(numbers, InterpolationMode.NEAREST_EXACT)[0]
+        return item
+
+    def image(self, index: int) -> Tensor:
+        """Return the image (3, H, W) as it lies."""
         loaded = self.source.load(index)
-        image = decode(loaded, self.name(index)) if isinstance(loaded, bytes) else loaded
-        return self.augment(image)
+        return decode(loaded, self.name(index)) if isinstance(loaded, bytes) else loaded
+
+    def plain(self, index: int) -> Tensor:
+        """Return one random view, without anything beside it."""
+        return self.augment(self.image(index))
 
     def name(self, index: int) -> str:
         """Return the image's path."""
@@ -50,33 +104,62 @@ class Crops:
 
     def augment(self, image: Tensor) -> Tensor:
         """Return one random view of an image (3, H, W)."""
-        size = [self.config.image_size, self.config.image_size]
-        if self.config.augment == "none":
-            if list(image.shape[1:]) == size:
-                return image
-            return vision.resize(image, size, self.mode, antialias=True)
-        view = self.gentle(image) if self.config.augment == "gentle" else self.resized(image)
-        if torch.rand(()) < self.config.flip:
-            view = view.flip(-1)
-        return view.contiguous()
+        return self.move(image)(image, self.mode)
 
-    def resized(self, image: Tensor) -> Tensor:
-        """Return a random part of the image, resized."""
-        size = [self.config.image_size, self.config.image_size]
-        box = self.crop.make_params([image])
-        return vision.resized_crop(
-            image,
-            **{key: int(value) for key, value in box.items()},
-            size=size,
-            interpolation=self.mode,
-            antialias=True,
+    def move(self, image: Tensor) -> Move:
+        """Draw one random view of an image (3, H, W)."""
+        kind, size = self.config.augment, [self.config.image_size] * 2
+        if kind == "none":
+            return Move(partial(fitted, size=size), (0.0, 0.0, 1.0, 1.0), mirrored=False)
+        view, place = self.gentle(image) if kind == "gentle" else self.resized(image)
+        return Move(view, place, mirrored=bool(torch.rand(()) < self.config.flip))
+
+    def resized(self, image: Tensor) -> tuple[Viewing, Place]:
+        """Draw a random part of the image, to be resized."""
+        height, width = image.shape[1:]
+        box = {key: int(value) for key, value in self.crop.make_params([image]).items()}
+        place = (
+            box["top"] / height,
+            box["left"] / width,
+            box["height"] / height,
+            box["width"] / width,
         )
+        return partial(cut, box=box, side=self.config.image_size), place
 
-    def gentle(self, image: Tensor) -> Tensor:
-        """Return a square of the image, its shorter side resized and its edges mirrored."""
+    def gentle(self, image: Tensor) -> tuple[Viewing, Place]:
+        """Draw a square of the image, its shorter side resized and its edges mirrored."""
         side = self.config.image_size
-        image = vision.resize(image, [side], self.mode, antialias=True)
-        image = vision.pad(image, [MARGIN] * 4, padding_mode="reflect")
-        free = [extent - side + 1 for extent in image.shape[1:]]
-        top, left = (int(torch.randint(n, ())) for n in free)
-        return image[:, top : top + side, left : left + side]
+        height, width = image.shape[1:]
+        # torchvision's own rounding of the longer side
+        long = int(side * max(height, width) / min(height, width))
+        extents = (long, side) if height > width else (side, long)
+        top, left = (int(torch.randint(n + 2 * MARGIN - side + 1, ())) for n in extents)
+        place = (
+            (top - MARGIN) / extents[0],
+            (left - MARGIN) / extents[1],
+            side / extents[0],
+            side / extents[1],
+        )
+        return partial(shifted, corner=(top, left), side=side), place
+
+
+def fitted(pixels: Tensor, mode: InterpolationMode, *, size: list[int]) -> Tensor:
+    """Return pixels as they are, resized if they must be."""
+    if list(pixels.shape[1:]) == size:
+        return pixels
+    return vision.resize(pixels, size, mode, antialias=True)
+
+
+def cut(pixels: Tensor, mode: InterpolationMode, *, box: Mapping[str, int], side: int) -> Tensor:
+    """Return a part of pixels, resized to a square."""
+    return vision.resized_crop(pixels, **box, size=[side, side], interpolation=mode, antialias=True)
+
+
+def shifted(
+    pixels: Tensor, mode: InterpolationMode, *, corner: tuple[int, int], side: int
+) -> Tensor:
+    """Return a square of pixels whose shorter side is resized and whose edges are mirrored."""
+    pixels = vision.resize(pixels, [side], mode, antialias=True)
+    pixels = vision.pad(pixels, [MARGIN] * 4, padding_mode="reflect")
+    top, left = corner
+    return pixels[:, top : top + side, left : left + side]

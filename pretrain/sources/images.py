@@ -131,13 +131,15 @@ def open_source(name: str, root: Path | None, split: str) -> ImageSource:
     """Return the images that a config names.
 
     Args:
-        name: '' for a folder or tar file, 'list', 'wds/<pattern>', 'hfds/<name>', 'sample', or any
-            other indexed name of `timm.data.create_dataset`.
+        name: '' for a folder or tar file, 'list', 'wds/<pattern>', 'hfds/<name>', 'sample', 'scenes',
+            or any other indexed name of `timm.data.create_dataset`.
         root: Where the data lies.
         split: The part to take, such as 'train'.
     """
     if name == "sample":
         return TimmSource("", sample_root(root) / "classification", split)
+    if name == "scenes":
+        return TimmSource("", sample_root(root) / "coco", f"{split}2017")
     kind, _, rest = name.partition("/")
     if kind.lower() == "hfds":
         return ArrowSource(rest, root, split)

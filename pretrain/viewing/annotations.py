@@ -6,7 +6,6 @@ there each segment of an image counts the same, whatever its area, so that small
 much as the wall behind them. Values 0 and 255 are not labelled.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
+from mimbench.data.images import read
 from mimbench.system.errors import UserError
+from pretrain.sources.labels import UNLABELLED, Items, Labels, read_coco
 from pretrain.viewing.laboratory import fit_image
 
 IMAGES, LABELS = "images", "annotations"
-UNLABELLED = (0, 255)
-
-Items = list[Mapping[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +54,29 @@ class Annotations:
             return _cover("segments", [found.get(path) for path in paths], size, patch)
         known: dict[str, tuple[tuple[int, int], Items]] = {}
         for path in self.coco:
-            known |= _read_coco(path)
+            known |= read_coco(path)
         items = [known.get(path.name) for path in paths]
         rows = [None if item is None else _objects(*item, size, patch) for item in items]
         return _cover("objects", rows, size, patch)
+
+    def numbers(self, paths: Sequence[Path], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the numbers (b, H, W) of each image's middle for masks: of boxes, of segments.
+
+        Empty where nothing is known of any.
+        """
+        if not self.maps and not self.coco:
+            return {}
+        objects: dict[str, tuple[tuple[int, int], Items]] = {}
+        for path in self.coco:
+            objects |= read_coco(path)
+        maps = {path.stem: at for path, at in (self.maps or {}).items()}
+        found = {}
+        for kind in ("boxes", "segments"):
+            labels = Labels(boxes=kind == "boxes", objects=objects, maps=maps)
+            rows = [labels.of(str(path), read(path)) for path in paths]
+            fitted = [fit_image(row, size, InterpolationMode.NEAREST)[0] for row in rows]
+            found[kind] = torch.stack(fitted)
+        return found
 
 
 def find_annotations(root: Path, paths: Sequence[Path], given: Path | None) -> Annotations:
@@ -142,21 +159,6 @@ def _objects(shape: tuple[int, int], items: Items, size: tuple[int, int], patch:
     """Return the share of each patch that objects cover: polygons where there are any, else boxes."""
     cover = fit_image(_paint(shape, items), size).float()[:1] / 255
     return F.avg_pool2d(cover.unsqueeze(0), patch).flatten()
-
-
-def _read_coco(path: Path) -> dict[str, tuple[tuple[int, int], Items]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        images = {
-            image["id"]: (image["file_name"], (image["width"], image["height"]))
-            for image in content["images"]
-        }
-        found = {Path(name).name: (size, []) for name, size in images.values()}
-        for item in content["annotations"]:
-            found[Path(images[item["image_id"]][0]).name][1].append(item)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no COCO annotation file: {error!r}") from error
-    return found
 
 
 def _paint(size: tuple[int, int], items: Items) -> Tensor:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -21,13 +21,15 @@ from mimbench.vit.normalise import Normalisation
 from mimbench.vit.weights import VitSpec
 from pretrain import masks
 from pretrain.checkpoints.stored import MODEL, read_model
-from pretrain.masks import MaskInput, MaskStrategy
+from pretrain.masks import MaskInput, MaskStrategy, boxes
 from pretrain.masks.salience import outgoing
 from pretrain.models.attention import backbone_attention
 from pretrain.models.autoencoder import MaskedAutoencoder, to_patches
 from pretrain.models.generator import Generator
+from pretrain.models.masker import MaskingNetwork
 from pretrain.models.reconstruction import PIXEL_TARGETS
 from pretrain.models.teacher import Teacher, build_teacher
+from pretrain.viewing.mask_networks import stored_generator, stored_masker
 from pretrain.viewing.true_losses import losses_under, true_losses
 
 logger = logging.getLogger(__name__)
@@ -59,9 +61,14 @@ class Observation:
     """(b, n) true reconstruction loss, where the checkpoint has a decoder for pixels."""
     salience: Tensor | None = None
     trial: Callable[[Tensor], Tensor] | None = None
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    """For `boxes` and `segments` (b, H, W): the number of the annotated thing at each pixel."""
+    keep: Tensor | None = None
+    """(b, n) what a trained masking network wants to be seen."""
 
-    def input(self) -> MaskInput:
-        """Return what strategies are given, at the end of their schedules."""
+    def input(self, strategy: MaskStrategy) -> MaskInput:
+        """Return what a strategy is given, at the end of its schedule."""
+        kind = "boxes" if isinstance(strategy, boxes.Strategy) else "segments"
         return MaskInput(
             batch=len(self.images),
             grid=self.grid,
@@ -72,6 +79,8 @@ class Observation:
             log_probability=self.log_probability,
             salience=self.salience,
             trial=self.trial,
+            labels=self.labels.get(kind),
+            keep=self.keep,
         )
 
 
@@ -91,6 +100,7 @@ class Observer:
         self.model: MaskedAutoencoder | None = None
         self.teacher: Teacher | None = None
         self.generator: Generator | None = None
+        self.masker: MaskingNetwork | None = None
         self.backbone: Backbone | None = None
         self.target: str | None = None
         stored = read_model(path, num_heads=num_heads) if _is_model(path) else None
@@ -98,7 +108,8 @@ class Observer:
             self.model, teacher = stored.build()
             self.teacher = teacher or build_teacher(self.model)
             self.target, self.spec = stored.target, stored.spec
-            self.generator = _generator(stored.student)
+            self.generator = stored_generator(stored.student)
+            self.masker = stored_masker(stored.student, self.spec)
         else:
             self.backbone = build_backbone(
                 read_vit(path, who="the laboratory", num_heads=num_heads)
@@ -128,9 +139,14 @@ class Observer:
         native = self.grid == self.spec.grid
         loss = self.true_loss(patches) if native and self.target in PIXEL_TARGETS else None
         seen = self._sight(images, views.attention, views.difficulty, loss)
+        first = self.spec.class_tokens
+        keep = None
+        if self.masker is not None and self.model is not None and native:
+            keep = self.masker(self.model.encoder.embed(patches)[:, first:])
         return dataclasses.replace(
             seen,
-            salience=outgoing(self.teacher.encoder.embed(patches, grid=self.grid)[:, 1:]),
+            keep=keep,
+            salience=outgoing(self.teacher.encoder.embed(patches, grid=self.grid)[:, first:]),
             trial=None if loss is None else partial(self._trial, patches),
         )
 
@@ -172,6 +188,8 @@ class Observer:
             missing["difficulty"] = "needs a loss predictor"
         if self.generator is None:
             missing["generator"] = "needs a trained generator"
+        if self.masker is None or self.grid != self.spec.grid:
+            missing["masker"] = "needs a trained masking network and images of the run's size"
         if self.model is None:
             missing["salience"] = "needs a pretraining run"
         if self.model is None or self.grid != self.spec.grid or self.target not in PIXEL_TARGETS:
@@ -181,15 +199,6 @@ class Observer:
 
 def _is_model(path: Path) -> bool:
     return path.is_dir() or path.name == MODEL or path.suffix in {".pth", ".pt"}
-
-
-def _generator(student: Mapping[str, Tensor]) -> Generator | None:
-    own = {n.removeprefix("generator."): t for n, t in student.items() if n.startswith("generator")}
-    if not own:
-        return None
-    generator = Generator(own["net.0.weight"].shape[1])
-    generator.load_state_dict(own)
-    return generator.eval().requires_grad_(requires_grad=False)
 
 
 def fit_image(
@@ -236,4 +245,5 @@ def variants(ratio: float | None, grid: tuple[int, int]) -> list[Variant]:
 
 def draw(variant: Variant, observation: Observation, seed: int) -> Tensor:
     """Return the variant's masks (b, n) for what was seen."""
-    return variant.strategy(observation.input(), torch.Generator().manual_seed(seed))
+    inp = observation.input(variant.strategy)
+    return variant.strategy(inp, torch.Generator().manual_seed(seed))

@@ -40,7 +40,11 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "top1"
-TRAITS = Traits(labelled_images=True, footprint=stored_patches)
+TRAITS = Traits(
+    labelled_images=True,
+    footprint=stored_patches,
+    beside={"top1_best_on_val": "best epoch on val, the published style"},
+)
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:

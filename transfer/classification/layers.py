@@ -43,7 +43,11 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "top1"
-TRAITS = Traits(labelled_images=True, footprint=frozen)
+TRAITS = Traits(
+    labelled_images=True,
+    footprint=frozen,
+    beside={"top1_last": "last block", "logreg_top1": "logistic regression, its chosen block"},
+)
 Part = Literal["cls", "avg"]
 
 

@@ -20,6 +20,8 @@ from mimbench.system.errors import UserError
 from transfer.classification.heads import StepNorm
 
 Head = Literal["ep", "capi", "vjepa", "aim"]
+CPU_IMAGES = 4
+"""Images whose tokens go through a processor's cache together: widened, multiplied, averaged."""
 CAPI_HEAD = 64
 """Width of one of CAPI's heads."""
 
@@ -28,11 +30,19 @@ def gather(tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Return attention (b, h, n) and the weighted means of the tokens (b, h, c).
 
     Args:
-        tokens: (b, n, c).
+        tokens: (b, n, c), in half precision where they are stored so.
         keys: (h, c): what a token is multiplied with to get its logit, scale included.
     """
-    attention = torch.softmax(keys @ tokens.transpose(1, 2), dim=-1)
-    return attention, attention @ tokens
+    at_once = len(tokens) if tokens.is_cuda else CPU_IMAGES
+    parts = [_gather(part.float(), keys) for part in tokens.split(at_once)]
+    attention, means = zip(*parts, strict=True)
+    return torch.cat(attention), torch.cat(means)
+
+
+def _gather(tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    logits = F.linear(tokens, keys).transpose(1, 2).contiguous()
+    attention = torch.softmax(logits, dim=-1)
+    return attention, torch.bmm(attention, tokens)
 
 
 def project(means: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -128,7 +138,7 @@ class AimPooling(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (b, width) from tokens (b, n, c)."""
-        normed = self.norm(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        normed = self.norm(tokens.float().flatten(0, 1)).unflatten(0, tokens.shape[:2])
         return self.split(normed)
 
 
@@ -153,7 +163,7 @@ class VjepaPooling(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (b, width) from tokens (b, n, c)."""
         keys = fold_query(self.q(self.query), self.key.weight, self.heads)
-        means = gather(self.norm1(tokens), keys)[1]
+        means = gather(self.norm1(tokens.float()), keys)[1]
         x = self.query + project(means, self.value.weight, self.value.bias)
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 

@@ -58,7 +58,9 @@ def token_rule(weights: VitWeights, which: Which = "auto", where: Where = "auto"
 
 
 def join_tokens(patches: Tensor, cls: Tensor, rule: TokenRule, norm: FinalNorm) -> Tensor:
-    """Return float32 tokens (b, n, d) on the norm's device, the class token first if it is read.
+    """Return tokens (b, n, d) on the norm's device, the class token first if it is read.
+
+    Normed ones are float32, others as they come: heads widen them a few at a time.
 
     Args:
         patches: (b, n, d) before the final norm.
@@ -67,7 +69,7 @@ def join_tokens(patches: Tensor, cls: Tensor, rule: TokenRule, norm: FinalNorm) 
         norm: The backbone's final norm.
     """
     tokens = torch.cat([cls[:, None], patches], dim=1) if rule.class_token else patches
-    return norm(tokens) if rule.normed else tokens.to(norm.device).float()
+    return norm(tokens) if rule.normed else tokens.to(norm.device)
 
 
 class CachedTokens:

@@ -24,7 +24,9 @@ from mimbench.task import Machine
 from transfer.dense.patches import Floats, Labels, patchify
 
 CPU_ROWS, GPU_ROWS = 8192, 262_144
-"""Patches of one piece of the bank, and of the queries, in memory at a time."""
+"""Patches of the queries in memory at a time."""
+CPU_PIECE = 8 * 2**20
+"""Bytes of one piece of the bank on a CPU: it is copied a few times on its way to the search."""
 EPS = 1e-12
 
 
@@ -87,6 +89,7 @@ def patch_labels(
 ) -> Labels:
     """Return the pixels of every patch (pictures, m, patch x patch), mapped from a file made once."""
     key = [maps.images.digest, maps.stamps, maps.first, len(maps.names), maps.ignore_index]
+    key += [maps.joined] if maps.joined else []
     name = value_digest([*key, view.key(), patch])[:24]
     path = (root or cache_root().with_name("labels")) / f"{name}.npy"
     if not path.is_file():
@@ -137,9 +140,13 @@ class Patches:
 
     def prepared(self, tokens: Tensor) -> Tensor:
         """Return stored or exact tokens (..., d) as float32 on the device, normed and standardised."""
-        x = tokens.to(self.device).float() if self.norm is None else self.norm(tokens)
+        if self.norm is not None:
+            x = self.norm(tokens)
+        else:
+            # a copy: what is stored may be mapped
+            x = tokens.to(self.device, torch.float32, copy=True)
         if self.scaler is not None:
-            x = (x - self.scaler.mean) / self.scaler.deviation
+            x.sub_(self.scaler.mean).div_(self.scaler.deviation)
         return x
 
     def fit(self, pictures: NDArray[np.int64]) -> Scaler:
@@ -148,7 +155,7 @@ class Patches:
         width = self.bank.width
         total, squares = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
         count = 0
-        for _, tokens in self.of(pictures):
+        for _, tokens in self.of(pictures, at_once=self.piece):
             x = tokens.flatten(0, 1).double()
             total += x.sum(dim=0).cpu()
             squares += x.square().sum(dim=0).cpu()
@@ -161,9 +168,16 @@ class Patches:
             mean=mean.float().to(self.device), deviation=deviation.float().to(self.device)
         )
 
-    def of(self, pictures: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    @property
+    def piece(self) -> int:
+        """Patches of a piece of the bank in memory at a time."""
+        return GPU_ROWS if self.device.type == "cuda" else CPU_PIECE // (4 * self.bank.width)
+
+    def of(
+        self, pictures: NDArray[np.int64], *, at_once: int | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Yield (pictures, prepared tokens (pictures, m, d)) of some pictures, in ascending order."""
-        size = max(1, self.rows_at_once // self.bank.spec.per_image)
+        size = max(1, (at_once or self.rows_at_once) // self.bank.spec.per_image)
         for shard in range(self.bank.shards):
             rows = self.bank.rows(shard)
             mine = pictures[(pictures >= rows.start) & (pictures < rows.stop)]
@@ -179,7 +193,8 @@ def as_rows(tokens: Tensor, *, unit: bool) -> Floats:
     """Return tokens (..., d) as rows that FAISS reads, of unit length if asked for."""
     rows = tokens.flatten(0, -2)
     if unit:
-        rows = torch.nn.functional.normalize(rows, dim=1)
+        # in place: every caller's tokens are its own
+        rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=EPS)
     return np.ascontiguousarray(rows.cpu().numpy(), dtype=np.float32)
 
 

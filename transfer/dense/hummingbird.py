@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mimbench.data.label_maps import LabelMaps
@@ -62,16 +61,20 @@ from transfer.dense.confusion import (
     ratios,
 )
 from transfer.dense.drawing import draw, drawn_rows
-from transfer.dense.neighbours import Answers, measured_recall
-from transfer.dense.patches import IGNORED, Labels, frequencies, rare_patches, rarity, unpatchify
+from transfer.dense.neighbours import Answers, KeptLabels, measured_recall
+from transfer.dense.patches import IGNORED, Labels, rare_patches, rarity, unpatchify
+from transfer.dense.soft_labels import SoftLabels, without_void
 from transfer.dense.views import BankView
-from transfer.dense.votes import soft_votes, upsample
+from transfer.dense.votes import upsample
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "miou"
-TRAITS = Traits(footprint=frozen)
+TRAITS = Traits(
+    footprint=frozen,
+    beside={"miou_identity": "without matching", "miou_labelled": "over labelled classes"},
+)
 PUBLISHED_STD = (0.229, 0.224, 0.255)
 """The published evaluator's: 0.255 stands where ImageNet's deviation is 0.225."""
 
@@ -115,11 +118,10 @@ def as_published(weights: VitWeights, config: Config) -> VitWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingView:
-    """One view of the training pictures: chosen patches and their class shares."""
+    """One view of the training pictures: chosen patches and the labels of their pixels."""
 
     patches: Patches
-    shares: Floats
-    """(pictures x m, classes)"""
+    labels: KeptLabels
 
 
 def evaluate(weights: VitWeights, config: Config, ranks: Ranks) -> TaskResult:
@@ -128,11 +130,12 @@ def evaluate(weights: VitWeights, config: Config, ranks: Ranks) -> TaskResult:
     classes = len(val.names) + val.first
     norm = FinalNorm(weights, pick_device(config.machine.device, ranks.local))
     parts = [part_of(weights, train, config, ranks, norm, view) for view in range(config.views)]
-    shares = np.concatenate([part.shares for part in parts])
+    shares = SoftLabels([part.labels for part in parts], classes)
 
     def pieces() -> Iterator[Floats]:
         for part in parts:
-            for _, tokens in part.patches.of(every(len(train.images))):
+            patches = part.patches
+            for _, tokens in patches.of(every(len(train.images)), at_once=patches.piece):
                 yield as_rows(tokens, unit=True)
 
     def exact(queries: Floats, k: int) -> Any:
@@ -184,14 +187,13 @@ def part_of(
         preprocess=view, grid=grid, storage=config.storage, precision=config.precision, kept=kept
     )
     bank = extract_patches(weights, maps.images, spec, config.machine, ranks=ranks)
-    rows = [pixels[i] if kept is None else pixels[i][kept[i]] for i in range(len(pixels))]
-    shares = np.concatenate([frequencies(without_void(p), classes) for p in rows])
-    return TrainingView(patches=Patches(bank, norm, device=config.machine.device), shares=shares)
-
-
-def without_void(pixels: Labels) -> Labels:
-    """Return labels with void as class 0, as the published bank has it."""
-    return np.where(pixels == IGNORED, 0, pixels).astype(np.uint8)
+    per_image = pixels.shape[1]
+    chosen = np.arange(per_image)[None] if kept is None else kept
+    rows = (np.arange(len(pixels))[:, None] * per_image + chosen).ravel()
+    return TrainingView(
+        patches=Patches(bank, norm, device=config.machine.device),
+        labels=KeptLabels(pixels, rows),
+    )
 
 
 def chosen_patches(
@@ -219,7 +221,7 @@ def chosen_patches(
 def label(
     answers: Answers,
     queries: Patches,
-    shares: Floats,
+    shares: SoftLabels,
     val: LabelMaps,
     truth: Labels,
     config: Config,
@@ -235,12 +237,7 @@ def label(
     bar = Progress("dense k-NN", len(val.images))
     for at, tokens in queries.of(every(len(val.images))):
         similarity, ids = answers.find(as_rows(tokens, unit=True), config.k)
-        soft = torch.cat(
-            [
-                soft_votes(similarity[i : i + 1024], shares[ids[i : i + 1024]], config.temperature)
-                for i in range(0, len(ids), 1024)
-            ]
-        ).view(len(at), -1, classes)
+        soft = shares.vote(similarity, ids, config.temperature).view(len(at), -1, classes)
         for picture, one in zip(at, soft, strict=True):
             predicted = upsample(one[None], grid, side)[0]
             wanted = unpatchify(np.asarray(truth[picture]), grid)

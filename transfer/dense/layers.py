@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "miou"
-TRAITS = Traits(footprint=frozen)
+TRAITS = Traits(footprint=frozen, beside={"miou_last": "last block"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,10 +87,11 @@ class LabelledPatches:
     def rows(self, *, unit: bool) -> Iterator[Floats]:
         """Yield the kept patches, piece by piece."""
         done = 0
-        for at, tokens in self.patches.of(self.pictures):
+        for at, tokens in self.patches.of(self.pictures, at_once=self.patches.piece):
             kept = self.kept[done : done + len(at)].ravel()
             done += len(at)
-            yield as_rows(tokens, unit=unit)[kept]
+            rows = as_rows(tokens, unit=unit)
+            yield rows if kept.all() else rows[kept]
 
     def exact(self, metric: Metric, device: str) -> "Answers":
         """Return the exact search: of cosines for `ip`, on rows of unit length."""

@@ -219,8 +219,9 @@ class _Fixed(Patches):
         super().__init__(like.bank, like.norm, block=like.block, device=str(like.device))
         self.scaler, self.rows, self.tokens = like.scaler, rows, tokens
 
-    def of(self, pictures: NDArray[np.int64]) -> Any:
+    def of(self, pictures: NDArray[np.int64], *, at_once: int | None = None) -> Any:
         """Yield one picture after the other."""
+        del at_once
         for place, row in enumerate(self.rows):
             if row in pictures:
                 yield np.array([row]), self.prepared(self.tokens[place : place + 1])

@@ -12,6 +12,8 @@ from torch import Tensor
 from transfer.dense.patches import Floats, Labels
 
 Ids = NDArray[np.int64]
+CLASSES_AT_ONCE = 16
+"""Maps at full size that are in memory at a time."""
 PIECE_BYTES = 8 * 2**20
 """Neighbours' pixels of this many bytes are counted at a time: they stay in the processor's cache."""
 
@@ -48,31 +50,34 @@ def pixel_votes(bank: LabelRows, neighbours: Ids, ks: Sequence[int]) -> dict[int
 
 
 def _count(labels: Labels, ks: Sequence[int]) -> dict[int, Labels]:
-    """Return the winners for each k among labels (n, k, p): one pass over the classes that occur."""
+    """Return the winners for each k among labels (n, k, p): one pass over the classes that occur.
+
+    A key is votes x 256 + (255 - label): the largest has the most votes, of equal ones the smallest label.
+    """
     n, _, places = labels.shape
-    kind = np.uint8 if ks[-1] < 256 else np.uint16
+    kind = np.uint16 if ks[-1] < 256 else np.uint32
     candidates = _occurring(labels)
     best = {k: np.zeros((n, places), dtype=kind) for k in ks}
-    winner = {k: np.zeros((n, places), dtype=np.uint8) for k in ks}
     rows = np.arange(n)
     for turn in range(candidates.shape[1]):
-        # labels come in ascending order, so a later one must have more votes to win
-        still = turn < _lengths(candidates)
+        still = candidates[:, turn] >= 0
         if not still.all():
             rows, labels, candidates = rows[still], labels[still], candidates[still]
-        if not len(rows):
-            break
-        equal = labels == candidates[:, turn, None, None].astype(np.uint8)
+        label = candidates[:, turn].astype(np.uint8)
+        # bytes rather than truth values: adding those up needs no conversion
+        equal = (labels == label[:, None, None]).view(np.uint8)
+        low = (255 - label).astype(kind)[:, None]
         votes, done = np.zeros((len(rows), places), dtype=kind), 0
         for k in ks:
-            votes = votes + equal[:, done:k].sum(axis=1, dtype=kind)
-            more = votes > best[k][rows]
-            best[k][rows] = np.where(more, votes, best[k][rows])
-            winner[k][rows] = np.where(
-                more, candidates[:, turn, None].astype(np.uint8), winner[k][rows]
-            )
+            for start in range(done, k, 255):
+                votes += equal[:, start : min(start + 255, k)].sum(axis=1, dtype=np.uint8)
             done = k
-    return winner
+            key = (votes << 8) + low
+            if len(rows) == n:
+                np.maximum(best[k], key, out=best[k])
+            else:
+                best[k][rows] = np.maximum(best[k][rows], key)
+    return {k: (255 - (key & 255)).astype(np.uint8) for k, key in best.items()}
 
 
 def _occurring(labels: Labels) -> NDArray[np.int16]:
@@ -85,10 +90,6 @@ def _occurring(labels: Labels) -> NDArray[np.int16]:
     first = np.repeat(np.cumsum(counts) - counts, counts)
     out[row, np.arange(len(row)) - first] = label
     return out
-
-
-def _lengths(candidates: NDArray[np.int16]) -> NDArray[np.int64]:
-    return (candidates >= 0).sum(axis=1)
 
 
 def soft_votes(similarity: Floats, labels: Floats, temperature: float) -> Tensor:
@@ -104,7 +105,22 @@ def soft_votes(similarity: Floats, labels: Floats, temperature: float) -> Tensor
 
 
 def upsample(shares: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Labels:
-    """Return the class of each pixel (images, H, W) from the shares of each patch (images, n, classes)."""
-    maps = shares.unflatten(1, grid).permute(0, 3, 1, 2)
-    full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    return full.argmax(dim=1).to(torch.uint8).numpy()
+    """Return the class of each pixel (images, H, W) from the shares of each patch (images, n, classes).
+
+    Classes that no patch holds cannot win, and the others are enlarged a few at a time: full maps of
+    every class take more memory than the rest of a search.
+    """
+    images = len(shares)
+    held = torch.nonzero(shares.flatten(0, 1).amax(dim=0) > 0)[:, 0].tolist() or [0]
+    best = torch.full((images, *size), -1.0)
+    winner = torch.zeros((images, *size), dtype=torch.uint8)
+    for start in range(0, len(held), CLASSES_AT_ONCE):
+        some = torch.tensor(held[start : start + CLASSES_AT_ONCE])
+        maps = shares[..., some].unflatten(1, grid).permute(0, 3, 1, 2)
+        full = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        value, at = full.max(dim=1)
+        # of equal ones the smallest class, as everywhere
+        more = value > best
+        best = torch.where(more, value, best)
+        winner = torch.where(more, some.to(torch.uint8)[at], winner)
+    return winner.numpy()

@@ -17,6 +17,7 @@ def convert(
     patch_size: int | None,
     side: int,
     windows: Mapping[int, int] = MappingProxyType({}),
+    prefix: bool = False,
 ) -> VitDetTensors:
     """Return the weights as a detector's trunk holds them.
 
@@ -25,9 +26,10 @@ def convert(
         patch_size: The patch size to run at; None for the checkpoint's own.
         side: Patches per side of the images that the detector sees.
         windows: Window of each block that has one; the others are global.
+        prefix: Keep class token and registers.
     """
     target = target_patch(weights.spec, patch_size)
-    return to_vitdet(weights, patch_size=target, side=side, windows=windows)
+    return to_vitdet(weights, patch_size=target, side=side, windows=windows, prefix=prefix)
 
 
 def target_patch(spec: VitSpec, wanted: int | None) -> int:

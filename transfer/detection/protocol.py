@@ -25,6 +25,7 @@ FROZEN_HAS_NO = (
     "window",
     "global_blocks",
     "coordinates",
+    "prefix",
     "drop_path",
     "layer_decay",
     "decay_all",
@@ -135,6 +136,9 @@ class Config(DetectorConfig):
     coordinates: Literal["grid", "window"] = later("grid")
     """Of rotary positions in windowed blocks: of the whole grid, or as if the window were the picture
     (EVA-02's and PE's detectors)."""
+    prefix: Literal["dropped", "kept"] = later("dropped")
+    """Class token and registers. `kept`: they attend in global blocks and wait, unchanged, while windowed
+    blocks run (as RADIO's do)."""
     relative_positions: bool = True
     learning_rate: float = 1e-4
     layer_decay: float | None = None

@@ -18,7 +18,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mimbench.checkpoints.vitdet import VitDetTensors, is_stock, vitdet_arguments
+from mimbench.checkpoints.vitdet import PREFIX, VitDetTensors, is_stock, vitdet_arguments
 from mimbench.model import Spec
 from mimbench.system.errors import UserError
 from mimbench.system.listing import first_few
@@ -90,12 +90,19 @@ def _edit_vit(
     net.drop_path_rate = plan.drop_path
     net.window_size = config.window
     net.window_block_indexes = [i for i in range(spec.depth) if i not in plan.global_blocks]
+    kept = config.prefix == "kept"
+    if kept and config.relative_positions and spec.position == "absolute":
+        raise UserError(
+            "prefix: kept has no decomposed positions, which know no class token: add "
+            "relative_positions: false"
+        )
     net.use_rel_pos = config.relative_positions and spec.position == "absolute"
-    stock = is_stock(spec)
+    stock = is_stock(spec) and not kept
     net["_target_"] = VITS[stock, config.trunk]
     if not stock:
         net.use_abs_pos = spec.has_table
         net.spec, net.coordinates = spec.to_json(), config.coordinates
+        net.prefix = spec.prefix_tokens if kept else 0
 
 
 def _edit_backbone(backbone: DictConfig, config: DetectorConfig, pyramid: Levels) -> None:
@@ -140,7 +147,7 @@ def build_optimizer_config(config: Config, plan: ResolvedRecipe, spec: VitSpec) 
         decay_rate, num_layers=spec.depth, lr_decay_rate=plan.layer_decay
     )
     optimizer.params.weight_decay_norm = None if plan.decay_all else 0.0
-    spared = {name: {"weight_decay": 0.0} for name in ("pos_embed", TABLE)}
+    spared = {name: {"weight_decay": 0.0} for name in ("pos_embed", PREFIX, TABLE)}
     optimizer.params.overrides = {} if plan.decay_all else spared
     return optimizer
 

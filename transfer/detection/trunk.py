@@ -117,6 +117,25 @@ class ModernBlock(Block):
         x = shortcut + self.drop_path(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
+    def together(self, x: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
+        """Run a global block on a map and the prefix tokens (b, n, d) before it; return both."""
+        grid, count = (x.shape[1], x.shape[2]), prefix.shape[1]
+        tokens = torch.cat([prefix, x.flatten(1, 2)], dim=1)
+        tokens = tokens + self.drop_path(self._over_tokens(self.norm1(tokens), grid))
+        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return tokens[:, count:].unflatten(1, grid), tokens[:, :count]
+
+    def _over_tokens(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        attention: Any = self.attn
+        qkv = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if isinstance(attention, RotaryAttention):
+            spec = attention.spec
+            angles = rotation_angles(grid, spec.head_dim, spec.rotation, spec.rotation_grid)
+            q, k = (rotate(t, angles.to(t.device), spec.rotation) for t in (q, k))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return attention.proj(out.transpose(1, 2).flatten(2))
+
     def _attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None) -> Tensor:
         if isinstance(self.attn, (RotaryAttention, BiasedAttention)):
             return self.attn.attend(x, grid, mask)
@@ -149,11 +168,17 @@ class ModernViT(ViT):
     Args:
         spec: A `VitSpec` as plain values.
         coordinates: Of rotary positions in windowed blocks.
+        prefix: Class tokens and registers that are kept.
         options: What detectron2's ViT takes.
     """
 
     def __init__(
-        self, *, spec: Mapping[str, Any], coordinates: Coordinates = "grid", **options: Any
+        self,
+        *,
+        spec: Mapping[str, Any],
+        coordinates: Coordinates = "grid",
+        prefix: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.spec = VitSpec.from_json(dict(spec))
@@ -162,6 +187,8 @@ class ModernViT(ViT):
         self.norm_pre = self._norm(width) if self.spec.pre_norm else nn.Identity()
         if self.spec.patch_norm:
             self.patch_embed.norm = self._norm(width)
+        if prefix:
+            self.prefix_tokens = nn.Parameter(torch.zeros(1, prefix, width))
         for block in self.blocks:
             assert isinstance(block, Block)
             block.__class__ = ModernBlock
@@ -215,12 +242,19 @@ class ModernViT(ViT):
         if self.pos_embed is not None:
             x = x + self._positions((x.shape[1], x.shape[2]))
         x = self.norm_pre(x)
+        prefix: Tensor | None = getattr(self, "prefix_tokens", None)
+        if prefix is not None:
+            prefix = self.norm_pre(prefix).expand(len(x), -1, -1)
         for block in self.blocks:
-            x = block(x)
+            assert isinstance(block, ModernBlock)
+            if prefix is None or block.window_size > 0:
+                x = block(x)
+            else:
+                x, prefix = block.together(x, prefix)
         return {self._out_features[0]: x.permute(0, 3, 1, 2)}
 
 
 def decay_rate(name: str, *, num_layers: int, lr_decay_rate: float) -> float:
     """Return detectron2's layer decay, with a norm before the blocks among the embeddings."""
-    name = name.replace(".norm_pre.", ".patch_embed.")
+    name = name.replace(".norm_pre.", ".patch_embed.").replace(".prefix_tokens", ".pos_embed")
     return get_vit_lr_decay_rate(name, lr_decay_rate=lr_decay_rate, num_layers=num_layers)

@@ -77,7 +77,11 @@ def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
     side = recipe.side_of(config, target_patch(vit.spec, config.patch_size))
     planned = plan(config, vit.spec)
     converted = convert(
-        vit, patch_size=config.patch_size, side=side, windows=planned.windows(config.window)
+        vit,
+        patch_size=config.patch_size,
+        side=side,
+        windows=planned.windows(config.window),
+        prefix=config.prefix == "kept",
     )
     lazy = recipe.build_model_config(config, planned, vit.spec, converted, classes=classes)
     model = recipe.build_model(lazy, config, seed=config.seed)

@@ -13,24 +13,24 @@ KAPPAS = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Relevance:
     """What counts for one query: its positives, and what is taken out of the ranking before it counts."""
 
     positive: Ids
     ignored: Ids
 
 
-def judgements(truth: Landmarks, protocol: str) -> list[Judged]:
+def judgements(truth: Landmarks, protocol: str) -> list[Relevance]:
     """Return each query's positives and ignored images under easy, medium or hard."""
     rows = zip(truth.easy, truth.hard, truth.junk, strict=True)
     if protocol == "easy":
-        return [Judged(positive=e, ignored=np.union1d(j, h)) for e, h, j in rows]
+        return [Relevance(positive=e, ignored=np.union1d(j, h)) for e, h, j in rows]
     if protocol == "medium":
-        return [Judged(positive=np.union1d(e, h), ignored=j) for e, h, j in rows]
-    return [Judged(positive=h, ignored=np.union1d(j, e)) for e, h, j in rows]
+        return [Relevance(positive=np.union1d(e, h), ignored=j) for e, h, j in rows]
+    return [Relevance(positive=h, ignored=np.union1d(j, e)) for e, h, j in rows]
 
 
-def positive_ranks(ranking: Ids, judged: Judged) -> Ids:
+def positive_ranks(ranking: Ids, judged: Relevance) -> Ids:
     """Return the ranks of the positives, from 0 and ascending, once the ignored images are out."""
     counted = ranking[~np.isin(ranking, judged.ignored)]
     return np.flatnonzero(np.isin(counted, judged.positive))

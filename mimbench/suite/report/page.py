@@ -17,6 +17,7 @@ from mimbench.suite.report.gallery import drawn_in, masks, neighbours, pictures_
 from mimbench.suite.report.markup import legend, section, text
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import pick_device
+from mimbench.tables.columns import is_own, own_title
 from mimbench.tables.formats import corner, heading
 from mimbench.tables.formats import legend as table_legend
 from mimbench.tables.rows import Column, Row, Table, Value
@@ -122,7 +123,13 @@ def _value(value: Value | None) -> str:
 
 def _title(result: Result, manifest: Manifest) -> str:
     known = manifest.benchmarks.get(result.benchmark)
-    return known.title if known else result.benchmark
+    title = known.title if known else result.benchmark
+    return own_title(title, result) if is_own(result) else title
+
+
+def _what(result: Result) -> tuple[str, str]:
+    """Return what a run measures: the benchmark, on which of several data sets of the user's own."""
+    return result.benchmark, str(result.config["dataset"]) if is_own(result) else ""
 
 
 def _number(result: Result, rows: Sequence[tuple[str, str]]) -> int:
@@ -131,8 +138,8 @@ def _number(result: Result, rows: Sequence[tuple[str, str]]) -> int:
 
 def _curves(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Manifest) -> list[str]:
     found = []
-    for benchmark in dict.fromkeys(r.benchmark for _, r in runs):
-        mine = [(p, r) for p, r in runs if r.benchmark == benchmark]
+    for what in dict.fromkeys(_what(r) for _, r in runs):
+        mine = [(p, r) for p, r in runs if _what(r) == what]
         curves = {_number(r, rows): read_curves(p) for p, r in mine}
         if drawn := charts(curves):
             found.append(
@@ -143,15 +150,15 @@ def _curves(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Mani
 
 def _classes(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Manifest) -> list[str]:
     blocks = []
-    for benchmark in dict.fromkeys(r.benchmark for _, r in runs):
+    for what in dict.fromkeys(_what(r) for _, r in runs):
         bars = [
             draw_figure(figure, rows[_number(r, rows)][0], _number(r, rows))
             for p, r in runs
-            if r.benchmark == benchmark and not r.provenance.seed
+            if _what(r) == what and not r.provenance.seed
             for figure in figures_of(p, r, manifest.tasks)
         ]
         if bars:
-            title = next(_title(r, manifest) for _, r in runs if r.benchmark == benchmark)
+            title = next(_title(r, manifest) for _, r in runs if _what(r) == what)
             blocks.append(f'<h3>{text(title)}</h3><div class="grid">{"".join(bars)}</div>')
     return blocks
 

@@ -54,13 +54,14 @@ class HeadRun:
 
     def class_names(self) -> dict[str, int]:
         """Return folder name -> class index, as val's own images say, else ImageNet's synsets."""
-        found = {
-            name.split("/")[-2]: int(label)
-            for name, label in zip(self.hits.images, self.hits.labels, strict=True)
-            if "/" in name
-        }
-        if len(found) == self.classes:
-            return found
+        names = [name.split("/") for name in self.hits.images]
+        # of a folder of classes the first part, of an archive the last one before the file
+        for part in (0, -2):
+            pairs = {
+                (n[part], int(y)) for n, y in zip(names, self.hits.labels, strict=True) if n[1:]
+            }
+            if len(pairs) == len(dict(pairs)) == self.classes:
+                return dict(pairs)
         synsets = ImageNetInfo().label_names()
         if len(synsets) != self.classes:
             raise UserError(
