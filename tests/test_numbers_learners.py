@@ -61,7 +61,7 @@ def learner(state: Any, images: Tensor, mask: Tensor, *overrides: str) -> Pretra
     made = Pretraining(config, torch.device("cpu"), Path("unused"))
     made.student.load_state_dict(from_official(state))
     made.strategy = GivenMask(mask)  # pyright: ignore[reportAttributeAccessIssue]
-    made.prepare = lambda batch: (images, to_patches(images, 16))
+    made.prepare = lambda given: (images, to_patches(images, 16))
     return made
 
 
@@ -180,7 +180,7 @@ def test_automaes_learner_gives_the_released_losses(
     assert made.spec.grid == spec.grid
     made.student = made.model = released_model(arrays, spec, Strategy(boost=beta, weight=weight))
     made.discriminator = released_critic(arrays)
-    made.prepare = lambda batch: (arrays["images"], to_patches(arrays["images"], 4))
+    made.prepare = lambda given: (arrays["images"], to_patches(arrays["images"], 4))
     made.salience = lambda images, patches: arrays["attention"]
     made.step_discriminator = lambda at: None
     monkeypatch.setattr(adversarial, "rectangles", lambda *_: arrays["rectangle_maps"])
@@ -209,7 +209,7 @@ def test_pretraining_normalises_with_the_means_in_their_order() -> None:
     config = read_config("mae_vit_base_16", list(SMALL))
     made = Pretraining(config, torch.device("cpu"), Path("unused"))
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    normalised, patches = made.prepare(Batch(torch.arange(2), images, ()))
+    normalised, patches = made.prepare(images)
     for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
         wanted = (images[:, channel].float() / 255 - mean) / std
         torch.testing.assert_close(normalised[:, channel], wanted)
