@@ -11,7 +11,7 @@ import pytest
 
 from bench.mutation import subjects
 from bench.mutation.__main__ import equivalents
-from bench.mutation.page import Judged, page, rate, summary, survivors
+from bench.mutation.page import JudgedMutant, page, rate, summary, survivors
 from bench.mutation.places import ROOT, Mutant, mutants, mutated, sample, source_path
 from bench.mutation.planted import PlantedFault, planted
 from bench.mutation.trials import Verdict
@@ -184,9 +184,9 @@ def test_judged_equivalents_are_mutants_of_today_and_have_a_reason() -> None:
     assert all(len(reason) > 15 for reason in equivalents().values())
 
 
-def judged(name: str, outcome: str, equivalent: str = "") -> Judged:
+def judged(name: str, outcome: str, equivalent: str = "") -> JudgedMutant:
     mutant = Mutant("a.b", "f", "sign", f"-{name} -> {name}", 7)
-    return Judged(mutant, "scores", 20, Verdict(outcome), equivalent)
+    return JudgedMutant(mutant, "scores", 20, Verdict(outcome), equivalent)
 
 
 def test_the_page_counts_and_names() -> None:

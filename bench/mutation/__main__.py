@@ -21,7 +21,7 @@ import yaml
 from bench.mutation import subjects
 from bench.mutation.forks import import_heavy
 from bench.mutation.memory import KeptResults
-from bench.mutation.page import ALIVE, Judged, page, summary, survivors, table
+from bench.mutation.page import ALIVE, JudgedMutant, page, summary, survivors, table
 from bench.mutation.places import ROOT, Mutant, mutants, mutated, sample, source_path
 from bench.mutation.planted import planted
 from bench.mutation.reach import FileReach, reach_of
@@ -49,7 +49,9 @@ def drawn(module: str, count: int, seed: int) -> tuple[list[Mutant], int]:
     return sample(found, count or min(6, 2 + len(found) // 90), seed), len(found)
 
 
-def judge_all(options: argparse.Namespace, memory: KeptResults, chooser: Chooser) -> list[Judged]:
+def judge_all(
+    options: argparse.Namespace, memory: KeptResults, chooser: Chooser
+) -> list[JudgedMutant]:
     """Try each mutant of the sample; a line for each that lives."""
     reasons, found = equivalents(), []
     began = time.monotonic()
@@ -61,7 +63,7 @@ def judge_all(options: argparse.Namespace, memory: KeptResults, chooser: Chooser
         for mutant in chosen:
             reason = reasons.get(mutant.key, "")
             verdict = Verdict("survived") if reason else judge(mutant, source, memory, chooser)
-            found.append(Judged(mutant, subject, of, verdict, reason))
+            found.append(JudgedMutant(mutant, subject, of, verdict, reason))
             if found[-1].alive:
                 say(f"ALIVE line {mutant.line} {mutant.key} [{verdict.outcome}, {verdict.tests} tests]")  # fmt: skip
         alive = sum(one.alive for one in found)

@@ -11,7 +11,7 @@ ALIVE = frozenset({"survived", "not reached", "undecided"})
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedMutant:
     """A mutant with its verdict, and why it changes nothing where a person found so."""
 
     mutant: Mutant
@@ -32,7 +32,7 @@ class Judged:
         return self.counts and self.verdict.outcome in ALIVE
 
 
-def rate(found: Sequence[Judged]) -> float:
+def rate(found: Sequence[JudgedMutant]) -> float:
     """Return the share of noticed faults."""
     counted = [one for one in found if one.counts]
     return sum(not one.alive for one in counted) / max(len(counted), 1)
@@ -43,9 +43,9 @@ def cell(text: str) -> str:
     return "`" + text.replace("|", "¦").replace("`", "'") + "`"
 
 
-def table(found: Sequence[Judged]) -> list[str]:
+def table(found: Sequence[JudgedMutant]) -> list[str]:
     """One line for each module."""
-    rows: dict[tuple[str, str], list[Judged]] = defaultdict(list)
+    rows: dict[tuple[str, str], list[JudgedMutant]] = defaultdict(list)
     for one in found:
         rows[one.subject, one.mutant.module].append(one)
     lines = ["| subject | module | mutants | drawn | equal | killed | alive |", "|---|---|--:|--:|--:|--:|--:|"]  # fmt: skip
@@ -57,7 +57,7 @@ def table(found: Sequence[Judged]) -> list[str]:
     return lines
 
 
-def summary(found: Sequence[Judged]) -> str:
+def summary(found: Sequence[JudgedMutant]) -> str:
     """The rate in one sentence."""
     counted = [one for one in found if one.counts]
     alive = sum(one.alive for one in counted)
@@ -70,7 +70,7 @@ def summary(found: Sequence[Judged]) -> str:
     )
 
 
-def survivors(found: Sequence[Judged]) -> list[str]:
+def survivors(found: Sequence[JudgedMutant]) -> list[str]:
     """One item for each fault that went unnoticed."""
     return [
         f"- {cell(one.mutant.module + ':' + (one.mutant.place or 'top'))} line {one.mutant.line}, "
@@ -81,7 +81,7 @@ def survivors(found: Sequence[Judged]) -> list[str]:
     ]
 
 
-def page(text: str, runs: Mapping[str, Sequence[Judged]], faults: str) -> str:
+def page(text: str, runs: Mapping[str, Sequence[JudgedMutant]], faults: str) -> str:
     """Fill the places between markers of the page; what stands around them is written by hand."""
     parts = {"planted": faults}
     for name, found in runs.items():
