@@ -193,14 +193,16 @@ def test_the_page_counts_and_names() -> None:
     found = [judged("x", "killed"), judged("y", "survived"), judged("z", "survived", "the same")]
     found += [judged("w", "timeout"), judged("v", "not reached")]
     assert rate(found) == 0.5
-    assert summary(found).startswith("2 of 4 mutants killed (50.0 %), 1 of them by running out")
+    assert summary(found).startswith(
+        "1 modules: 2 of 4 mutants killed (50.0 %), 1 of them by running out"
+    )
     assert survivors(found) == [
         "- `a.b:f` line 7, sign: `-y -> y`",
         "- `a.b:f` line 7, sign: `-v -> v` (no test enters it)",
     ]
     text = "Before.\n<!-- seed 0: begin -->\nold\n<!-- seed 0: end -->\nAfter.\n"
     filled = page(text, {"seed 0": found}, "")
-    assert filled.startswith("Before.\n<!-- seed 0: begin -->\n2 of 4")
+    assert filled.startswith("Before.\n<!-- seed 0: begin -->\n1 modules: 2 of 4")
     assert filled.endswith("<!-- seed 0: end -->\nAfter.\n")
     assert "| scores | `a.b` | 20 | 5 | 1 | 2 | 2 |" in filled
     assert page(filled, {"seed 0": found}, "") == filled

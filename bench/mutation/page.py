@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bench.mutation.places import Mutant
 from bench.mutation.trials import Verdict
 
-ALIVE = frozenset({"survived", "not reached"})
+ALIVE = frozenset({"survived", "not reached", "undecided"})
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def table(found: Sequence[JudgedMutant]) -> list[str]:
     for one in found:
         rows[one.subject, one.mutant.module].append(one)
     lines = ["| subject | module | mutants | drawn | equal | killed | alive |", "|---|---|--:|--:|--:|--:|--:|"]  # fmt: skip
-    for (subject, module), ones in rows.items():
+    for (subject, module), ones in sorted(rows.items()):
         equal = sum(not one.counts for one in ones)
         alive = sum(one.alive for one in ones)
         killed = len(ones) - equal - alive
@@ -63,6 +63,7 @@ def summary(found: Sequence[JudgedMutant]) -> str:
     alive = sum(one.alive for one in counted)
     late = sum(one.verdict.outcome == "timeout" for one in counted)
     return (
+        f"{len({one.mutant.module for one in found})} modules: "
         f"{len(counted) - alive} of {len(counted)} mutants killed ({100 * rate(found):.1f} %), "
         f"{late} of them by running out of time; {alive} survived; "
         f"{len(found) - len(counted)} drawn ones change nothing and are not counted."
