@@ -12,8 +12,14 @@ trains on the tokens of the centre crop, computed once: cheaper, and another pro
     python -m transfer.classification.attentive checkpoint.pth --benchmark in-attn-ep --data imagenet
 """
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.attentive"))
+
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +168,3 @@ def head_name(config: Config, head: int) -> str:
     """Return what tells a head from the others."""
     lr, wd = config.heads[head]
     return f"learning rate {scaled_lr(lr, config.batch):g}, weight decay {wd:g}"
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.attentive"))

@@ -12,8 +12,14 @@ with ScaNN; here exactly, or with an inverted file whose recall is stated. Expec
     python -m transfer.dense.hummingbird checkpoint.pth --benchmark voc-dense-knn --data voc
 """
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.dense.hummingbird"))
+
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,9 +273,3 @@ def result(tally: Tally, val: LabelMaps, notes: dict[str, Any], bank: PatchBank)
         pictures=draw(matched, bank, names, by_patch=False),
         notes=notes,
     )
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.dense.hummingbird"))
