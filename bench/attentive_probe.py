@@ -95,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
     parser = Parser(prog="python -m bench.attentive_probe", description=__doc__)
     add_option(parser, "--repeat", "default: 5", default=5)
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=256)
+    add_option(parser, "--images", "default: 512", default=512)
+    add_option(parser, "--batch", "default: 256", default=256)
     args = parser.parse_args(argv)
     configure_logging()
     tokens = torch.randn(args.images, 196, 768, generator=torch.Generator().manual_seed(0))

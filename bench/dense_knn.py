@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m bench.dense_knn", description=__doc__)
     add_option(parser, "--repeat", "default: 3", default=3)
     parser.add_argument("--form", choices=sorted(FORMS), action="append", help="only this")
-    parser.add_argument("--scale", type=float, default=1.0, help="shrink both sets")
+    parser.add_argument("--scale", type=float, default=1.0, help="shrink both sizes")
     parser.add_argument("--memory", choices=sorted(FORMS), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     configure_logging()

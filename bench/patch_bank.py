@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
     parser = Parser(prog="python -m bench.patch_bank", description=__doc__)
     add_option(parser, "--repeat", "default: 5", default=5)
-    parser.add_argument("--vit", choices=sorted(SIZES), default="base")
-    parser.add_argument("--images", type=int, default=32)
+    add_option(parser, "--vit", "default: base", choices=sorted(SIZES), default="base")
+    add_option(parser, "--images", "default: 32", default=32)
     args = parser.parse_args(argv)
     configure_logging()
     weights, squash = weights_of(args.vit), Squash(size=SIDE)

@@ -11,16 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import atomic_path
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_checkpoint, add_option
-from pretrain.checkpoints.stored import read_model
-from pretrain.viewing.drawing import draw
-from pretrain.viewing.view import look
 
 
 def figure(
@@ -42,6 +37,13 @@ def figure(
         heads: The encoder's attention heads, for widths that no published model has.
         seed: Fixes the random part of the masks.
     """
+    # not before the options are read: --help and a wrong option need no torch
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+
+    from pretrain.checkpoints.stored import read_model  # noqa: PLC0415
+    from pretrain.viewing.drawing import draw  # noqa: PLC0415
+    from pretrain.viewing.view import look  # noqa: PLC0415
+
     kinds = FigureCanvasAgg.get_supported_filetypes()
     kind = out.suffix.removeprefix(".").lower()
     if kind not in kinds:

@@ -8,32 +8,25 @@ that are done are kept, so that the command can be interrupted, and repeated whi
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mimbench.benchmarks.cells import Request, make_cells, read_candidate
-from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, load_manifest
-from mimbench.checkpoints.files import write_weights
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.files import value_digest, write_json, write_text
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_option
 from mimbench.task import Machine
-from mimbench.training.curve import CURVE_FILE
-from mimbench.training.learner import LAST
-from mimbench.training.snapshots import read_state
-from mimbench.vit.weights import VitWeights
-from pretrain.checkpoints.export import encoder_tensors
-from pretrain.checkpoints.stored import read_model
-from pretrain.objectives.mask_record import summary_of
+from mimbench.training.curve import read_curve
 from pretrain.viewing.timeline_figure import drawing, table
+
+if TYPE_CHECKING:
+    from mimbench.benchmarks.cells import Request
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +54,10 @@ class State:
 
 def states_of(run: Path) -> list[State]:
     """Return a run's saved states by step; of several at one step the one that stays."""
+    from mimbench.training.learner import LAST  # noqa: PLC0415
+    from mimbench.training.snapshots import read_state  # noqa: PLC0415
+    from pretrain.objectives.mask_record import summary_of  # noqa: PLC0415
+
     folder = run / "checkpoints"
     kept = sorted(folder.glob("epoch-*.pt")) + [
         path for path in (folder / LAST, run / LAST) if path.is_file()
@@ -70,7 +67,7 @@ def states_of(run: Path) -> list[State]:
             f"{run} holds no saved state (checkpoints/epoch-*.pt or {LAST}); pretrain with "
             "training.keep_every=N to keep one every N epochs"
         )
-    journal = read_journal(run / CURVE_FILE)
+    journal = read_journal(run)
     found: dict[int, State] = {}
     for path in kept:
         said = read_state(path, lazily=True)
@@ -89,17 +86,13 @@ def states_of(run: Path) -> list[State]:
     return [found[step] for step in sorted(found)]
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl that say a loss; a torn last one is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row.get("loss"), float | int) and row.get("images_per_second"):
-            rows.append(row)
-    return rows
+def read_journal(run: Path) -> list[dict[str, Any]]:
+    """Return the entries of a run's curve that say a loss and a speed."""
+    return [
+        entry
+        for entry in read_curve(run)
+        if isinstance(entry.get("loss"), float | int) and entry.get("images_per_second")
+    ]
 
 
 def seconds_until(journal: Sequence[Mapping[str, Any]], step: int, batch: int) -> float:
@@ -120,6 +113,11 @@ def loss_at(journal: Sequence[Mapping[str, Any]], step: int) -> float | None:
 
 def export_encoder(state: State, folder: Path, which: str) -> Path:
     """Write the encoder of a state, unless it lies there; return its file."""
+    from mimbench.checkpoints.files import write_weights  # noqa: PLC0415
+    from mimbench.vit.weights import VitWeights  # noqa: PLC0415
+    from pretrain.checkpoints.handover import encoder_tensors  # noqa: PLC0415
+    from pretrain.checkpoints.stored import read_model  # noqa: PLC0415
+
     path = folder / "encoders" / f"{state.name}-{which}.safetensors"
     if path.is_file():
         return path
@@ -138,8 +136,11 @@ def export_encoder(state: State, folder: Path, which: str) -> Path:
     return path
 
 
-def timeline(run: Path, manifest: Manifest, request: Request, which: str) -> list[dict[str, Any]]:
+def timeline(run: Path, manifest: Manifest, request: "Request", which: str) -> list[dict[str, Any]]:
     """Return what is known of each state; timeline.json and the picture grow as cells end."""
+    from mimbench.benchmarks.cells import make_cells, read_candidate  # noqa: PLC0415
+    from mimbench.benchmarks.lifecycle import run_here  # noqa: PLC0415
+
     states = {state.name: state for state in states_of(run)}
     candidates = [
         read_candidate(export_encoder(state, request.out, which), name=name)
@@ -198,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
+    # not before the options are read: --help and a wrong option need no torch
+    from mimbench.benchmarks.cells import Request  # noqa: PLC0415
+
     manifest = load_manifest(args.benchmarks)
     request = Request(
         profile=args.profile,

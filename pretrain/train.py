@@ -18,7 +18,7 @@ from mimbench.training.curve import BOARD_FOLDER, remove_curve
 from mimbench.training.learner import RunContext
 from mimbench.training.loop import fit
 from pretrain import masks
-from pretrain.checkpoints.export import ENCODER
+from pretrain.checkpoints.handover import ENCODER
 from pretrain.checkpoints.stored import start_from
 from pretrain.config import Config
 from pretrain.objectives.adversarial import AdversarialPretraining

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mimbench.system.errors import UserError
 from transfer.classification.pooling import (
+    CPU_IMAGES,
     AimPooling,
     AttentiveHead,
     EfficientPooling,
@@ -166,6 +167,16 @@ def test_the_order_of_the_tokens_does_not_matter(kind: str) -> None:
     tokens = tokens_of()
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(head(tokens[:, order]), head(tokens))
+
+
+@pytest.mark.parametrize("kind", ["ep", "capi", "vjepa", "aim"])
+def test_stored_halves_are_widened_and_taken_a_few_at_a_time(kind: Any) -> None:
+    """A batch that is no multiple of what goes through the cache, in the precision of the bank."""
+    head = build_head(kind, width=64, heads=2, classes=5, queries=8).eval()
+    stored = torch.randn(4 * CPU_IMAGES + 3, 9, 64).half()
+    whole = head(stored)
+    one_by_one = torch.cat([head(image[None].float()) for image in stored])
+    torch.testing.assert_close(whole, one_by_one, rtol=1e-5, atol=1e-6)
 
 
 def test_one_query_gives_the_softmax_weighted_mean_of_the_values() -> None:

@@ -4,14 +4,17 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mimbench.benchmarks.manifest import Effect, load_manifest
+from mimbench.benchmarks.preflight import RecipeReport
 from mimbench.commands import compare
 from mimbench.data.digest import DataDigest
 from mimbench.results.record import read_result, write_result
 from mimbench.system.errors import UserError
+from mimbench.tables import recipes
 from mimbench.tables.comparison import differences, find_published, group_of
 from tests.support.results_folder import write_manifest, write_run
 
@@ -80,6 +83,26 @@ def test_a_published_row_with_the_same_and_with_another_protocol(
     other = said(out, "other", "DINO", capsys)
     assert "76.10 published for DINO B/16 [DINO README]" in other
     assert "    k: 10 | 20" in other
+
+
+def test_a_published_recipe_is_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def answer(queries: Any, data: None, *, models: list[str]) -> list[RecipeReport]:
+        asked.append((queries[0].task, models))
+        return [RecipeReport(canonical={"k": 20}, resolved=({"lr": 0.1},))]
+
+    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(recipes, "preflight", answer)
+    manifest = load_manifest()
+    for model in ("B/16", "B/16", "L/16"):
+        assert recipes.published_config("in-knn", manifest, model) == {"k": 20, "lr": 0.1}
+    assert asked == [("knn.classify", ["B/16"]), ("knn.classify", ["L/16"])]
+    monkeypatch.setattr(recipes, "CODE", ("knn",))
+    recipes.published_config("in-knn", manifest, "B/16")
+    assert len(asked) == 3, "other code may mean another recipe"
 
 
 def test_unknown_rows_name_the_nearest(out: Path) -> None:

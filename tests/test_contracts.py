@@ -85,9 +85,11 @@ def test_every_shipped_benchmark_configures_its_task(
     change = entry.profiles[profile]  # pyright: ignore[reportArgumentType]
     task = load_task(entry.task)
     assert task in TASKS
-    mapping = {**merge(entry.config, change.config), "data": str(tmp_path)}
+    # the mean over several sets looks for them wherever a folder is named
+    data = Path() if entry.task.endswith(".twelve") else tmp_path
+    mapping = {**merge(entry.config, change.config), "data": str(data)}
     config = from_mapping(task.Config, mapping, benchmark)
-    assert config.data == tmp_path
+    assert config.data == data
 
 
 def test_every_mask_strategy_is_found() -> None:

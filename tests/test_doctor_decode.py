@@ -10,7 +10,7 @@ import pytest
 
 from mimbench.doctor import decode
 from mimbench.doctor.check import Check
-from mimbench.doctor.decode import Broken, Picture, check_images, pictures
+from mimbench.doctor.decode import Broken, ImageEntry, check_images, pictures
 from mimbench.system.errors import UserError
 
 
@@ -64,13 +64,13 @@ def test_an_interrupted_pass_goes_on_and_only_what_changed_is_decoded_again(
     asked: list[int] = []
 
     def here(
-        groups: Sequence[list[Picture]], jobs: int
-    ) -> "list[tuple[list[Picture], list[Broken]]]":
+        groups: Sequence[list[ImageEntry]], jobs: int
+    ) -> "list[tuple[list[ImageEntry], list[Broken]]]":
         del jobs
         asked.append(sum(map(len, groups)))
         return [(group, decode.decode(group)) for group in groups]
 
-    def interrupted(groups: Sequence[list[Picture]], jobs: int) -> "object":
+    def interrupted(groups: Sequence[list[ImageEntry]], jobs: int) -> "object":
         yield from here(groups[:3], jobs)
         raise KeyboardInterrupt
 
@@ -120,7 +120,7 @@ def test_links_are_followed_once(images: Path) -> None:
     assert len({p.name for p in pictures(images)}) == 72
 
 
-def _crash(group: Sequence[Picture]) -> list[Broken]:
+def _crash(group: Sequence[ImageEntry]) -> list[Broken]:
     if any(p.path.endswith("val_1_002.png") for p in group):
         os._exit(11)
     return decode.decode(group)

@@ -13,7 +13,7 @@ from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec
 from pretrain import masks
-from pretrain.checkpoints.export import write_export, write_released
+from pretrain.checkpoints.handover import write_export, write_released
 from pretrain.checkpoints.stored import read_model
 from pretrain.config import read_config
 from pretrain.models.autoencoder import Outputs, to_patches

@@ -10,6 +10,7 @@ from mimbench.commands import run as command
 from mimbench.sample import generate
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser
+from mimbench.task import load_task, traits_of
 
 MANIFEST = load_manifest()
 SET = MANIFEST.sets["frozen"]
@@ -65,3 +66,25 @@ def test_tasks_that_see_the_same_pixels_share_a_bank(dataset: str, profile: Any)
     )
     assert one == other
     assert names[0] in MANIFEST.benchmarks[names[1]].after
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "title", "metric", "words"),
+    [
+        ("in-layers", "k-NN, chosen block", "top1_last", "last block"),
+        ("ade-layers", "ADE20K patch k-NN, chosen block", "miou_last", "last block"),
+        (
+            "in-attn-ep",
+            "attentive probe",
+            "top1_best_on_val",
+            "best epoch on val, the published style",
+        ),
+        ("ade-dense-knn", "ADE20K dense k-NN mIoU", "miou_identity", "without matching"),
+    ],
+)
+def test_the_table_names_what_stands_beside(
+    benchmark: str, title: str, metric: str, words: str
+) -> None:
+    entry = MANIFEST.benchmarks[benchmark]
+    assert entry.title == title
+    assert traits_of(load_task(entry.task)).beside[metric] == words

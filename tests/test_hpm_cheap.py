@@ -12,7 +12,7 @@ from bench.mask_cost import pictures, take_step
 from bench.mask_cost import step_info as late
 from bench.pretrain_flops import decoder, encoder, executed
 from mimbench.system.errors import UserError
-from pretrain.checkpoints.export import write_export, write_released
+from pretrain.checkpoints.handover import write_export, write_released
 from pretrain.checkpoints.stored import read_model
 from pretrain.config import read_config
 from pretrain.models.autoencoder import to_patches

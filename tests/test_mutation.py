@@ -11,7 +11,7 @@ import pytest
 
 from bench.mutation import subjects
 from bench.mutation.__main__ import equivalents
-from bench.mutation.page import Judged, page, rate, summary, survivors
+from bench.mutation.page import JudgedMutant, page, rate, summary, survivors
 from bench.mutation.places import ROOT, Mutant, mutants, mutated, sample, source_path
 from bench.mutation.planted import PlantedFault, planted
 from bench.mutation.trials import Verdict
@@ -184,23 +184,25 @@ def test_judged_equivalents_are_mutants_of_today_and_have_a_reason() -> None:
     assert all(len(reason) > 15 for reason in equivalents().values())
 
 
-def judged(name: str, outcome: str, equivalent: str = "") -> Judged:
+def judged(name: str, outcome: str, equivalent: str = "") -> JudgedMutant:
     mutant = Mutant("a.b", "f", "sign", f"-{name} -> {name}", 7)
-    return Judged(mutant, "scores", 20, Verdict(outcome), equivalent)
+    return JudgedMutant(mutant, "scores", 20, Verdict(outcome), equivalent)
 
 
 def test_the_page_counts_and_names() -> None:
     found = [judged("x", "killed"), judged("y", "survived"), judged("z", "survived", "the same")]
     found += [judged("w", "timeout"), judged("v", "not reached")]
     assert rate(found) == 0.5
-    assert summary(found).startswith("2 of 4 mutants killed (50.0 %), 1 of them by running out")
+    assert summary(found).startswith(
+        "1 modules: 2 of 4 mutants killed (50.0 %), 1 of them by running out"
+    )
     assert survivors(found) == [
         "- `a.b:f` line 7, sign: `-y -> y`",
         "- `a.b:f` line 7, sign: `-v -> v` (no test enters it)",
     ]
     text = "Before.\n<!-- seed 0: begin -->\nold\n<!-- seed 0: end -->\nAfter.\n"
     filled = page(text, {"seed 0": found}, "")
-    assert filled.startswith("Before.\n<!-- seed 0: begin -->\n2 of 4")
+    assert filled.startswith("Before.\n<!-- seed 0: begin -->\n1 modules: 2 of 4")
     assert filled.endswith("<!-- seed 0: end -->\nAfter.\n")
     assert "| scores | `a.b` | 20 | 5 | 1 | 2 | 2 |" in filled
     assert page(filled, {"seed 0": found}, "") == filled

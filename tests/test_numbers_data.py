@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from mimbench.data.label_maps import class_names
 from mimbench.data.lists import ImageList
 from mimbench.features.protocol import by_content
 from mimbench.scores.matches import Detections
@@ -145,3 +146,12 @@ def test_detections_on_crowds_neither_help_nor_harm(tmp_path: Path) -> None:
     [matches] = outcomes.matches["box_ap"]
     assert matches.objects.tolist() == [1]
     assert matches.counted[0].tolist() == [False, True]
+
+
+def test_a_class_list_has_as_many_names_as_eight_bits_can_tell_apart(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(f"class {i}" for i in range(254)))
+    assert len(class_names(tmp_path, "names.txt")) == 254
+    path.write_text("\n".join(f"class {i}" for i in range(255)))
+    with pytest.raises(UserError, match="2 to 254 different classes"):
+        class_names(tmp_path, "names.txt")

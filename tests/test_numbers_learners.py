@@ -61,7 +61,7 @@ def learner(state: Any, images: Tensor, mask: Tensor, *overrides: str) -> Pretra
     made = Pretraining(config, torch.device("cpu"), Path("unused"))
     made.student.load_state_dict(from_official(state))
     made.strategy = GivenMask(mask)  # pyright: ignore[reportAttributeAccessIssue]
-    made.prepare = lambda batch: (images, to_patches(images, 16))
+    made.prepare = lambda given: (images, to_patches(images, 16))
     return made
 
 
@@ -180,7 +180,7 @@ def test_automaes_learner_gives_the_released_losses(
     assert made.spec.grid == spec.grid
     made.student = made.model = released_model(arrays, spec, Strategy(boost=beta, weight=weight))
     made.discriminator = released_critic(arrays)
-    made.prepare = lambda batch: (arrays["images"], to_patches(arrays["images"], 4))
+    made.prepare = lambda given: (arrays["images"], to_patches(arrays["images"], 4))
     made.salience = lambda images, patches: arrays["attention"]
     made.step_discriminator = lambda at: None
     monkeypatch.setattr(adversarial, "rectangles", lambda *_: arrays["rectangle_maps"])
@@ -209,7 +209,7 @@ def test_pretraining_normalises_with_the_means_in_their_order() -> None:
     config = read_config("mae_vit_base_16", list(SMALL))
     made = Pretraining(config, torch.device("cpu"), Path("unused"))
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    normalised, patches = made.prepare(Batch(torch.arange(2), images, ()))
+    normalised, patches = made.prepare(images)
     for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
         wanted = (images[:, channel].float() / 255 - mean) / std
         torch.testing.assert_close(normalised[:, channel], wanted)
@@ -279,3 +279,12 @@ def test_val_is_scored_in_evaluation_mode_and_training_goes_on_after_it(
     assert found.shape == (len(val), 5)
     assert (found[:, 0] == 3).all()
     assert model.training
+
+
+def test_distillations_class_token_starts_as_wide_as_dinos() -> None:
+    """timm starts it near zero (1e-6), DINO at 0.02 like its positions."""
+    made = tiny_distill.learner("encoder.width=96", "encoder.heads=4")
+    token = made.student.backbone.cls_token
+    assert token is not None
+    assert 0.015 < float(token.detach().std()) < 0.025
+    assert float(token.detach().abs().max()) < 0.1

@@ -96,7 +96,11 @@ RULES: dict[str, tuple[Finder, set[str]]] = {
         lambda n: text(n, r"^metrics\.jsonl$"),
         {"mimbench/training/curve.py"},
     ),
-    "lines of JSON": (writes_a_line, {"mimbench/training/curve.py"}),
+    "lines of JSON": (
+        writes_a_line,
+        # the doctor's record of the images that it has decoded grows like a curve, in other workers
+        {"mimbench/training/curve.py", "mimbench/doctor/decode.py"},
+    ),
     "a seed mixed from parts": (mixes, {"mimbench/system/seeds.py"}),
     "the identity of a run's folder": (
         lambda n: text(n, r"^run\.json$"),
@@ -127,12 +131,20 @@ RULES: dict[str, tuple[Finder, set[str]]] = {
     "the first few and how many more": (
         counts_the_rest,
         # one fault on each line
-        {"mimbench/system/listing.py", "mimbench/checkpoints/inspection.py"},
+        {
+            "mimbench/system/listing.py",
+            "mimbench/checkpoints/inspection.py",
+            "mimbench/doctor/decode.py",
+        },
     ),
     "published sizes": (
         names_sizes,
-        # OpenAI's and OpenCLIP's own heads by width
-        {"mimbench/vit/sizes.py", "mimbench/checkpoints/formats/clip.py"},
+        # OpenAI's, OpenCLIP's and the Perception Encoder's own heads by width
+        {
+            "mimbench/vit/sizes.py",
+            "mimbench/checkpoints/formats/clip.py",
+            "mimbench/checkpoints/formats/pe.py",
+        },
     ),
     "the map into detectron2's names": (
         lambda n: text(n, "pretrain_use_cls_token"),

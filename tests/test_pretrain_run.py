@@ -26,7 +26,7 @@ from mimbench.training.learner import StepInfo
 from mimbench.training.snapshots import read_state, write_state
 from pretrain import show
 from pretrain.__main__ import main
-from pretrain.checkpoints.export import write_released
+from pretrain.checkpoints.handover import write_released
 from pretrain.checkpoints.stored import read_model, start_from
 from pretrain.config import BASE, CONFIGS, Config, read_config
 from pretrain.objectives.learner import Pretraining

@@ -17,7 +17,7 @@ from mimbench.system.errors import UserError
 from mimbench.training.learner import StepInfo
 from mimbench.vit.weights import VitSpec, VitWeights
 from pretrain import show
-from pretrain.checkpoints.export import write_export, write_released
+from pretrain.checkpoints.handover import write_export, write_released
 from pretrain.checkpoints.stored import StoredModel, read_model
 from pretrain.config import Config
 from pretrain.masks.hard import Strategy as Hard

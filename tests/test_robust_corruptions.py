@@ -246,8 +246,8 @@ def test_a_and_r_report_clean_images_of_the_same_classes(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(255 - np.asarray(val.open(i))).save(path)
     cell = find_cell(head / "mine", "logreg", weights, seed=0)
-    rules: tuple[tuple[shifted.Kind, bool], ...] = (("a", True), ("r", True), ("sketch", False))
-    for kind, alone in rules:
+    kinds: dict[shifted.Kind, bool] = {"a": True, "r": True, "sketch": False}
+    for kind, alone in kinds.items():
         found = shifted.Config(kind=kind, head="logreg", data=part).open(cell)
         assert (found.restrict, found.groups) == (alone, ((1,), (2,)))
     config = {"kind": "r", "head": "logreg"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from mimbench.commands import command_summaries
 from tests.support.results_folder import write_manifest, write_run
+from tests.test_comparison import TASK
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "skimage", "matplotlib", "faiss")
@@ -31,6 +33,7 @@ open(sys.argv[1], "w").write(json.dumps([code, sorted(sys.modules)]))
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     write_manifest(folder)
+    (folder / "toy_task.py").write_text(TASK)
     write_run(folder / "runs", "good", share=0.8)
     write_run(folder / "runs", "bad", share=0.6, draw=1)
     return folder
@@ -42,7 +45,7 @@ def run(arguments: Sequence[str], folder: Path) -> tuple[int, set[str], str]:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(report), *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])},
         capture_output=True,
         text=True,
         check=True,
@@ -59,6 +62,14 @@ COMMANDS = {
     "tables of the papers": ["tables"],
     "a paper's table": ["table", "runs", "--table", "hpm.main"],
     "compare": ["compare", "good", "bad", "runs", "--benchmarks", "benchmarks.yaml"],
+    "compare with a published row": [
+        "compare",
+        "good",
+        "HPM 800",
+        "runs",
+        "--benchmarks",
+        "benchmarks.yaml",
+    ],
     "bundle": ["bundle", "runs", "--benchmarks", "benchmarks.yaml"],
     "bash": ["completion", "bash"],
     "zsh": ["completion", "zsh"],
@@ -74,13 +85,25 @@ def test_no_heavy_library_is_imported(name: str, results: Path) -> None:
     assert out or name == "bundle"
 
 
-@pytest.mark.parametrize("arguments", [["pretrain", "--help"], ["bench"]], ids=" ".join)
-def test_applications_answer_without_torch(arguments: list[str], results: Path) -> None:
+def applications() -> list[str]:
+    """Every module that users start with `python -m`."""
+    starts = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)
+    files = [p for top in ("pretrain", "transfer", "knn") for p in (ROOT / top).rglob("*.py")]
+    paths = [p.relative_to(ROOT) for p in files if starts.search(p.read_text(encoding="utf-8"))]
+    return sorted(".".join(p.with_suffix("").parts).removesuffix(".__main__") for p in paths)
+
+
+APPLICATIONS = {name: [name, "--help"] for name in applications()} | {"bench": ["bench"]}
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_applications_answer_without_torch(name: str, results: Path) -> None:
+    """A heavy import is an error at once, so that this takes no longer than the answer."""
     script = "import runpy, sys; sys.argv[1:] = sys.argv[2:]\n"
-    script += f"try: runpy.run_module({arguments[0]!r}, run_name='__main__', alter_sys=True)\n"
-    script += f"except SystemExit: sys.exit(sorted({{*{HEAVY}}} & sys.modules.keys()) or 0)"
+    script += f"sys.modules.update(dict.fromkeys({HEAVY}))\n"
+    script += f"runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
+        [sys.executable, "-c", script, *APPLICATIONS[name]],
         cwd=results,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -89,6 +112,18 @@ def test_applications_answer_without_torch(arguments: list[str], results: Path) 
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_all_applications_are_known() -> None:
+    assert {
+        "knn",
+        "pretrain",
+        "pretrain.masks",
+        "pretrain.timeline",
+        "transfer.detection",
+    } <= APPLICATIONS.keys()
+    assert "transfer.classification.linear" in APPLICATIONS
+    assert len(APPLICATIONS) >= 20
 
 
 def best_time(arguments: Sequence[str], folder: Path) -> float:

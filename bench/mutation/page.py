@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from bench.mutation.places import Mutant
 from bench.mutation.trials import Verdict
 
-ALIVE = frozenset({"survived", "not reached"})
+ALIVE = frozenset({"survived", "not reached", "undecided"})
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedMutant:
     """A mutant with its verdict, and why it changes nothing where a person found so."""
 
     mutant: Mutant
@@ -32,7 +32,7 @@ class Judged:
         return self.counts and self.verdict.outcome in ALIVE
 
 
-def rate(found: Sequence[Judged]) -> float:
+def rate(found: Sequence[JudgedMutant]) -> float:
     """Return the share of noticed faults."""
     counted = [one for one in found if one.counts]
     return sum(not one.alive for one in counted) / max(len(counted), 1)
@@ -43,13 +43,13 @@ def cell(text: str) -> str:
     return "`" + text.replace("|", "¦").replace("`", "'") + "`"
 
 
-def table(found: Sequence[Judged]) -> list[str]:
+def table(found: Sequence[JudgedMutant]) -> list[str]:
     """One line for each module."""
-    rows: dict[tuple[str, str], list[Judged]] = defaultdict(list)
+    rows: dict[tuple[str, str], list[JudgedMutant]] = defaultdict(list)
     for one in found:
         rows[one.subject, one.mutant.module].append(one)
     lines = ["| subject | module | mutants | drawn | equal | killed | alive |", "|---|---|--:|--:|--:|--:|--:|"]  # fmt: skip
-    for (subject, module), ones in rows.items():
+    for (subject, module), ones in sorted(rows.items()):
         equal = sum(not one.counts for one in ones)
         alive = sum(one.alive for one in ones)
         killed = len(ones) - equal - alive
@@ -57,19 +57,20 @@ def table(found: Sequence[Judged]) -> list[str]:
     return lines
 
 
-def summary(found: Sequence[Judged]) -> str:
+def summary(found: Sequence[JudgedMutant]) -> str:
     """The rate in one sentence."""
     counted = [one for one in found if one.counts]
     alive = sum(one.alive for one in counted)
     late = sum(one.verdict.outcome == "timeout" for one in counted)
     return (
+        f"{len({one.mutant.module for one in found})} modules: "
         f"{len(counted) - alive} of {len(counted)} mutants killed ({100 * rate(found):.1f} %), "
         f"{late} of them by running out of time; {alive} survived; "
         f"{len(found) - len(counted)} drawn ones change nothing and are not counted."
     )
 
 
-def survivors(found: Sequence[Judged]) -> list[str]:
+def survivors(found: Sequence[JudgedMutant]) -> list[str]:
     """One item for each fault that went unnoticed."""
     return [
         f"- {cell(one.mutant.module + ':' + (one.mutant.place or 'top'))} line {one.mutant.line}, "
@@ -80,7 +81,7 @@ def survivors(found: Sequence[Judged]) -> list[str]:
     ]
 
 
-def page(text: str, runs: Mapping[str, Sequence[Judged]], faults: str) -> str:
+def page(text: str, runs: Mapping[str, Sequence[JudgedMutant]], faults: str) -> str:
     """Fill the places between markers of the page; what stands around them is written by hand."""
     parts = {"planted": faults}
     for name, found in runs.items():

@@ -106,12 +106,14 @@ def reach_of(
     held: Mapping[str, Any],
     say: Callable[[str], None],
     keep: Callable[[str, FileReach], None],
+    *,
+    trust: bool = False,
 ) -> dict[str, FileReach]:
     """Watch each test file unless it is as it was: reach only chooses tests, it decides nothing."""
     found: dict[str, FileReach] = {}
     for path in paths:
         old = _from_json(held[path]) if path in held else None
-        if old is not None and old.digest == digest_of([ROOT / path]):
+        if old is not None and (trust or old.digest == digest_of([ROOT / path])):
             found[path] = old
             continue
         began = time.monotonic()

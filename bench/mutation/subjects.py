@@ -1,7 +1,8 @@
 """Which modules numbers come from, and which test files hold them. Each side is checked by a test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import Path
 
 from bench.mutation.places import ROOT
@@ -92,6 +93,15 @@ def modules(patterns: Sequence[str] = ("*",)) -> dict[str, str]:
             if inside and any(fnmatchcase(name, pattern) for pattern in patterns):
                 found.setdefault(name, subject)
     return found
+
+
+def in_turns(found: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return (module, subject) with the subjects in turns, so that a short run sees each of them."""
+    queues: dict[str, list[tuple[str, str]]] = {}
+    for module, subject in found.items():
+        queues.setdefault(subject, []).append((module, subject))
+    rows = zip_longest(*queues.values())
+    return [pair for row in rows for pair in row if pair is not None]
 
 
 def test_files() -> list[str]:

@@ -40,7 +40,7 @@ class Verdict:
     """What became of a mutant."""
 
     outcome: str
-    """killed, timeout, survived or not reached."""
+    """killed, timeout, survived, not reached, or undecided where pytest ran no test."""
     by: str = ""
     """The test that noticed."""
     seconds: float = 0.0
@@ -155,6 +155,8 @@ def try_tree(
                 lambda scratch, f=files: run_tests({module: tree}, f, scratch), cpu_seconds=120
             )
             code, by = ended.said or (1, "the process ended")
+        if code != 0 and not by:  # pytest itself did not get to a test: that says nothing
+            return Verdict("undecided", f"pytest ended with {code}", seconds, len(nodes)), ended
         if code != 0:
             return Verdict("killed", by, seconds, len(nodes)), ended
     return Verdict("survived", "", round(time.monotonic() - began, 1), len(nodes)), ended

@@ -85,6 +85,7 @@ def preflight(
     *,
     own: bool = False,
     specs: "Sequence[Spec]" = (),
+    models: Sequence[str] = (),
 ) -> list[RecipeReport]:
     """Return one report for each query, from a child process.
 
@@ -92,6 +93,7 @@ def preflight(
         queries: Recipes to check.
         data: The user's --data.
         specs: Architectures that the recipes will run on.
+        models: The same by published names such as `B/16`; others are passed over.
         own: The data is the user's own in a published layout: it is not held against the
             published counts, and its results never stand beside published ones.
     """
@@ -104,6 +106,7 @@ def preflight(
                 "own": own,
                 "queries": to_mapping(list(queries)),
                 "specs": [spec.to_json() for spec in specs],
+                "models": list(models),
             },
         )
         command = [sys.executable, "-m", "mimbench.benchmarks.preflight", str(asked), str(answers)]
@@ -192,8 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     queries = [from_mapping(RecipeQuery, q) for q in asked["queries"]]
     # the parent asks without torch
     from mimbench.networks.kinds import spec_from_json  # noqa: PLC0415
+    from mimbench.vit.published import published_spec  # noqa: PLC0415
 
-    specs = [spec_from_json(spec) for spec in asked["specs"]]
+    specs: list[Spec] = [spec_from_json(spec) for spec in asked["specs"]]
+    specs += [spec for model in asked["models"] if (spec := published_spec(model))]
     found = [inspect_recipe(q, data, own=asked["own"], specs=specs) for q in queries]
     write_json(args.reports, to_mapping(found))
     return 0

@@ -35,7 +35,7 @@ SHOWN = 20
 """Broken images that the table names; the list beside the record has all."""
 
 
-class Picture(NamedTuple):
+class ImageEntry(NamedTuple):
     """One image, a file of its own or a member of a tar file."""
 
     path: str
@@ -83,7 +83,7 @@ def check_images(root: Path, jobs: int, *, fresh: bool = False) -> Check:
     return _finding(root, total, sorted(broken), record.with_suffix(".broken.txt"))
 
 
-def pictures(root: Path) -> Iterator[Picture]:
+def pictures(root: Path) -> Iterator[ImageEntry]:
     """Yield the images below a folder in order, those in tar files too; a link's loop is walked once."""
     seen: set[str] = set()
     for folder, inner, files in os.walk(root, followlinks=True):
@@ -97,18 +97,18 @@ def pictures(root: Path) -> Iterator[Picture]:
             if name.startswith("."):
                 continue
             if path.suffix.lower() in SUFFIXES:
-                yield Picture(str(path), *_size_and_time(path))
+                yield ImageEntry(str(path), *_size_and_time(path))
             elif path.suffix == ".tar":
                 yield from _members(path)
 
 
-def _members(path: Path) -> Iterator[Picture]:
+def _members(path: Path) -> Iterator[ImageEntry]:
     try:
         _, time = _size_and_time(path)
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
-                    yield Picture(str(path), member.size, time, member.name, member.offset_data)
+                    yield ImageEntry(str(path), member.size, time, member.name, member.offset_data)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path}: not a whole tar file: {error}; copy it again") from error
 
@@ -121,21 +121,21 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _grouped(images: Iterator[Picture]) -> Iterator[list[Picture]]:
+def _grouped(images: Iterator[ImageEntry]) -> Iterator[list[ImageEntry]]:
     while group := list(islice(images, GROUP)):
         yield group
 
 
-def _stamp(group: Sequence[Picture]) -> str:
+def _stamp(group: Sequence[ImageEntry]) -> str:
     return value_digest([list(picture) for picture in group])[:24]
 
 
-def decode(group: Sequence[Picture]) -> list[Broken]:
+def decode(group: Sequence[ImageEntry]) -> list[Broken]:
     """Return the images of a group that cannot be decoded, each with the reason."""
     return [(p.name, reason) for p in group if (reason := _reason(p))]
 
 
-def _reason(picture: Picture) -> str:
+def _reason(picture: ImageEntry) -> str:
     try:
         if not picture.member:
             with Image.open(picture.path) as image:
@@ -154,7 +154,13 @@ def _reason(picture: Picture) -> str:
 
 
 def _decode_all(
-    groups: Sequence[list[Picture]], record: Path, total: int, left: int, jobs: int, *, fresh: bool
+    groups: Sequence[list[ImageEntry]],
+    record: Path,
+    total: int,
+    left: int,
+    jobs: int,
+    *,
+    fresh: bool,
 ) -> list[Broken]:
     """Decode the groups and note each as it ends; a decoder that crashes costs only its own image."""
     broken: list[Broken] = []
@@ -171,14 +177,14 @@ def _decode_all(
 
 
 def _in_processes(
-    groups: Sequence[list[Picture]], jobs: int
-) -> Iterator[tuple[list[Picture], list[Broken]]]:
-    crashed: list[list[Picture]] = []
+    groups: Sequence[list[ImageEntry]], jobs: int
+) -> Iterator[tuple[list[ImageEntry], list[Broken]]]:
+    crashed: list[list[ImageEntry]] = []
     waiting = iter(groups)
     while chunk := list(islice(waiting, 100 * jobs)):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, context, leave_signals_to_parent) as pool:
-            running: dict[Future[list[Broken]], list[Picture]] = {
+            running: dict[Future[list[Broken]], list[ImageEntry]] = {
                 pool.submit(decode, group): group for group in chunk
             }
             while running:
@@ -192,7 +198,7 @@ def _in_processes(
         yield group, [b for picture in group for b in _alone(picture)]
 
 
-def _alone(picture: Picture) -> list[Broken]:
+def _alone(picture: ImageEntry) -> list[Broken]:
     """Decode one image in a process of its own, after a decoder crashed near it."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, leave_signals_to_parent) as pool:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
@@ -84,8 +83,6 @@ def fitting(spec: LevelSpec, images: Tensor) -> Iterator[None]:
     size = (images.shape[2], images.shape[3])
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (AssertionError, RuntimeError) as error:
         if size == spec.image_size or is_out_of_memory(error):
             raise

@@ -189,7 +189,7 @@ class TrainedModule(nn.Module):
         """Return the maps of normalised pictures, finest first."""
         if self.weights.maps is None:
             raise UserError(
-                f"{self.weights.name} gives an image vector alone; detection and segmentation need "
+                f"{self.weights.name} gives an image vector alone; what is trained on maps needs "
                 "maps= and strides="
             )
         return list(self.weights.maps(self.body, images))

@@ -1,4 +1,7 @@
-"""The command line of one task: the same task, configuration and result as in the suite."""
+"""The command line of one task: the same task, configuration and result as in the suite.
+
+A task's module ends up here before it imports anything: `--help` and a wrong option need no torch.
+"""
 
 import argparse
 import logging
@@ -6,18 +9,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mimbench.benchmarks.cells import Request, make_cells, read_candidate
-from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import DEFAULT_FILE, PROFILES, Manifest, Profile, load_manifest
-from mimbench.results.record import Result
 from mimbench.system.config import parse_overrides
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.lock import work_without_locks
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_checkpoint, add_option, add_reading
-from mimbench.task import Machine
+
+if TYPE_CHECKING:
+    from mimbench.results.record import Result
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +109,11 @@ def pick_benchmark(manifest: Manifest, task: str, profile: Profile, name: str | 
     return (usual or mine)[0]
 
 
-def _run(task: str, args: argparse.Namespace) -> Result:
+def _run(task: str, args: argparse.Namespace) -> "Result":
+    from mimbench.benchmarks.cells import Request, make_cells, read_candidate  # noqa: PLC0415
+    from mimbench.benchmarks.lifecycle import run_here  # noqa: PLC0415
+    from mimbench.task import Machine  # noqa: PLC0415
+
     manifest = load_manifest(args.benchmarks)
     name = pick_benchmark(manifest, task, args.profile, args.benchmark)
     changed = parse_overrides(args.set)

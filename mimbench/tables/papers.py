@@ -5,7 +5,7 @@ a number stands in one place only. What is not found there stays empty. No torch
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -68,6 +68,8 @@ class PaperTable:
     unknown: tuple[str, ...] = ()
     """What the paper reports and nobody could be found to state."""
     notes: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
+    """Words of the sources that win where several state a cell; by default the paper's."""
 
     @cached_property
     def benchmarks(self) -> tuple[str, ...]:
@@ -92,6 +94,8 @@ class Paper:
     name: str
     source: str
     tables: Mapping[str, PaperTable]
+    first: tuple[str, ...] = ()
+    """Words of the sources that win where several state a cell: the paper's own baselines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,8 @@ def load_papers(manifest: Manifest, folder: Path = PAPERS) -> PaperShelf:
         paper = from_mapping(Paper, load_yaml(path), path.name)
         for name, table in paper.tables.items():
             _check(table, f"{path.name}.{name}", manifest)
-        papers[path.stem] = paper
+        tables = {k: replace(t, first=t.first or paper.first) for k, t in paper.tables.items()}
+        papers[path.stem] = replace(paper, tables=tables)
     if not papers:
         raise UserError(f"no papers in {folder}; expected files such as hpm.yaml")
     return PaperShelf(papers=papers)
@@ -167,16 +172,14 @@ def published(table: PaperTable, row: str, column: str, manifest: Manifest) -> R
     if not entry.method:
         return None
     for protocol in (wanted.benchmark, *wanted.also):
-        for r in manifest.references:
-            if (r.protocol, r.metric, r.method, r.model) != (
-                protocol,
-                wanted.metric,
-                entry.method,
-                entry.model,
-            ):
-                continue
-            if entry.epochs in (None, r.epochs):
-                return r
+        key = (protocol, wanted.metric, entry.method, entry.model)
+        found = [
+            r
+            for r in manifest.references
+            if (r.protocol, r.metric, r.method, r.model) == key and entry.epochs in (None, r.epochs)
+        ]
+        if found:
+            return min(found, key=lambda r: not any(word in r.source for word in table.first))
     return None
 
 

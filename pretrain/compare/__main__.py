@@ -19,10 +19,6 @@ from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_option
-from pretrain.compare import suite
-from pretrain.compare.blocks import DESIGN, RunOptions, run, untrained
-from pretrain.compare.design import Design, read_design
-from pretrain.compare.report import collect, planned, qualities, secondary, table, verdict
 
 
 def parser() -> Parser:
@@ -45,6 +41,18 @@ def parser() -> Parser:
 
 def report(out: Path) -> str:
     """Return everything that the runs in a folder say, as Markdown."""
+    # not before the options are read: --help and a wrong option need no torch
+    from pretrain.compare.blocks import DESIGN, untrained  # noqa: PLC0415
+    from pretrain.compare.design import Design  # noqa: PLC0415
+    from pretrain.compare.report import (  # noqa: PLC0415
+        collect,
+        planned,
+        qualities,
+        secondary,
+        table,
+        verdict,
+    )
+
     path = out / DESIGN
     if not path.is_file():
         raise UserError(f"{out} holds no {DESIGN}: no experiment has begun there")
@@ -63,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["suite"]:
+        from pretrain.compare import suite  # noqa: PLC0415
+
         return suite.main(given[1:])
     args = parser().parse_args(given)
     configure_logging()
@@ -73,6 +83,10 @@ def _perform(args: argparse.Namespace) -> int:
     if args.verb == "report":
         sys.stdout.write(report(args.out) + "\n")
         return ExitCode.OK
+    from pretrain.compare.blocks import RunOptions, run  # noqa: PLC0415
+    from pretrain.compare.design import read_design  # noqa: PLC0415
+    from pretrain.compare.report import planned  # noqa: PLC0415
+
     design = read_design(args.design)
     sys.stdout.write(planned(design) + "\n")
     sys.stdout.flush()

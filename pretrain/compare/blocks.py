@@ -26,7 +26,7 @@ from mimbench.training.optim import plan_batch
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.normalise import Normalisation
 from mimbench.vit.weights import VitWeights
-from pretrain.checkpoints.export import ENCODER, encoder_tensors
+from pretrain.checkpoints.handover import ENCODER, encoder_tensors
 from pretrain.checkpoints.stored import read_model
 from pretrain.compare.cost import over_reference
 from pretrain.compare.design import Design, split_of

@@ -34,7 +34,7 @@ from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import Ranks
 from mimbench.task import Machine
 from mimbench.vit.weights import random_weights
-from pretrain.checkpoints.export import ENCODER
+from pretrain.checkpoints.handover import ENCODER
 from pretrain.checkpoints.stored import CARD
 from pretrain.compare.arms import ARMS, ORACLES, TWIN, arms_of, changes_of
 from pretrain.config import Config, read_config

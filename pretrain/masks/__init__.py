@@ -8,17 +8,22 @@ Not here: SemMAE's semantic parts. Its published stage takes parts from arrays w
 was never released, so nothing that we wrote could be checked against it.
 """
 
+from __future__ import annotations
+
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    # `python -m pretrain.masks --help` comes through here, and needs no torch
+    from collections.abc import Callable, Mapping
+
+    import torch
+    from torch import Tensor
 
 Need = Literal[
     "difficulty", "attention", "images", "generator", "salience", "trial", "labels", "masker"
@@ -98,6 +103,8 @@ class MaskInput:
         A strategy takes all its randomness from here.
         """
         whole = self.batch if self.whole is None else self.whole
+        import torch  # noqa: PLC0415
+
         drawn = torch.rand(whole, *shape, generator=rng, device=rng.device)
         own = self._turned(drawn[self.first : self.first + self.batch])
         if self.device.type == "cuda" and not own.is_cuda:
@@ -149,7 +156,9 @@ def hidden_count(patches: int, ratio: float) -> int:
 
 def hide_largest(keys: Tensor, count: int | Tensor) -> Tensor:
     """Return the mask that hides the `count` largest keys of each row: one number, or one per row."""
-    if isinstance(count, Tensor):
+    import torch  # noqa: PLC0415
+
+    if isinstance(count, torch.Tensor):
         ranks = keys.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return ranks < count.unsqueeze(1)
     mask = torch.zeros_like(keys, dtype=torch.bool)

@@ -8,23 +8,28 @@ encoder; what it cannot say (a loss predictor, a mask generator) leaves out the 
 for it, by name.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser, add_option
 from mimbench.system.progress import track
-from pretrain.viewing.annotations import Annotations, Cover, find_annotations
-from pretrain.viewing.laboratory import Observation, Observer, Variant, draw, variants
-from pretrain.viewing.mask_figures import show_masks, show_statistics
-from pretrain.viewing.mask_statistics import StrategyStatistics, describe, find_images
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from pretrain.viewing.annotations import Annotations, Cover
+    from pretrain.viewing.laboratory import Observation, Observer, Variant
+    from pretrain.viewing.mask_statistics import StrategyStatistics
 
 logger = logging.getLogger("pretrain.masks")
 
@@ -64,6 +69,8 @@ def parser() -> Parser:
 
 def usable(observer: Observer, ratio: float, *, labels: bool = False) -> list[Variant]:
     """Return the strategies that the checkpoint can serve; the log names the others."""
+    from pretrain.viewing.laboratory import variants  # noqa: PLC0415
+
     missing, found = observer.offers(), []
     if not labels:
         missing["labels"] = "needs annotations"
@@ -84,6 +91,10 @@ def called(checkpoint: Path) -> str:
 
 def show(args: argparse.Namespace) -> None:
     """Draw the figure of masks."""
+    from pretrain.viewing.annotations import find_annotations  # noqa: PLC0415
+    from pretrain.viewing.laboratory import Observer, draw  # noqa: PLC0415
+    from pretrain.viewing.mask_figures import show_masks  # noqa: PLC0415
+
     observer = Observer(args.checkpoint, num_heads=args.num_heads, size=args.image_size)
     observation = observer.look(observer.load(args.images))
     found = find_annotations(args.images[0].parent, args.images, None)
@@ -98,6 +109,11 @@ def show(args: argparse.Namespace) -> None:
 
 def stats(args: argparse.Namespace) -> str:
     """Return the statistics of every strategy as a table; draw them if asked to."""
+    from pretrain.viewing.annotations import find_annotations  # noqa: PLC0415
+    from pretrain.viewing.laboratory import Observer  # noqa: PLC0415
+    from pretrain.viewing.mask_figures import show_statistics  # noqa: PLC0415
+    from pretrain.viewing.mask_statistics import find_images  # noqa: PLC0415
+
     observer = Observer(args.checkpoint, num_heads=args.num_heads, size=args.image_size)
     paths = find_images(args.data, args.limit)
     annotations = find_annotations(args.data, paths, args.annotations)
@@ -122,6 +138,11 @@ def measure(
     seed: int,
 ) -> list[StrategyStatistics]:
     """Return the statistics of every strategy over a set of images."""
+    import torch  # noqa: PLC0415
+
+    from pretrain.viewing.laboratory import draw  # noqa: PLC0415
+    from pretrain.viewing.mask_statistics import describe  # noqa: PLC0415
+
     chosen = usable(observer, ratio, labels=cover is not None)
     drawn: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}
     costs: dict[str, list[torch.Tensor]] = {v.label: [] for v in chosen}

@@ -12,7 +12,7 @@ from mimbench.training.learner import LAST, StepInfo
 from mimbench.training.optim import Schedule, scaled_lr
 from mimbench.vit.normalise import Normalisation
 from pretrain import masks
-from pretrain.checkpoints.export import write_export
+from pretrain.checkpoints.handover import write_export
 from pretrain.config import Config
 from pretrain.models.autoencoder import MaskedAutoencoder, Outputs, to_patches
 from pretrain.models.cross_autoencoder import build_autoencoder

@@ -10,9 +10,15 @@ about 230 V100-hours. The last epoch is reported; the best one on val stands bes
     python -m transfer.classification.finetune checkpoint.pth --benchmark in-ft-mae --data imagenet
 """
 
+import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.finetune"))
+
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -192,9 +198,3 @@ def _report(learner: FineTune, config: Config, ranks: Ranks, room: Halving) -> T
     }
     outcomes = [Hits.of(learner.val, learner.ranked.numpy())]
     return TaskResult(metrics=metrics, outcomes=outcomes, notes=notes)
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.finetune"))

@@ -8,8 +8,14 @@ images, the intrinsic dimension `points` of them, LiDAR `objects` images in `vie
     python -m transfer.classification.label_free checkpoint.pth --data imagenet
 """
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.label_free"))
+
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +115,3 @@ def _measure(load: Load, crops: Sequence[Load], config: Config) -> dict[str, flo
         if choice == config.choices[0]:
             found |= measured
     return found
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.label_free"))

@@ -9,8 +9,14 @@ Precedents: SimMIM reports block 8, AIM and PE their best layer, DINOv2 and CAPI
     python -m transfer.classification.layers checkpoint.pth --benchmark in-layers --data imagenet
 """
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.layers"))
+
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -43,7 +49,11 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "top1"
-TRAITS = Traits(labelled_images=True, footprint=frozen)
+TRAITS = Traits(
+    labelled_images=True,
+    footprint=frozen,
+    beside={"top1_last": "last block", "logreg_top1": "logistic regression, its chosen block"},
+)
 Part = Literal["cls", "avg"]
 
 
@@ -239,9 +249,3 @@ def sweep_logreg(
     }
     notes = {"logreg_chosen": chosen.describe(depth)}
     return metrics, notes, curves("logistic regression on held-out images", found, depth)
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.layers"))

@@ -16,8 +16,14 @@ the machine.
     python -m transfer.classification.linear checkpoint.pth --benchmark in-lin-mae --data imagenet
 """
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.linear"))
+
+import logging
 from pathlib import Path
 
 from mimbench.data.lists import ImageList
@@ -160,9 +166,3 @@ def selection(config: Config, images: int) -> str:
     if config.report == "last":
         return "the last epoch's best head is chosen on val; top1_best chooses the epoch as well"
     return "best head and epoch are chosen on val; outcomes are the last epoch's"
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.linear"))

@@ -8,8 +8,14 @@ augmentation: the two are different protocols and stand in different columns.
     python -m transfer.classification.logreg checkpoint.pth --data imagenet
 """
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.logreg"))
+
+import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -174,9 +180,3 @@ def _rank_at(
 def scale(features: Tensor, *, normalise: bool) -> Tensor:
     """Return the features, of unit length if asked for."""
     return F.normalize(features, dim=1) if normalise else features
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.logreg"))

@@ -12,6 +12,12 @@ Fine-tuning and linear probes on 1 % and 10 % are those tasks with `subset: {fra
 """
 
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.lowshot"))
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -255,9 +261,3 @@ def regress(
         solution = solve(shots, labels, classes, [c], config.grid)
         note = {"C": c, "chosen_on": f"nothing: a class has {fewest} images"}
     return rank_classes(solution.logits(0, queries)).cpu(), note
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.lowshot"))

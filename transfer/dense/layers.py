@@ -7,8 +7,14 @@ last block after the norm, as ade-patch-knn reads it (there with its own k and d
     python -m transfer.dense.layers checkpoint.pth --benchmark ade-layers --data ade
 """
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.dense.layers"))
+
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "miou"
-TRAITS = Traits(footprint=frozen)
+TRAITS = Traits(footprint=frozen, beside={"miou_last": "last block"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +145,3 @@ def on_val(ready: Ready, config: Config, place: PatchLayer) -> Tally:
         keep=drawn_rows(len(pictures)),
     )
     return found[config.k]
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.dense.layers"))

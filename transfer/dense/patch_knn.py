@@ -11,9 +11,15 @@ own modal label is ignored do not answer. mIoU over the classes that occur in tr
     python -m transfer.dense.patch_knn checkpoint.pth --benchmark ade-patch-knn --data ade
 """
 
+import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.dense.patch_knn"))
+
 import itertools
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -243,9 +249,3 @@ def dense_result(tally: Tally, ready: Ready, notes: dict[str, Any]) -> TaskResul
         pictures=draw(tally, ready.val.bank, names, by_patch=True),
         notes=notes,
     )
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.dense.patch_knn"))

@@ -9,8 +9,14 @@ switch of the published script; all of ADE20K at ViT-B takes 12 GB.
     python -m transfer.dense.patch_logreg checkpoint.pth --benchmark ade-patch-logreg --data ade
 """
 
-import logging
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.dense.patch_logreg"))
+
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,9 +161,3 @@ def label_patches(
                 guess = np.broadcast_to(classes[:, None], pixels.shape)
                 tallier.add(truth.names[picture], pixels, guess)
     return [tallier.close() for tallier in talliers]
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.dense.patch_logreg"))

@@ -1,6 +1,7 @@
 """The command line: the task of the suite, and what only detection offers.
 
-Not in `__main__`, which the processes that detectron2's launcher starts could not import.
+Not in `__main__`, which the processes that detectron2's launcher starts could not import. Functions
+import torch and detectron2 themselves: `--help` and a wrong option need neither.
 """
 
 import argparse
@@ -9,23 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from detectron2.engine import launch
-from detectron2.utils import comm
-from torch.multiprocessing.spawn import ProcessExitedException
-
-from mimbench.checkpoints.files import read_weights
 from mimbench.suite.task_main import task_main, task_parser
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode, run_command
 from mimbench.system.options import Parser, add_option
-from mimbench.system.runtime import process_group
-from mimbench.training.identity import RUN_FILE, read_identity
-from transfer.detection.again import again
-from transfer.detection.show import show
-from transfer.detection.vitdet import DETECTIONS, TASK, Config
 
+TASK = "transfer.detection.vitdet"
 PROGRAM = "python -m transfer.detection"
 
 
@@ -58,6 +49,10 @@ def before(args: argparse.Namespace) -> int | None:
         return None
     if args.checkpoint is None:
         raise UserError("--eval-only needs the checkpoint that the run started from")
+    from mimbench.checkpoints.files import read_weights  # noqa: PLC0415
+    from mimbench.system.runtime import process_group  # noqa: PLC0415
+    from transfer.detection.again import again  # noqa: PLC0415
+
     weights = read_weights(args.checkpoint, which=args.which, num_heads=args.num_heads)
     with process_group(args.device or "auto") as ranks:
         found = again(weights, args.eval_only, data_root=args.data, device=args.device)
@@ -71,6 +66,10 @@ def before(args: argparse.Namespace) -> int | None:
 
 def draw(run: Path, count: int, data: Path | None, *, threshold: float) -> list[Path]:
     """Write pictures of a run's detections."""
+    from mimbench.training.identity import RUN_FILE, read_identity  # noqa: PLC0415
+    from transfer.detection.show import show  # noqa: PLC0415
+    from transfer.detection.vitdet import DETECTIONS, Config  # noqa: PLC0415
+
     mapping = dict(read_identity(run)["config"])
     if data is not None:
         mapping["data"] = data
@@ -94,6 +93,9 @@ def _command(argv: Sequence[str]) -> int:
 
 def _launch(args: argparse.Namespace, argv: list[str]) -> int:
     """Start one process for each GPU; return how they ended."""
+    from detectron2.engine import launch  # noqa: PLC0415
+    from torch.multiprocessing.spawn import ProcessExitedException  # noqa: PLC0415
+
     _check_launch(args)
     try:
         launch(
@@ -111,6 +113,8 @@ def _launch(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _worker(argv: list[str]) -> None:
+    from detectron2.utils import comm  # noqa: PLC0415
+
     # the suite learns the rank from the environment, as torchrun sets it
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(comm.get_rank()), str(comm.get_world_size())
     sys.exit(_command(argv))
@@ -125,6 +129,8 @@ def _check_launch(args: argparse.Namespace) -> None:
         raise UserError(f"--node-rank is {args.node_rank}, expected 0 to {args.nodes - 1}")
     if args.nodes > 1 and args.dist_url == "auto":
         raise UserError(f"--nodes {args.nodes} needs --dist-url tcp://HOST:PORT of machine 0")
+    import torch  # noqa: PLC0415
+
     found = torch.cuda.device_count()
     if torch.cuda.is_available() and args.gpus > found:
         raise UserError(f"--gpus is {args.gpus}, but this machine has {found}")

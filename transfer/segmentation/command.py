@@ -1,4 +1,7 @@
-"""The command line: the tasks of the suite, and what only segmentation offers."""
+"""The command line: the tasks of the suite, and what only segmentation offers.
+
+Functions import torch and mmsegmentation themselves: `--help` and a wrong option need neither.
+"""
 
 import argparse
 import importlib
@@ -9,15 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mimbench.benchmarks.manifest import load_manifest
-from mimbench.checkpoints.files import read_weights
 from mimbench.suite.task_main import pick_benchmark, task_main, task_parser
 from mimbench.system.config import from_mapping, merge, parse_overrides
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser, add_option
-from mimbench.system.runtime import Ranks
-from transfer.segmentation.again import again
-from transfer.segmentation.data import ade20k, open_source
-from transfer.segmentation.prepare import set_up
 
 PROGRAM = "python -m transfer.segmentation"
 TASKS = {
@@ -50,6 +48,8 @@ def before(args: argparse.Namespace) -> int | None:
         sys.stdout.write(printed_config(args))
         return 0
     if args.eval_only is not None:
+        from transfer.segmentation.again import again  # noqa: PLC0415
+
         found = again(args.eval_only, data=args.data, device=args.device, pictures=args.show)
         sys.stdout.write("".join(f"{name}\t{value:.4f}\n" for name, value in found.metrics.items()))
         return 0
@@ -62,6 +62,11 @@ def printed_config(args: argparse.Namespace) -> str:
     """Return the mmengine configuration that the other arguments ask for."""
     if args.checkpoint is None:
         raise UserError("--print-config needs a checkpoint: the recipe depends on its architecture")
+    from mimbench.checkpoints.files import read_weights  # noqa: PLC0415
+    from mimbench.system.runtime import Ranks  # noqa: PLC0415
+    from transfer.segmentation.data import ade20k, open_source  # noqa: PLC0415
+    from transfer.segmentation.prepare import set_up  # noqa: PLC0415
+
     task: Any = importlib.import_module(TASKS[args.head])
     manifest = load_manifest(args.benchmarks)
     name = pick_benchmark(manifest, TASKS[args.head], args.profile, args.benchmark)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from mimbench.checkpoints.formats.clip import HEADS
 from mimbench.checkpoints.reading.architecture import (
     CLIP_MEAN,
     CLIP_STD,
@@ -50,7 +51,7 @@ EXTRAS = [
     (r"classifier\..*", "classifier head"),
 ]
 CLIP = Family(
-    heads={384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16},
+    heads=HEADS,
     norm_eps=1e-5,
     activation="quick_gelu",
     position_rule="bicubic-antialias",

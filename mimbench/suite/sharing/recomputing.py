@@ -22,7 +22,6 @@ from mimbench.scores.outcomes import TOLERANCE, Statistic
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError, printable
 from mimbench.system.listing import first_few
-from mimbench.tables.recipes import spec_of
 from mimbench.task import load_task, traits_of
 
 UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError)
@@ -142,7 +141,11 @@ def _counted(run: RunConfig, tasks: Collection[str], model: str) -> Mapping[str,
     if task is None:
         return run.config
     config = from_mapping(task.Config, run.config, "config.yaml")
-    return protocol_config(run.dataset, config, traits_of(task), spec_of(model), run.overrides)
+    from mimbench.vit.published import published_spec  # noqa: PLC0415 - needs torch
+
+    return protocol_config(
+        run.dataset, config, traits_of(task), published_spec(model), run.overrides
+    )
 
 
 def _check_config(found: Checked, run: RunConfig, result: Result, tasks: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from mimbench.training.optim import Schedule, scaled_lr
 from mimbench.vit.normalise import Normalisation
 from mimbench.vit.weights import VitWeights
 from pretrain import masks
-from pretrain.checkpoints.export import ENCODER, TEACHER_ENCODER
+from pretrain.checkpoints.handover import ENCODER, TEACHER_ENCODER
 from pretrain.masks import Amount, MaskInput
 from pretrain.objectives.distill.config import AmountConfig, DistillConfig
 from pretrain.objectives.distill.loss import GLOBALS, DistillLoss, Logits
