@@ -70,7 +70,7 @@ def look(learner: AdversarialPretraining) -> Seen:
     """Return what masks do to fresh images."""
     images, inside = squares(256, seed=999)
     with torch.no_grad():
-        _, patches = learner.prepare(Batch(torch.arange(256), images, ()))
+        _, patches = learner.prepare(images)
         attention = learner.salience(images, patches)
         chances = learner.student.generator(attention, GRID)
         inp = MaskInput(batch=256, grid=GRID, device=torch.device("cpu"))

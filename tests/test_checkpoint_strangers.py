@@ -31,8 +31,8 @@ REASONS = {
     "colliding-tuples": "neither text nor counts", "wide-dict": "entries or more",
     "same-dict-often": "entries or more", "empties": "60,001 names of tensors",
     "views": "25,001 names of tensors", "megabyte-name": r"1,048,585 characters",
-    "megabyte-prefixes": r"1,050,001 characters", "depth": "no known format|missing|unexpected",
-    "depth-999": "missing|no known format", "long-integer": "opcode 0x8b", "integer-255": "a number of 255 bytes",
+    "megabyte-prefixes": r"1,050,001 characters", "depth": "classifier's head alone",
+    "depth-999": "classifier's head alone", "long-integer": "opcode 0x8b", "integer-255": "a number of 255 bytes",
     "uninitialised": r"need 'torch\.Tensor'", "uninitialised-gigabyte": r"need 'torch\.FloatTensor'",
     "storage-called": r"need 'torch\.FloatStorage'", "zeros-called": r"need 'torch\.zeros'",
     "missing-storage": "a storage needs 8,000,000,000 bytes", "expanded": "expanded view or bomb",
@@ -116,6 +116,20 @@ def read_names(path: Path) -> dict[str, list[float]]:
 
     top, _ = read_torch(path)
     return {name: tensor.flatten().tolist() for name, tensor in top["model"].items()}
+
+
+def test_a_changed_stride_is_found_without_checksums(tmp_path: Path) -> None:
+    """One byte of an old file gave the same shape with other values; order of dimensions is free."""
+    state = canonical(TINY)
+    wide = state["pos_embed"].repeat(1, 1, 2)[:, :, :48]
+    for value, fine in ((wide, False), (state["pos_embed"].mT.contiguous().mT, True)):
+        path = tmp_path / "old.pth"
+        torch.save({**state, "pos_embed": value}, path, _use_new_zipfile_serialization=False)
+        if fine:
+            assert torch.equal(read_vit(path, num_heads=3).tensors["pos_embed"], value)
+            continue
+        with pytest.raises(UserError, match=r"old\.pth: a tensor with gaps or overlaps"):
+            read_vit(path, num_heads=3)
 
 
 def test_a_file_without_checksums_says_so(tmp_path: Path) -> None:

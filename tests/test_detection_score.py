@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,11 @@ import pytest
 
 pytest.importorskip("detectron2")
 
+from mimbench.benchmarks.evaluation import intervals
 from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
+from transfer.detection import vitdet
+from transfer.detection.data import inspect
 from transfer.detection.protocol import Config
 from transfer.detection.score import read_detections, score, truth_as_detections
 from transfer.detection.show import show
@@ -178,3 +183,21 @@ def test_pictures_show_truth_beside_detections(
         show(tmp_path, kept, Config(data=coco), count=0, threshold=0.5)
     with pytest.raises(UserError, match="no readable detections"):
         show(tmp_path, tmp_path / "none.json", Config(data=coco), count=1, threshold=0.5)
+
+
+def test_a_validation_file_of_another_name_keeps_its_interval(
+    truth: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "holdout.json"
+    own.write_bytes(truth.read_bytes())
+    detections = worsen(truth_as_detections(own), 0)
+    (tmp_path / vitdet.DETECTIONS).write_text(json.dumps(detections))
+    found = score(own, detections)
+    monkeypatch.setattr(vitdet, "judge", lambda job, keep: SimpleNamespace(scores=found))
+    monkeypatch.setattr(vitdet, "_notes", lambda job, scores: {})
+    job: Any = SimpleNamespace(ranks=Ranks(), val=inspect(own, coco / "val2017"))
+    result = vitdet.conclude(job, tmp_path)
+    halves = {metric: interval.half for metric, interval in intervals(result).items()}
+    assert halves.keys() == {"box_ap", "mask_ap"}
+    assert all(0 < half < 50 for half in halves.values())
+    assert result.pictures

@@ -122,7 +122,7 @@ def test_a_pages_folder_is_its_section() -> None:
     for section in menu:
         for title, entries in section.items():
             pages = {page for entry in entries for page in entry.values()} - at_the_root
-            assert {page.partition("/")[0] for page in pages} <= {FOLDERS[title]}
+            assert {page.partition("/")[0] for page in pages} == {FOLDERS[title]}
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

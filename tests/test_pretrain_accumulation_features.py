@@ -17,6 +17,7 @@ from pretrain.models.reconstruction import (
     normalise_patches,
 )
 from pretrain.objectives.learner import Pretraining
+from pretrain.objectives.looking import Given
 from tests.support.tiny_pretrain import images, learner, rng, scored, step_info
 
 # 12 -----------------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def test_ema_features_come_from_the_whole_image_without_class_token() -> None:
     batch = images()
     normalised = run.normalise.of_bytes(batch.data)
     patches = to_patches(normalised, 8)
-    _, views = run.look(patches, normalised, batch.data, step_info())
+    _, views = run.look(patches, normalised, Given.of(batch), step_info())
     assert views is not None
     assert views.difficulty is None
     torch.testing.assert_close(views.features, run.teacher.encoder(patches)[:, 1:])

@@ -208,6 +208,28 @@ def test_a_file_system_without_locks_is_named_and_no_lock_goes_on(
         pass
 
 
+def test_a_forks_life_does_not_prolong_a_lock(tmp_path: Path) -> None:
+    """Workers of a killed run held its lock until they noticed: the same command was refused."""
+    reader, writer = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with folder_lock(tmp_path, "busy"):
+            worker = os.fork()
+            if worker == 0:
+                time.sleep(30)
+                os._exit(0)
+            os.write(writer, str(worker).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(holder, 0)
+    worker = int(os.read(reader, 20))
+    try:
+        os.kill(worker, 0)
+        with folder_lock(tmp_path, "busy"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_an_output_folder_that_is_a_file_is_said(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -31,6 +31,18 @@ def work_without_locks() -> None:
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+held: set[TextIO] = set()
+
+
+def _leave_locks_to_parent() -> None:
+    """Let go of the parent's locks in a fork: a loader's worker outlives a killed parent for seconds."""
+    while held:
+        held.pop().close()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
+
+
 def _opened(folder: Path) -> TextIO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,4 +91,8 @@ def folder_lock(folder: Path, message: str) -> Iterator[None]:
         since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
         file.flush()
-        yield
+        held.add(file)
+        try:
+            yield
+        finally:
+            held.discard(file)

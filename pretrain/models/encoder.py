@@ -130,8 +130,8 @@ class Encoder(nn.Module):
 
 def fixed_table(spec: VitSpec, width: int) -> Tensor:
     """Return sines and cosines (1, c + n, width) for patches; class tokens have rows of zeros."""
-    patches = sincos_table(width, spec.grid, class_row=True)[:, 1:]
-    return torch.cat([torch.zeros(1, spec.class_tokens, width), patches], dim=1)
+    table = sincos_table(width, spec.grid, class_row=True)
+    return torch.cat([table[:, :1].expand(-1, spec.class_tokens, -1), table[:, 1:]], dim=1)
 
 
 def positions(table: Tensor, spec: VitSpec, grid: tuple[int, int] | None) -> Tensor:

@@ -108,7 +108,7 @@ def _read_legacy(data: memoryview) -> Any:
         made[key] = torch.UntypedStorage(count)
         return made[key]
 
-    tensors = Tensors(fetch, len(data))
+    tensors = Tensors(fetch, len(data), dense=True)
     machine = PickleMachine(data, CALLS | tensors.calls, tensors.storage)
     if MAGIC.to_bytes(10, "little") not in bytes(data[:64]):
         raise UserError(f"refused. {CONVERT_PICKLE}")

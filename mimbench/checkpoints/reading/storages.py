@@ -54,10 +54,14 @@ class Tensors:
     Args:
         fetch: Key and number of bytes -> the whole storage, or an error if the file lacks it.
         size: Bytes of the file; distinct tensors that promise far more are refused.
+        dense: Refuse tensors with gaps or overlaps: where no checksum stands against it, a changed
+            stride gives other values.
     """
 
-    def __init__(self, fetch: Callable[[str, int], torch.UntypedStorage], size: int) -> None:
-        self.fetch = fetch
+    def __init__(
+        self, fetch: Callable[[str, int], torch.UntypedStorage], size: int, *, dense: bool = False
+    ) -> None:
+        self.fetch, self.dense = fetch, dense
         self.budget = 2 * size + ALLOWANCE
         self.kinds: dict[str, tuple[torch.dtype, int]] = {}
         self.wholes: dict[str, torch.UntypedStorage] = {}
@@ -154,6 +158,11 @@ class Tensors:
         offset, size, stride = view
         (offset,) = checked_sizes((offset,))
         size, stride = checked_sizes(size), checked_sizes(stride)
+        if self.dense and len(size) == len(stride) and not _dense(size, stride):
+            raise UserError(
+                "a tensor with gaps or overlaps, and no checksum that says it was saved so: damaged; "
+                "if it is a view, save .contiguous()"
+            )
         ident = (storage, dtype, offset, size, stride)
         if ident in self.made:
             return self.made[ident]
@@ -168,6 +177,16 @@ class Tensors:
         tensor = torch.empty(0, dtype=dtype).set_(part, offset, size, stride)
         self.made[ident] = tensor
         return tensor
+
+
+def _dense(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Return whether the elements lie side by side, in whatever order of the dimensions."""
+    wanted = 1
+    for step, length in sorted((s, n) for n, s in zip(size, stride, strict=True) if n > 1):
+        if step != wanted:
+            return False
+        wanted *= length
+    return True
 
 
 def _span(
