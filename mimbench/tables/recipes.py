@@ -15,9 +15,6 @@ from mimbench.system.source import ROOT
 from mimbench.tables.columns import ran_as
 from mimbench.tables.differences import differences, group_of, resolved, show
 
-CODE = ("mimbench", "pretrain", "transfer", "knn")
-"""Folders whose code decides what a recipe means: a change of any file asks the task again."""
-
 
 def why(result: Result, reference: Reference, manifest: Manifest) -> list[str]:
     """Return the lines that say in what a run and a published number differ."""
@@ -83,10 +80,15 @@ def _cached(query: RecipeQuery, model: str) -> Path | None:
     """Return where the answer is kept: asking the task takes seconds. None for a task from elsewhere."""
     if not ROOT.joinpath(*query.task.split(".")).with_suffix(".py").is_file():
         return None
-    code = [
-        (path.relative_to(ROOT).as_posix(), (stat := path.stat()).st_size, stat.st_mtime_ns)
-        for top in CODE
-        for path in sorted((ROOT / top).rglob("*.py"))
-    ]
-    key = value_digest([to_mapping(query), model, code])
+    key = value_digest([to_mapping(query), model, code_state()])
     return cache_folder() / "published" / f"{key[:24]}.json"
+
+
+def code_state() -> list[tuple[str, int, int]]:
+    """Return path, size and time of all code: a change of any file may change what a recipe means."""
+    tops = sorted(path.parent for path in ROOT.glob("*/__init__.py"))
+    files = [path for top in tops for path in sorted(top.rglob("*.py"))]
+    return [
+        (path.relative_to(ROOT).as_posix(), (stat := path.stat()).st_size, stat.st_mtime_ns)
+        for path in files
+    ]
