@@ -81,7 +81,7 @@ def images(per_class: int) -> ImageList:
     names = tuple(f"c{label}/{i}.png" for i, label in enumerate(labels))
     return ImageList(
         names=names, labels=labels, classes=("c0", "c1", "c2"), stamps=names, where="x",
-        opener=lambda i: Image.new("RGB", (1, 1)),
+        opener=lambda index: Image.new("RGB", (1, 1)),
     )  # fmt: skip
 
 
