@@ -61,7 +61,8 @@ def learner(state: Any, images: Tensor, mask: Tensor, *overrides: str) -> Pretra
     made = Pretraining(config, torch.device("cpu"), Path("unused"))
     made.student.load_state_dict(from_official(state))
     made.strategy = GivenMask(mask)  # pyright: ignore[reportAttributeAccessIssue]
-    made.prepare = lambda given: (images, to_patches(images, 16))
+    given = images
+    made.prepare = lambda images: (given, to_patches(given, 16))
     return made
 
 
@@ -180,7 +181,7 @@ def test_automaes_learner_gives_the_released_losses(
     assert made.spec.grid == spec.grid
     made.student = made.model = released_model(arrays, spec, Strategy(boost=beta, weight=weight))
     made.discriminator = released_critic(arrays)
-    made.prepare = lambda given: (arrays["images"], to_patches(arrays["images"], 4))
+    made.prepare = lambda images: (arrays["images"], to_patches(arrays["images"], 4))
     made.salience = lambda images, patches: arrays["attention"]
     made.step_discriminator = lambda at: None
     monkeypatch.setattr(adversarial, "rectangles", lambda *_: arrays["rectangle_maps"])

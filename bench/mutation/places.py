@@ -71,7 +71,7 @@ def unseen(parent: ast.AST, field: str, node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.JoinedStr | ast.Assert | ast.Import | ast.ImportFrom):
         return True
-    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+    if isinstance(node, ast.If) and re.search("TYPE_CHECKING|__name__", ast.unparse(node.test)):
         return True
     if isinstance(node, ast.FunctionDef) and node.name in UNSEEN_FUNCTIONS:
         return True
