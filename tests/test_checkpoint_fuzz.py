@@ -101,7 +101,9 @@ def rename(state: State, name: str, rng: random.Random) -> None:
 
 
 def add(state: State, name: str, rng: random.Random) -> None:
-    first = name.split("blocks")[0] if "blocks" in name else ""
+    # beside CLIP's visual tower lies a text tower under names of any kind, which is left out
+    outside = "visual." if any(other.startswith("visual.") for other in state) else ""
+    first = name.split("blocks")[0] if "blocks" in name else outside
     state[f"{first}stranger.{rng.randrange(99)}.weight"] = torch.ones(2)
 
 

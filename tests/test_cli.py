@@ -113,7 +113,7 @@ def test_starts_without_torch() -> None:
 
 
 COMPLETED = [
-    (["mimbench", "ta"], ["table"]),
+    (["mimbench", "ta"], ["table", "tables"]),
     (["mimbench", "run", "--num"], ["--num-heads"]),
     (["mimbench", "table", "--format", "c"], ["csv"]),
     (["mimbench", "completion", ""], ["bash", "zsh"]),

@@ -137,6 +137,7 @@ def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shapes[block + name] = shape
     state = {f"visual.{k}": torch.randn(v, generator=generator) * 0.02 for k, v in shapes.items()}
     state["logit_scale"] = torch.tensor(4.6)
+    state["input_resolution"] = torch.tensor(64)  # OpenAI's files alone carry it: QuickGELU
     path = tmp_path_factory.mktemp("clip") / "clip.pt"
     torch.save(state, path)
     return path

@@ -123,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="mutants of a module (0: by its size)")  # fmt: skip
     add_option(parser, "--seed", "which sample")
     parser.add_argument("--planted", nargs="*", metavar="NAME", help="the planted faults instead")
-    parser.add_argument("--minutes", type=float, default=0.0, metavar="N", help="begin no further module after so long")  # fmt: skip
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, metavar="N", help="for all parts together"
+    )
     parser.add_argument("--list", action="store_true", help="only list the mutants that are drawn")
     parser.add_argument(
         "--write-page", type=Path, metavar="FILE", help="write the tables into this page"

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from mimbench.doctor.check import as_json, as_table, has_fault
-from mimbench.doctor.data import check_data
 from mimbench.doctor.environment import check_cuda, check_python, check_shared_memory
 from mimbench.doctor.frameworks import check_frameworks
 from mimbench.system.errors import UserError
@@ -44,10 +43,12 @@ def main(args: argparse.Namespace) -> int:
     """Check, show the findings; return 1 if one has to be fixed."""
     logger.info("trying every framework in a process of its own")
     checks = [check_python(), *check_frameworks(), check_cuda(), check_shared_memory()]
+    # numpy, Pillow and torch are needed for data alone
     if args.data is not None:
+        from mimbench.doctor.data import check_data
+
         checks += check_data(args.data)
     if args.decode:
-        # numpy, Pillow and torch are not needed for the rest
         from mimbench.doctor.decode import check_images
         from mimbench.system.runtime import usable_cores
 

@@ -10,6 +10,12 @@ Expected: DINOv3 B on Oxford hard 58.5 (its preprocessing is not stated).
 """
 
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.retrieval.landmarks"))
+
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -169,9 +175,3 @@ def neighbours(rankings: Ids, truth: Landmarks, queries: FeatureBank) -> Picture
         rows.append(RetrievedRow(query=query, found=list(found)))
     caption = "queries and their nearest images: green right, red wrong, grey not counted (medium)"
     return retrieved(rows, queries.images, truth.database, caption)
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.retrieval.landmarks"))

@@ -10,6 +10,12 @@ nearest": a duplicate would take its place. Expected, by MIEB with its own split
 """
 
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.retrieval.recall"))
+
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -199,9 +205,3 @@ def neighbours(ids: Ids, pair: QueryGallery) -> Picture:
         rows.append(RetrievedRow(query=query, found=found))
     caption = "queries and their nearest images: green same class, red another"
     return retrieved(rows, pair.queries, pair.gallery, caption)
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.retrieval.recall"))

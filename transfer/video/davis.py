@@ -9,8 +9,14 @@ of its script). Models such as MAE move by 20 points with layer and norm: `block
     python -m transfer.video.davis checkpoint.pth --benchmark davis-prop --data DIR
 """
 
-import json
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.video.davis"))
+
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,9 +210,3 @@ class Sequences:
             Halving(size=grid[0] * grid[1]),
         )
         return [first, *(back_to(decide(labels, patch), (height, width)) for labels in soft)]
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.video.davis"))

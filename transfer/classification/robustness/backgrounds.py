@@ -11,6 +11,12 @@ has all eight variations. Nothing is trained: the head is that of a finished run
 from __future__ import annotations
 
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.robustness.backgrounds"))
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,9 +184,3 @@ def numbered_classes(images: ImageList, classes: int) -> ImageList:
             f"from 00_ to {classes - 1:02d}_"
         )
     return images.relabel(np.array([int(n) for n in numbers], dtype=np.int64)[images.labels])
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.robustness.backgrounds"))

@@ -9,6 +9,12 @@ already and are cropped, never resized. Nothing is trained: the head is that of 
 """
 
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.robustness.corrupted"))
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -196,9 +202,3 @@ def _key(name: str) -> tuple[str, ...]:
     """Return class folder and stem: files may have lost their capital letters."""
     path = Path(name)
     return path.parent.name, path.stem
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.robustness.corrupted"))

@@ -10,6 +10,12 @@ same ones for ReaL, else val images of the same classes scored by the same rule.
 """
 
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.robustness.shifted"))
+
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -137,9 +143,3 @@ def _clean(test: TestSet, predicted: NDArray[np.int64], config: Config, judge: H
     clean = test.part_of(cell.val())
     again = judge.score(clean, "clean images of the same classes")
     return tuple(clean.images.names), hits(again, clean.images.labels, clean.groups)
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.robustness.shifted"))

@@ -10,8 +10,14 @@ and the best stands beside it. Expected on CIFAR-10: AttMask and iBOT ViT-S/16 9
     python -m transfer.classification.sets.finetune checkpoint.pth --benchmark xfer-ft-cifar10 --data DIR
 """
 
-import math
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.sets.finetune"))
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,9 +139,3 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
     score = next(s.whole() for s in kept.statistics() if s.metric == "score")
     notes = {**found.notes, **splits.counts(), "rule": rule, "views": config.views}
     return TaskResult(metrics={**found.metrics, "score": score}, outcomes=[kept], notes=notes)
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.sets.finetune"))

@@ -9,6 +9,12 @@ Caltech-101, Flowers), or VOC2007's 11-point mAP of one regression a class.
 """
 
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.sets.logreg"))
+
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,9 +120,3 @@ def _evaluate(
         metrics |= {f"{choice}_{s.metric}": s.whole() for s in kept.statistics()}
     metrics |= {s.metric: s.whole() for s in found[0].statistics()}
     return TaskResult(metrics=metrics, outcomes=[found[0]], notes=notes)
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.sets.logreg"))

@@ -8,6 +8,12 @@ the same features. Every one has to be there: a mean of eleven is another number
 """
 
 import sys
+
+if __name__ == "__main__":
+    from mimbench.suite.task_main import task_main
+
+    sys.exit(task_main("transfer.classification.sets.twelve"))
+
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,9 +99,3 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
         figures=[Figure(title="score", values=values)],
         notes=notes,
     )
-
-
-if __name__ == "__main__":
-    from mimbench.suite.task_main import task_main
-
-    sys.exit(task_main("transfer.classification.sets.twelve"))
