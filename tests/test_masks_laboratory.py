@@ -69,7 +69,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     dice = np.random.default_rng(0)
     images, annotations = [], []
-    for i in range(5):
+    for i in range(16):  # of so many, one at least has a harder second draw
         name = f"{i:03d}.png"
         Image.fromarray(dice.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / name)
         images.append({"id": i, "file_name": name, "width": 64, "height": 48})
