@@ -252,6 +252,18 @@ def test_hummingbird_runs(ade: Path, tmp_path: Path, memory: int | None) -> None
     assert result.notes["deviation"] == [0.229, 0.224, 0.255]
 
 
+def test_hummingbirds_approximate_index_says_its_recall(ade: Path, tmp_path: Path) -> None:
+    config = hummingbird.Config(data=ade, image_size=64, views=1, memory=None, k=5, machine=CPU)
+    exact = hummingbird.run(random_weights(SPEC, 0), config, tmp_path)
+    assert not any(note.startswith("recall") for note in exact.notes)
+    whole = replace(config, index=Approximate(kind="ivf", lists=4, probes=4))
+    found = hummingbird.run(random_weights(SPEC, 0), whole, tmp_path)
+    assert found.notes["recall_at_5"] == pytest.approx(100)
+    assert found.metrics == pytest.approx(exact.metrics)
+    part = replace(config, index=Approximate(kind="ivf", lists=16, probes=1))
+    assert 0 < hummingbird.run(random_weights(SPEC, 0), part, tmp_path).notes["recall_at_5"] < 100
+
+
 def test_logreg_and_layers_run(ade: Path, tmp_path: Path) -> None:
     weights = random_weights(SPEC, 0)
     grid = Grid(lowest=1e-3, highest=1e-1, steps=2, max_iterations=20)
