@@ -172,7 +172,7 @@ def test_words_are_defined_once() -> None:
 def test_the_picture_shows_the_readmes_table() -> None:
     """Draw it again after a change of the table: python docs.tools.chart.py."""
     columns, values = read_table((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(columns) == 7
+    assert {"k-NN", "fine-tune", "box AP", "mIoU"} <= set(columns)
     svg = PICTURE.read_text(encoding="utf-8")
     drawn = re.findall(r">\s*([\d.]+)\s*</text>", svg)
     expected = [str(value) for pairs in values.values() for value, _ in pairs]

@@ -65,7 +65,7 @@ def test_joined_lists_open_each_image_from_its_own_source() -> None:
             names=tuple(f"{shade}/{i}.png" for i in range(count)),
             labels=np.zeros(count, dtype=np.int64),
             classes=("one", "two"),
-            stamps=((0, 0),) * count,
+            stamps=("",) * count,
             where=str(shade),
             opener=lambda index: Image.new("L", (1, 1), shade + index),
         )

@@ -31,7 +31,7 @@ def read_table(text: str) -> tuple[list[str], dict[str, list[tuple[float, float]
 
 def draw(columns: list[str], values: dict[str, list[tuple[float, float]]]) -> Figure:
     """Return grouped bars with their 95 % intervals."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     width = 0.38
@@ -43,7 +43,7 @@ def draw(columns: list[str], values: dict[str, list[tuple[float, float]]]) -> Fi
         )
         for x, value, half in zip(at, heights, halves, strict=True):
             axes.text(x, value + half + 1.5, f"{value}", ha="center", fontsize=8)
-    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xticks(range(len(columns)), [name.replace(" ", "\n", 1) for name in columns])
     axes.set_ylabel("percent")
     axes.set_ylim(0, 92)
     axes.spines[["top", "right"]].set_visible(False)
