@@ -130,6 +130,14 @@ def test_an_unknown_checkpoint_gets_a_row_of_its_own_and_no_difference() -> None
     assert view.cells[row, "ft"].difference is None
 
 
+def test_another_recipes_number_is_marked_where_nothing_is_published_too() -> None:
+    other = [measured(80.0, "whatever", profile="demo")]
+    view = view_of("hpm.main", SHELF.find("hpm.main"), other, MANIFEST)
+    [line] = [line for line in as_text(view).splitlines() if line.startswith("whatever")]
+    assert line.split()[6:10] == ["80.00", "±0.40", "·", "[1]"]
+    assert "[1] the demo recipe, not the published one" in as_text(view)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

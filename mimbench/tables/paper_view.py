@@ -28,7 +28,7 @@ class PaperCell:
     interval: float | None = None
     reference: Reference | None = None
     apart: tuple[str, ...] = ()
-    """Why the two are not compared; empty: they are."""
+    """Why the measured number is not of this table's protocol, published value or not; empty: it is."""
 
     @property
     def difference(self) -> float | None:
@@ -140,7 +140,7 @@ def _cell(
         measured=result.metrics[metric],
         interval=result.intervals.get(metric),
         reference=reference,
-        apart=tuple(apart) if reference else (),
+        apart=tuple(apart),
     )
 
 
