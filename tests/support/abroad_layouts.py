@@ -9,6 +9,7 @@ import torch
 
 from tests.support.checkpoint_layouts import (
     ARGS,
+    CLIP,
     OPTIMIZER,
     Tensors,
     decoder,
@@ -17,6 +18,7 @@ from tests.support.checkpoint_layouts import (
     mmpretrain,
     prefixed,
     renamed,
+    split_qkv,
 )
 
 
@@ -99,17 +101,7 @@ def ijepa(t: Tensors) -> dict[str, Any]:
     }  # fmt: skip
 
 
-CLIP_TOWER = (
-    (r"patch_embed\.proj\.(.*)", r"conv1.\1"),
-    (r"norm_pre\.(.*)", r"ln_pre.\1"),
-    (r"norm\.(.*)", r"ln_post.\1"),
-    (r"blocks\.(\d+)\.norm([12])\.(.*)", r"transformer.resblocks.\1.ln_\2.\3"),
-    (r"blocks\.(\d+)\.attn\.qkv\.(.*)", r"transformer.resblocks.\1.attn.in_proj_\2"),
-    (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"transformer.resblocks.\1.attn.out_proj.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"transformer.resblocks.\1.mlp.c_fc.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"transformer.resblocks.\1.mlp.c_proj.\2"),
-    (r"blocks\.(\d+)\.ls([12])\.gamma", r"transformer.resblocks.\1.ls_\2.gamma"),
-)
+CLIP_TOWER = (*CLIP, (r"blocks\.(\d+)\.ls([12])\.gamma", r"transformer.resblocks.\1.ls_\2.gamma"))
 
 
 def pe(t: Tensors) -> dict[str, Any]:
@@ -141,8 +133,6 @@ HF_CLIP = (
 
 
 def hf_clip(t: Tensors) -> dict[str, Any]:
-    from tests.support.checkpoint_layouts import split_qkv
-
     state = renamed(split_qkv(t), *HF_CLIP)
     state["embeddings.position_embedding.weight"] = state.pop("pos_embed")[0]
     if "cls_token" in state:

@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-from torch import Tensor
-
-from mimbench.checkpoints.formats.clip import HEADS
+from mimbench.checkpoints.formats.clip import HEADS, unsqueezed
 from mimbench.checkpoints.reading.architecture import (
     CLIP_MEAN,
     CLIP_STD,
@@ -81,10 +79,7 @@ def convert(raw: Raw, options: Options) -> Converted:
     """Return the vision model before its projection or pooling head."""
     which, state, networks = choose(raw, {"student": PLAIN}, options.which)
     tensors, groups = rename(state, NAMES, EXTRAS)
-    for name, dims in (("cls_token", 1), ("pos_embed", 2)):
-        value = tensors.get(name)
-        if isinstance(value, Tensor) and value.dim() == dims:
-            tensors[name] = value.reshape(1, -1, value.shape[-1])
+    tensors = fuse_qkv(unsqueezed(tensors))
     default = CLIP if "cls_token" in tensors else SIGLIP
     family = family_from(raw, default)
     if default is CLIP and not raw.config:
@@ -92,13 +87,13 @@ def convert(raw: Raw, options: Options) -> Converted:
         if options.activation is None:
             raise UserError(UNSAID.format(folder="config.json"))
         family = replace(family, activation=activation_of(options.activation))
-    spec, asked = infer_spec(fuse_qkv(tensors), family, options.num_heads)
+    spec, asked = infer_spec(tensors, family, options.num_heads)
     notes = notes_for(raw, default)
     if "attentional pooling" in groups:
         notes += ("the attentional pooling head is left out: features are the tokens",)
     return Converted(
         spec=spec,
-        tensors=fuse_qkv(tensors),
+        tensors=tensors,
         extras=groups | container_extras(raw, PLAIN),
         notes=notes,
         which=which,
