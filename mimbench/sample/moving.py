@@ -5,8 +5,6 @@ their own, made at first use.
 """
 
 import pickle
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +14,13 @@ from PIL import Image
 
 from mimbench.sample.digits import contrasting_ink, digit_bank
 from mimbench.sample.scenes import SIDE, make_scene
-from mimbench.sample.store import default_root
+from mimbench.sample.store import make_beside
 from mimbench.sample.textures import texture_bank
-from mimbench.system.files import write_json, write_text
+from mimbench.system.files import write_text
 from mimbench.system.seeds import sequence_generator
 
 VERSION = 1
 """Raise it with every change that moves a pixel, a label or a judgement."""
-MARK = "manifest.json"
 SEED = 20_243
 PLACES, EASY, HARD, JUNK, OTHERS = 16, 5, 5, 2, 48
 """Scenes that are looked for; how often each is seen well, badly, hardly; scenes that are not."""
@@ -37,25 +34,12 @@ Pixels = NDArray[np.uint8]
 
 def moving_root(root: Path | None = None) -> Path:
     """Return the folder of both layouts, making it at first use."""
-    root = root or default_root().with_name(f"{default_root().name}-moving-{VERSION}")
-    if (root / MARK).is_file():
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
-    try:
-        write_landmarks(part / "roxford5k")
-        write_clips(part / "davis")
-        write_json(part / MARK, {"generator": "mimbench-sample-moving", "version": VERSION})
-        part.chmod(0o755)
-        try:
-            part.replace(root)
-        except OSError:
-            # another process was first; anything else is no set of ours
-            if not (root / MARK).is_file():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return root
+    return make_beside("moving", VERSION, _fill, root)
+
+
+def _fill(root: Path) -> None:
+    write_landmarks(root / "roxford5k")
+    write_clips(root / "davis")
 
 
 def write_landmarks(root: Path, *, places: int = PLACES, others: int = OTHERS) -> None:

@@ -4,8 +4,6 @@ New cards, darker or without colour, on other grounds: what a head learned from 
 cards has to hold on them. Digit 9 has no class in the ninefold set, as 630 of ImageNet's have none.
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mimbench.sample.cards import card_digit, make_card
-from mimbench.sample.store import default_root
-from mimbench.system.files import write_json, write_text
+from mimbench.sample.store import make_beside
+from mimbench.system.files import write_text
 
 VERSION = 1
-MARK = "manifest.json"
 CARDS = 200
 FIRST = 20_000
 """Index of the first card: no validation card is one of these."""
@@ -32,23 +29,7 @@ RED = (255, 0, 0)
 
 def shifted_root(root: Path | None = None) -> Path:
     """Return the folder of the sample's robustness sets, making it at first use."""
-    root = root or default_root().with_name(f"{default_root().name}-shifted-{VERSION}")
-    if (root / MARK).is_file():
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
-    try:
-        _fill(part)
-        part.chmod(0o755)
-        try:
-            part.replace(root)
-        except OSError:
-            # another process was first; anything else is no set of ours
-            if not (root / MARK).is_file():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return root
+    return make_beside("shifted", VERSION, _fill, root)
 
 
 def _fill(root: Path) -> None:
@@ -58,7 +39,6 @@ def _fill(root: Path) -> None:
     write_cards(root / "imagenet-sketch", lambda card, _: _grey(card))
     _write_objects(root / "objectnet")
     _write_backgrounds(root / "imagenet-9")
-    write_json(root / MARK, {"generator": "mimbench-sample-shifted", "version": VERSION})
 
 
 def write_cards(

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,35 @@ def _take_place(part: Path, root: Path) -> None:
             raise
         logger.info("another process made the sample data in %s first: it is used", root)
         verify(root)
+
+
+def make_beside(name: str, version: int, fill: Callable[[Path], None], root: Path | None) -> Path:
+    """Return the folder of a further set beside the sample data, made whole at first use.
+
+    Args:
+        name: Of the set.
+        version: Of its content; another version is another folder.
+        fill: Writes everything into an empty folder.
+        root: The folder, where it is not the usual one.
+    """
+    root = root or default_root().with_name(f"{default_root().name}-{name}-{version}")
+    if (root / MANIFEST).is_file():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+    try:
+        fill(part)
+        write_json(part / MANIFEST, {"generator": f"{GENERATOR}-{name}", "version": version})
+        part.chmod(0o755)
+        try:
+            part.replace(root)
+        except OSError:
+            # another process was first; anything else is no set of ours
+            if not (root / MANIFEST).is_file():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return root
 
 
 def verify(root: Path) -> None:
