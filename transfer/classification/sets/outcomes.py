@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimbench.scores.outcomes import Outcomes, Statistic
+from mimbench.scores.shares import mean_share
 
 TAG_RESAMPLES = 200
 RECALLS = np.linspace(0, 1, 11)
@@ -65,12 +66,7 @@ class SetHits(Outcomes):
     def statistics(self) -> Sequence[Statistic]:
         """Return the score by the set's rule, and top-1."""
         hits = (self.best == self.labels).astype(np.float64)
-        top1 = Statistic(
-            metric="top1",
-            images=self.images,
-            value=lambda w: 100 * (w @ hits) / w.sum(axis=1),
-            per_image=hits,
-        )
+        top1 = mean_share("top1", self.images, hits)
         shares = None if self.per_class else hits
         score = Statistic(metric="score", images=self.images, value=self.score, per_image=shares)
         return [score, top1]
