@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mimbench.data.lists import read_folder
+from mimbench.doctor import shifted as doctor
 from mimbench.results.record import read_result
 from mimbench.sample.cards import make_card
 from mimbench.system.errors import UserError
@@ -52,7 +53,7 @@ def test_golden_mce(golden: Path) -> None:
 def test_alexnet_itself_scores_100() -> None:
     table = alexnet_errors()
     assert len(table) == 19
-    assert list(table)[:15] == list(CORRUPTIONS)
+    assert list(table)[:15] == list(CORRUPTIONS) == doctor.CORRUPTIONS
     assert mean_corruption_error({name: table[name] for name in CORRUPTIONS}) == 1
     with pytest.raises(ValueError, match="4 severities of fog, expected 5"):
         mean_corruption_error({"fog": [0.1] * 4})

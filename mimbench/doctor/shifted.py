@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, get_args
 
 from mimbench.doctor.check import Check, fault, ok
 from mimbench.doctor.folders import image_names, subfolder_names
@@ -30,7 +31,7 @@ CORRUPTIONS = [
     "pixelate",
     "jpeg_compression",
 ]
-VARIATIONS = [
+Variation = Literal[
     "original",
     "only_fg",
     "mixed_same",
@@ -40,6 +41,8 @@ VARIATIONS = [
     "only_bg_b",
     "only_bg_t",
 ]
+"""Of the Backgrounds Challenge."""
+VARIATIONS: tuple[Variation, ...] = get_args(Variation)
 Faults = Callable[[Path], list[str]]
 
 
@@ -212,4 +215,4 @@ SETS = {
     ),
 }
 """Data set's name -> layout; `mimbench.benchmarks.locations` finds them under --data."""
-__all__ = ["CORRUPTIONS", "SETS", "VARIATIONS", "ShiftedSet", "classes_of", "synsets"]
+__all__ = ["CORRUPTIONS", "SETS", "VARIATIONS", "ShiftedSet", "Variation", "classes_of", "synsets"]

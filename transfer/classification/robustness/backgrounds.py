@@ -20,12 +20,12 @@ if __name__ == "__main__":
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimbench.data.lists import ImageList, read_folder
+from mimbench.doctor.shifted import VARIATIONS, Variation
 from mimbench.model import Weights
 from mimbench.scores.figures import Figure
 from mimbench.scores.outcomes import Outcomes, Statistic
@@ -42,19 +42,6 @@ from transfer.classification.robustness.sets import TestSet
 
 VERSION = 1
 MAIN_METRIC = "mixed_rand"
-Variation = Literal[
-    "original",
-    "only_fg",
-    "mixed_same",
-    "mixed_rand",
-    "mixed_next",
-    "no_fg",
-    "only_bg_b",
-    "only_bg_t",
-]
-VARIATIONS: tuple[Variation, ...] = (
-    "original", "only_fg", "mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_b", "only_bg_t",
-)  # fmt: skip
 SAME, RANDOM, GAP = "mixed_same", "mixed_rand", "gap"
 TRAITS = Traits(
     footprint=frozen,
