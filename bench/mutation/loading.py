@@ -105,6 +105,6 @@ class Marks:
     def take(self) -> list[tuple[str, str]]:
         """Return what was entered since the last time, and start over."""
         assert self.bytes is not None
-        held = self.bytes[:]
-        self.bytes[:] = bytes(len(held))
-        return [name for name, byte in zip(self.names, held, strict=False) if byte]
+        held = self.bytes[: len(self.names)]
+        self.bytes[: len(held)] = bytes(len(held))
+        return [name for name, byte in zip(self.names, held, strict=True) if byte]

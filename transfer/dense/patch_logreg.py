@@ -78,12 +78,14 @@ def evaluate(ready: Ready, config: Config) -> TaskResult:
     kept, held = held_out(len(ready.train_truth.names), config.grid.holdout, config.seed)
     ready.train.scaler = ready.val.scaler = ready.train.fit(kept)
     values = config.grid.values
-    place, scores, record = 0, [], {}
+    place, record = 0, {}
+    tried_miou: dict[str, float] = {}
     if len(values) > 1:
         tried, record = fit(ready, config, kept, values, label="patches, values of C")
         tallies = label_patches(tried, ready.train, ready.train_truth, held)
         scores = [miou_occurring(tally.total) for tally in tallies]
         place = choose_largest(scores)
+        tried_miou = {f"{c:.3g}": value for c, value in zip(values, scores, strict=True)}
     final, last = fit(ready, config, every(len(ready.train_truth.names)), [values[place]])
     pictures = every(len(ready.val_truth.names))
     drawn = drawn_rows(len(pictures))
@@ -92,7 +94,7 @@ def evaluate(ready: Ready, config: Config) -> TaskResult:
         "C": values[place],
         "at_edge_of_grid": place in {0, len(values) - 1} and len(values) > 1,
         "selection": f"C chosen on {len(held)} training pictures that were held out",
-        "held_out_miou": {f"{c:.3g}": value for c, value in zip(values, scores, strict=False)},
+        "held_out_miou": tried_miou,
         "training_patches": last["patches"],
         "unconverged": record.get("unconverged", 0) + last["unconverged"],
         "iterations": record.get("iterations", []) + last["iterations"],
