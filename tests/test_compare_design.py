@@ -334,7 +334,7 @@ class Pool:
 
     def submit(self, what: Any, design: Design, options: RunOptions, task: ArmRun) -> Any:
         Pool.asked["tasks"].append(task)
-        # on a GPU every one of them is told the same device
+        # on a GPU all of them get the same device
         config = design.config(task.arm, task.seed, Path("unused"), device=options.device)
         assert config.machine.device == "cuda"
         done: Future[None] = Future()

@@ -1,7 +1,6 @@
 """The feature bank: right features, right key, safe against kills, the same from any process count."""
 
 import json
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from mimbench.system.runtime import process_group
 from mimbench.task import Machine
 from mimbench.vit.backbone import Backbone, build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
-from tests.support.processes import as_two_ranks, clean_processes
+from tests.support.processes import as_two_ranks, kill_at
 
 PLAIN = BankSpec(preprocess=Preprocess(size=32, resize=None))
 
@@ -152,16 +151,8 @@ def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
 
 def test_killed_at_any_point_it_continues(images: ImageList, small_spec: VitSpec, tmp_path: Path):
     weights, root = random_weights(small_spec, 0), tmp_path / "killed"
-    process = clean_processes().Process(target=_extract_slowly, args=(weights, images, root))
-    process.start()
     bank = open_bank(weights, images, PLAIN, root=root)
-    deadline = time.monotonic() + 120
-    while not bank.path(1).exists() and time.monotonic() < deadline:
-        assert process.is_alive()
-        time.sleep(0.02)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill_at(bank.path(1), _extract_slowly, weights, images, root)
     assert bank.missing() == [2, 3, 4]
     first = bank.path(0).stat().st_mtime_ns
     again = extract(weights, images, PLAIN, ALONE, root=root)

@@ -1,7 +1,6 @@
 """Fine-tuning: golden logits, layer decay and schedule; recipes; kills; memory; chance."""
 
 import json
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from mimbench.training.optim import Schedule, scaled_lr
 from mimbench.vit.network import build_vit
 from mimbench.vit.positions import resize_table
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
-from tests.support.processes import clean_processes
+from tests.support.processes import kill_at
 from transfer.classification import finetune
 from transfer.classification.augmentation import Augmentation, train_transform
 from transfer.classification.classifier import at_size, build_classifier
@@ -288,15 +287,8 @@ def test_killed_after_an_epoch_it_continues_exactly(
 ):
     data = painted_images(tmp_path / "data", train=8, val=4)
     settings, out = config(data, epochs=3), tmp_path / "killed"
-    process = clean_processes().Process(target=_train_slowly, args=(weights, settings, out, where))
-    process.start()
-    saved, deadline = out / "checkpoints/last.pt", time.monotonic() + 200
-    while not saved.exists() and time.monotonic() < deadline:
-        assert process.is_alive()
-        time.sleep(0.02)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    saved = out / "checkpoints/last.pt"
+    kill_at(saved, _train_slowly, weights, settings, out, where)
     first = torch.load(saved, weights_only=True)
     assert first["step"] == 2
     seen = []

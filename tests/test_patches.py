@@ -1,6 +1,5 @@
 """The patch bank: right tokens in the right places, right key, safe against kills, halves with care."""
 
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from mimbench.system.runtime import process_group
 from mimbench.task import Machine
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
-from tests.support.processes import as_two_ranks, clean_processes
+from tests.support.processes import as_two_ranks, kill_at
 
 ALONE = Machine(device="cpu", workers=0, max_batch=8)
 FULL = PatchSpec(preprocess=Squash(size=32), grid=(4, 4), blocks=(1, 2), storage="fp32")
@@ -190,16 +189,8 @@ def _extract_slowly(weights: VitWeights, images: ImageList, root: Path) -> None:
 
 def test_killed_at_any_point_it_continues(images: ImageList, small_spec: VitSpec, tmp_path: Path):
     weights, root = random_weights(small_spec, 0), tmp_path / "killed"
-    process = clean_processes().Process(target=_extract_slowly, args=(weights, images, root))
-    process.start()
     bank = open_patches(weights, images, FULL, root=root)
-    deadline = time.monotonic() + 120
-    while not bank.path(1).exists() and time.monotonic() < deadline:
-        assert process.is_alive()
-        time.sleep(0.02)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill_at(bank.path(1), _extract_slowly, weights, images, root)
     assert bank.missing() == [2, 3]
     first = bank.path(0).stat().st_mtime_ns
     again = extract_patches(weights, images, FULL, ALONE, root=root)

@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import Any
 
 LONGEST = 200
@@ -23,6 +26,19 @@ def clean_processes() -> ForkServerContext:
         ["torch", "mimbench.training.loop", "pretrain.__main__", "pretrain.train"]
     )
     return context
+
+
+def kill_at(sign: Path, target: Callable[..., None], *args: Any) -> None:
+    """Run `target` in a process of its own and kill it once the file `sign` is there."""
+    process = clean_processes().Process(target=target, args=args)
+    process.start()
+    deadline = time.monotonic() + LONGEST
+    while not sign.exists() and time.monotonic() < deadline:
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def free_port() -> int:
