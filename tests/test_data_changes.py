@@ -1,5 +1,6 @@
 """A number stands for the data it was measured on: other images, labels or lists are another run."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +9,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mimbench.benchmarks import cells
+from mimbench.benchmarks import cells, preflight
 from mimbench.benchmarks.cells import Cell, Request, make_cells, read_candidate
 from mimbench.benchmarks.lifecycle import finished, run_here
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_recipe
 from mimbench.checkpoints.files import write_weights
+from mimbench.data.digest import DataDigest, Parts, read_parts
 from mimbench.data.sources import Source
 from mimbench.results.record import Result
 from mimbench.suite.running.runner import run_cells
+from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.files import write_json
 from mimbench.tables.table import read_results
 from mimbench.task import Machine
 from mimbench.vit.weights import VitSpec, random_weights
@@ -123,3 +127,43 @@ def test_a_single_class_is_refused(painted_images: Callable[..., Path], tmp_path
         Source().open(data)
     train, val = Source().open(painted_images(tmp_path / "two", classes=2))
     assert len(train.classes) == len(val.classes) == 2
+
+
+def test_benchmarks_that_share_data_read_it_once(
+    painted_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On ImageNet each pass over the files takes minutes."""
+    painted_images(tmp_path / "data" / "imagenet")
+    reads: list[Parts] = []
+
+    def counted(parts: Parts) -> DataDigest:
+        reads.append(parts)
+        return read_parts(parts)
+
+    monkeypatch.setattr(preflight, "read_parts", counted)
+    manifest = load_manifest()
+    queries = [
+        RecipeQuery(
+            benchmark=name,
+            task=manifest.benchmarks[name].task,
+            dataset="imagenet",
+            config=manifest.recipe(name, "paper", {name: SMALL})[1],
+        )
+        for name in ("in-knn", "in-logreg", "in-shot-1")
+    ]
+    asked, answers = tmp_path / "asked.json", tmp_path / "answers.json"
+    write_json(
+        asked,
+        {
+            "data": str(tmp_path / "data"),
+            "own": True,
+            "queries": to_mapping(queries),
+            "specs": [],
+            "models": [],
+        },
+    )
+    assert preflight.main([str(asked), str(answers)]) == 0
+    found = json.loads(answers.read_text())
+    assert [report["problem"] for report in found] == ["", "", ""]
+    assert len({report["data_digest"]["digest"] for report in found}) == 1
+    assert len(reads) == 1

@@ -9,14 +9,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimbench.benchmarks.locations import count_images, data_name, known_faults, locate
 from mimbench.benchmarks.run_config import protocol_config, task_protocol
-from mimbench.data.digest import DataDigest, data_digest
+from mimbench.data.digest import DataDigest, Parts, data_digest, read_parts
 from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_json
@@ -128,9 +129,22 @@ def child_environment() -> dict[str, str]:
 
 
 def inspect_recipe(
-    query: RecipeQuery, data: Path | None, *, own: bool = False, specs: "Sequence[Spec]" = ()
+    query: RecipeQuery,
+    data: Path | None,
+    *,
+    own: bool = False,
+    specs: "Sequence[Spec]" = (),
+    read: Callable[[Parts], DataDigest] = read_parts,
 ) -> RecipeReport:
-    """Return what the recipe's task says, in this process."""
+    """Return what the recipe's task says, in this process.
+
+    Args:
+        query: The recipe.
+        data: The user's --data.
+        own: The data is the user's own.
+        specs: Architectures that the recipe will run on.
+        read: Reads the data for its digest.
+    """
     try:
         task = load_task(query.task)
         traits = traits_of(task)
@@ -151,7 +165,7 @@ def inspect_recipe(
     found = DataDigest()
     if query.needs_data:
         try:
-            found = data_digest(folder, plain, whole=traits.whole_folder)
+            found = data_digest(folder, plain, whole=traits.whole_folder, read=read)
         except UserError as error:
             return RecipeReport(problem=str(error))
     dataset = data_name(query.dataset, own=own, digest=found.digest)
@@ -199,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     specs: list[Spec] = [spec_from_json(spec) for spec in asked["specs"]]
     specs += [spec for model in asked["models"] if (spec := published_spec(model))]
-    found = [inspect_recipe(q, data, own=asked["own"], specs=specs) for q in queries]
+    # benchmarks share their data: each part of it is read once
+    read = cache(read_parts)
+    found = [inspect_recipe(q, data, own=asked["own"], specs=specs, read=read) for q in queries]
     write_json(args.reports, to_mapping(found))
     return 0
 

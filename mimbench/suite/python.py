@@ -4,8 +4,9 @@ Everything runs in the caller's process and leaves what the command line leaves:
 that tables are made of. Only a frozen module of the user's own has no file that a run could go on from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mimbench.benchmarks.manifest import Manifest, Profile, load_manifest
 from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_recipe
 from mimbench.benchmarks.run_config import RunConfig, safe_name
 from mimbench.checkpoints.files import read_weights, write_weights
+from mimbench.data.digest import DataDigest, Parts, read_parts
 from mimbench.model import Spec, Weights
 from mimbench.networks.module import ModuleWeights, adapt, as_it_was
 from mimbench.results.record import Result
@@ -118,7 +120,8 @@ def _evaluate(
     root.mkdir(parents=True, exist_ok=True)
     label = name or weights.name
     row = root / f"{weights.digest[:12]}-{safe_name(label)}"
-    found = {benchmark: study.inspect_recipe(benchmark, weights.spec) for benchmark in names}
+    read = cache(read_parts)
+    found = {b: study.inspect_recipe(b, weights.spec, read) for b in names}
     if problems := [f"{b}: {f.problem}" for b, f in found.items() if f.problem]:
         raise UserError("\n".join(problems))
     return {b: study.run(b, report, weights, label, row) for b, report in found.items()}
@@ -155,7 +158,9 @@ class Study:
     own: bool
     machine: Machine
 
-    def inspect_recipe(self, benchmark: str, spec: Spec) -> RecipeReport:
+    def inspect_recipe(
+        self, benchmark: str, spec: Spec, read: Callable[[Parts], DataDigest]
+    ) -> RecipeReport:
         """Return the benchmark's whole configuration for an architecture, or why it cannot run."""
         dataset, config = self.manifest.recipe(benchmark, self.profile, self.settings)
         machine = merge(to_mapping(self.machine), self.manifest.limits(benchmark, self.profile))
@@ -166,7 +171,7 @@ class Study:
             config={**config, "machine": merge(machine, config.get("machine", {}))},
             overrides=self.settings,
         )
-        return inspect_recipe(query, self.data, own=self.own, specs=[spec])
+        return inspect_recipe(query, self.data, own=self.own, specs=[spec], read=read)
 
     def run(
         self, benchmark: str, report: RecipeReport, weights: Weights, label: str, row: Path
