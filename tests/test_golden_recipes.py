@@ -20,7 +20,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.files import write_text
 from mimbench.tables.differences import flatten
 from mimbench.task import Machine, load_task, traits_of
-from mimbench.vit.published import published_spec as spec_of
+from mimbench.vit.named import published_spec as spec_of
 from pretrain.config import CONFIGS
 from pretrain.objectives.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
 
