@@ -96,6 +96,16 @@ def test_crops(colour: bool) -> None:
     assert none.keys() == {"global"}
 
 
+def test_each_kind_of_crop_is_distorted_as_often_as_in_dinos_code() -> None:
+    """Jitter, grey, blur, solarisation: of both global crops and of the local ones."""
+    crops = MultiCrops(Flat(), ViewsConfig(image_size=32, local_size=16, locals=1))
+    drawn = [
+        [t.p for t in view.transforms[-1].transforms]  # pyright: ignore[reportAttributeAccessIssue]
+        for view in (*crops.globals, crops.local)
+    ]
+    assert drawn == [[0.8, 0.2, 1.0, 0.0], [0.8, 0.2, 0.1, 0.2], [0.8, 0.2, 0.5, 0.0]]
+
+
 def test_base_spells_out_every_default() -> None:
     base, own = load_yaml(DISTILLATION_BASE), to_mapping(DistillConfig())
     same_in_file = {"training", "machine"}
