@@ -164,7 +164,9 @@ def _code_and_data(runs: Sequence[Run]) -> Iterator[Worry]:
     for (benchmark, _), several in digests.items():
         if len(several) > 1:
             yield Worry(
-                "fault", f"{benchmark}: not all rows saw the same data", first_few(sorted(several), MOST)
+                "fault",
+                f"{benchmark}: not all rows saw the same data",
+                first_few(sorted(several), MOST),
             )
 
 
