@@ -12,10 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import (
-    ModelCard,
-    parse_eval_result_entries,  # pyright: ignore[reportAttributeAccessIssue]
-)
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, parse_eval_result_entries
 
 from mimbench.__main__ import main
 from mimbench.benchmarks.manifest import load_manifest
