@@ -42,6 +42,8 @@ class Value:
     draws: int = 1
     difference: float | None = None
     """Measured minus the matching published value."""
+    against: str = ""
+    """Label of the published row that was subtracted."""
     best: bool = False
     error: str = ""
 
@@ -54,6 +56,10 @@ class Row:
     kind: Literal["measured", "published"]
     values: Mapping[Column, Value]
     source: str = ""
+    model: str = ""
+    """Architecture of a measured row: its random twin has the same."""
+    twin: bool = False
+    """Random weights, a measure for the other rows."""
 
 
 @dataclass(frozen=True)
