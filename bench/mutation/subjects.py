@@ -40,7 +40,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "mimbench.data.label_maps", "transfer.segmentation.data", "transfer.segmentation.labels",
     ),
     "boxes": (
-        "transfer.detection.crop", "transfer.detection.data", "transfer.detection.order",
+        "transfer.detection.crop", "transfer.detection.data", "transfer.detection.detector",
+        "transfer.detection.edges", "transfer.detection.order",
         "transfer.detection.protocol", "transfer.detection.score",
     ),
     "digests": ("mimbench.benchmarks.run_config",),
@@ -61,7 +62,7 @@ HOLDING: tuple[str, ...] = (
     "attentive", "attentive_golden", "attmask", "augmentation", "automae", "automae_golden",
     "automae_learner", "backbone", "bank", "classification_sample", "clmae", "comparison",
     "confidence", "coverage", "cross_decoder", "data_changes", "dense_golden", "dense_tasks",
-    "detection_data", "detection_fpn", "detection_frozen", "detection_model", "detection_modern",
+    "detection_data", "detection_fpn", "detection_fpn36", "detection_frozen", "detection_model", "detection_modern",
     "detection_order", "detection_pipeline", "detection_recipe", "detection_score", "distill",
     "distill_golden", "distill_recipes", "encoder_options", "features", "finetune", "golden_backbones",
     "golden_core", "golden_recipes", "hpm_cheap", "image_targets", "knn", "knn_task", "linear_logreg",
