@@ -274,7 +274,7 @@ def test_a_random_view_is_torchvisions():
     rng = np.random.default_rng(1)
     image = Image.fromarray(rng.integers(0, 255, (45, 61, 3), dtype=np.uint8))
     bicubic = transforms.InterpolationMode("bicubic")
-    reference = transforms.Compose(
+    reference: Any = transforms.Compose(
         [
             transforms.RandomResizedCrop(32, scale=(0.35, 1.0), interpolation=bicubic),
             transforms.RandomHorizontalFlip(0.5),

@@ -37,7 +37,7 @@ from transfer.dense import layers as dense_layers
 from transfer.dense import patch_logreg
 
 Make = Callable[..., object]
-HERE = {"data": Path("x")}
+HERE: dict[str, Any] = {"data": Path("x")}
 TINY = 1e-9
 LOWSHOT = partial(lowshot.Config, **HERE)
 KNN = partial(classify.Config, **HERE)
@@ -136,9 +136,11 @@ def test_detections_counts_begin_at_one(field: str) -> None:
     pytest.importorskip("detectron2")
     from transfer.detection.protocol import Config
 
-    assert getattr(Config(**HERE, **{field: 1}), field) == 1
+    one: dict[str, Any] = {**HERE, field: 1}
+    none: dict[str, Any] = {**HERE, field: 0}
+    assert getattr(Config(**one), field) == 1
     with pytest.raises(ValueError, match=f"{field} is 0, expected at least 1"):
-        Config(**HERE, **{field: 0})
+        Config(**none)
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ def test_masks_follow_half_precision_scores_as_float32_ones(strategy: Any, field
     scores = torch.rand(3, 64, generator=rng()).to(torch.float16)
 
     def mask(given: Tensor) -> Tensor:
-        cpu = torch.device("cpu")
-        inp = MaskInput(batch=3, grid=(8, 8), device=cpu, **{field: given})
+        fields: dict[str, Any] = {field: given}
+        inp = MaskInput(batch=3, grid=(8, 8), device=torch.device("cpu"), **fields)
         return strategy(inp, rng(1))
 
     assert torch.equal(mask(scores), mask(scores.float()))

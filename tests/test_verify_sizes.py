@@ -72,7 +72,9 @@ def usual(spec: VitSpec) -> dict[str, Any]:
     task = load_task(load_manifest().benchmarks[NAME].task)
     _, recipe = load_manifest().recipe(NAME, "paper")
     config = from_mapping(task.Config, {**recipe, "data": "x"}, NAME)
-    return to_mapping(task.TRAITS.resolved(spec, config))
+    resolved = traits_of(task).resolved
+    assert resolved is not None
+    return to_mapping(resolved(spec, config))
 
 
 def published(letter: str) -> VitSpec:
