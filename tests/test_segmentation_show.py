@@ -40,7 +40,8 @@ def maps(height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 def test_panels_stand_two_by_two() -> None:
     image, truth = maps(128, 96)
-    prediction = np.zeros_like(truth)
+    # tasks count in integers of many sizes
+    prediction = np.zeros(truth.shape, dtype=np.int64)
     canvas = np.asarray(compose(image, prediction, truth, NAMES))
     width, height = 2 * 96, 2 * 128
     assert canvas.shape[1] == 2 * width + 3 * MARGIN

@@ -211,7 +211,7 @@ def test_voc_benchmarks_run_as_the_suite_runs_them(
         assert len(result.pictures) == VAL
         assert "% of labelled pixels right" in result.pictures[0].caption
         with Image.open(cell.folder / result.pictures[0].file) as drawn:
-            # three panels of a legible size, and a legend
+            # two panels of a legible size side by side, and a legend
             assert drawn.width >= 2 * 256
             assert drawn.height > 256
 

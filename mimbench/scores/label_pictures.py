@@ -129,7 +129,8 @@ def _resized(pixels: Pixels, size: tuple[int, int], *, smooth: bool) -> Pixels:
 
 def _enlarged(labels: Labels, size: tuple[int, int]) -> Labels:
     """Return a map in a panel's size: patterns are drawn into it afterwards, so that they stay fine."""
-    return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+    small = Image.fromarray(labels.astype(np.uint8))
+    return np.asarray(small.resize(size, Image.Resampling.NEAREST))
 
 
 def _panel_size(width: int, height: int, largest: int | None) -> tuple[int, int]:
