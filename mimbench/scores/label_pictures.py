@@ -5,12 +5,13 @@ apart; where they run out, stripes and then dots follow.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from mimbench.data.label_maps import UNLABELLED, Labels
+from mimbench.data.label_maps import UNLABELLED
 from mimbench.scores.lettering import BLACK, TONES, WHITE, Colour, cut, font_for
 
 MARGIN, ENTRIES = 8, 10
@@ -21,9 +22,10 @@ REST: Colour = (150, 150, 150)
 """Classes that are too many for a colour each: they cover little."""
 WRONG: Colour = (213, 94, 0)
 Pixels = NDArray[np.uint8]
+Classes = NDArray[np.integer[Any]]
 
 
-def painted(labels: Labels, order: Sequence[int]) -> Pixels:
+def painted(labels: Classes, order: Sequence[int]) -> Pixels:
     """Return classes as colours (H, W, 3), those that cover most in plain ones.
 
     Args:
@@ -43,7 +45,7 @@ def painted(labels: Labels, order: Sequence[int]) -> Pixels:
     return pixels
 
 
-def errors(image: Pixels, prediction: Labels, truth: Labels) -> tuple[Pixels, float]:
+def errors(image: Pixels, prediction: Classes, truth: Classes) -> tuple[Pixels, float]:
     """Return the image in grey with wrong pixels coloured, and their share of the labelled ones."""
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None]
     labelled = truth != UNLABELLED
@@ -56,8 +58,8 @@ def errors(image: Pixels, prediction: Labels, truth: Labels) -> tuple[Pixels, fl
 
 def compose(
     image: Pixels,
-    prediction: Labels,
-    truth: Labels,
+    prediction: Classes,
+    truth: Classes,
     names: Sequence[str],
     *,
     largest: int | None = None,
@@ -127,7 +129,7 @@ def _resized(pixels: Pixels, size: tuple[int, int], *, smooth: bool) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, rule))
 
 
-def _enlarged(labels: Labels, size: tuple[int, int]) -> Labels:
+def _enlarged(labels: Classes, size: tuple[int, int]) -> Classes:
     """Return a map in a panel's size: patterns are drawn into it afterwards, so that they stay fine."""
     small = Image.fromarray(labels.astype(np.uint8))
     return np.asarray(small.resize(size, Image.Resampling.NEAREST))
@@ -142,7 +144,7 @@ def _panel_size(width: int, height: int, largest: int | None) -> tuple[int, int]
     return max(1, round(width * largest / side)), max(1, round(height * largest / side))
 
 
-def by_area(prediction: Labels, truth: Labels) -> list[int]:
+def by_area(prediction: Classes, truth: Classes) -> list[int]:
     """Return the classes that occur, those that cover most first."""
     counts = np.bincount(prediction.ravel(), minlength=256)
     counts += np.bincount(truth.ravel(), minlength=256)
