@@ -62,6 +62,9 @@ def add_arguments(parser: Parser) -> None:
         metavar="KEY=VALUE",
         help="submitit's parameters: slurm_partition=gpu",
     )
+    add_option(
+        run, "--track", "as its own settings say: WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_DIR"
+    )
     add_option(run, "--reference")
 
 
@@ -207,7 +210,9 @@ def main(args: argparse.Namespace) -> int:
     """Run the suite."""
     from mimbench.suite.demo import NAME, demo_checkpoint
     from mimbench.suite.suite import run_suite
+    from mimbench.suite.tracking.session import require_client
 
+    require_client(args.track)
     manifest = load_manifest(args.benchmarks)
     request = replace(
         request_of(args, manifest),
@@ -219,10 +224,11 @@ def main(args: argparse.Namespace) -> int:
         per_task=args.per_task,
         room=not args.no_room_check,
         choice=parse_choices(args.reference),
+        track=args.track,
     )
     checkpoints = [parse_checkpoint(text) for text in args.checkpoints]
     if args.demo:
-        checkpoints.insert(0, (NAME, demo_checkpoint(request.out)))
+        checkpoints.insert(0, (NAME, demo_checkpoint(request.out, track=args.track)))
     if not checkpoints:
         raise UserError("name at least one checkpoint, or --demo: ./run_all.sh ckpt.pth")
     return run_suite(manifest, checkpoints, request, _cluster(args))

@@ -86,6 +86,7 @@ def task_parser(
     add_option(parser, "--max-batch")
     add_option(parser, "--recompute")
     add_option(parser, "--no-lock")
+    add_option(parser, "--track")
     add_reading(parser)
     add_option(parser, "--fresh", "old results are kept aside")
     if extend:
@@ -112,8 +113,15 @@ def pick_benchmark(manifest: Manifest, task: str, profile: Profile, name: str | 
 def _run(task: str, args: argparse.Namespace) -> "Result":
     from mimbench.benchmarks.cells import Request, make_cells, read_candidate  # noqa: PLC0415
     from mimbench.benchmarks.lifecycle import run_here  # noqa: PLC0415
+    from mimbench.suite.tracking.session import (  # noqa: PLC0415
+        TRACKING_LOG,
+        require_client,
+        tracked,
+        tracked_cell,
+    )
     from mimbench.task import Machine  # noqa: PLC0415
 
+    require_client(args.track)
     manifest = load_manifest(args.benchmarks)
     name = pick_benchmark(manifest, task, args.profile, args.benchmark)
     changed = parse_overrides(args.set)
@@ -134,4 +142,5 @@ def _run(task: str, args: argparse.Namespace) -> "Result":
     )
     who = read_candidate(args.checkpoint, which=args.which, num_heads=args.num_heads)
     [cell] = make_cells(manifest, [who], request)
-    return run_here(cell, fresh=args.fresh)
+    with tracked(args.track, [tracked_cell(cell)], args.out / TRACKING_LOG):
+        return run_here(cell, fresh=args.fresh)
