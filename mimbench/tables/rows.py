@@ -50,14 +50,16 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One checkpoint or one published model."""
+    """One checkpoint, one published model, or one of a file that was imported."""
 
     label: str
-    kind: Literal["measured", "published"]
+    kind: Literal["measured", "published", "imported"]
     values: Mapping[Column, Value]
     source: str = ""
     model: str = ""
     """Architecture of a measured row: its random twin has the same."""
+    weights: tuple[str, str] = ("", "")
+    """Name and digest of a measured row's weights."""
     twin: bool = False
     """Random weights, a measure for the other rows."""
 
