@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 from mimbench.features.logistic import grid
@@ -17,6 +18,7 @@ from mimbench.features.logistic.solver import Until, fit_grid
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
 from mimbench.vit.weights import VitSpec, random_weights
 from transfer.classification import logreg
 from transfer.classification.logreg import Config
@@ -196,6 +198,11 @@ def test_the_task_end_to_end(
     assert metrics["top1"] == metrics["avg_top1"] >= 60
     assert result.notes["views"] == 1
     assert result.notes["train_images"] == 80
+    # the head that stays beside the result is the one that answered
+    head = load_file(tmp_path / "one" / logreg.HEAD_FILE)
+    _, val = settings.images()
+    logits = settings.features(weights, val, Ranks()).load("avg") @ head["weight"] + head["bias"]
+    assert top_percent(rank_classes(logits), torch.from_numpy(val.labels), 1) == metrics["top1"]
     reference = replace(settings, grid=replace(settings.grid, solver="scikit-learn"))
     theirs = logreg.run(weights, reference, tmp_path / "two").metrics
     assert metrics["top1"] == pytest.approx(theirs["top1"], abs=1.3)

@@ -53,7 +53,10 @@ def test_hits_are_of_the_images_they_name() -> None:
 
 
 def test_shares_are_one_for_each_image() -> None:
-    Shares(images=("a", "b"), values={"j": np.zeros(2)})
+    shares = Shares(images=("a", "b"), values={"j": np.array([0.5, 1.0]), "f": np.zeros(2)})
+    again = Shares.from_arrays(shares.arrays())
+    assert (again.images, list(again.values)) == (("a", "b"), ["j", "f"])
+    assert [s.whole() for s in again.statistics()] == [75, 0]
     with pytest.raises(ValueError, match="images"):
         Shares(images=("a", "b"), values={"j": np.zeros(3)})
 
@@ -94,7 +97,7 @@ def test_ades_own_table_lists_150_classes(tmp_path: Path) -> None:
 
 def test_more_classes_than_the_palette_has_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("mmseg")
-    from transfer.segmentation.data import find_data
+    from transfer.segmentation.data import open_source
     from transfer.segmentation.upernet import Config
 
     for kind in ("images", "annotations"):
