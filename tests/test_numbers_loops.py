@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import HashStore
 
+from mimbench.data.lists import read_folder
+from mimbench.data.preprocess import Preprocess
 from mimbench.features.protocol import from_main
 from mimbench.features.storage import storage_effect
 from mimbench.system.runtime import Ranks
@@ -17,7 +20,7 @@ from mimbench.task import Machine
 from mimbench.training.loop import LoopConfig, RunContext
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.support.tiny_pretrain import images, learner
-from transfer.classification import attentive, finetune, linear
+from transfer.classification import attentive, finetune, linear, training
 from transfer.classification.heads import Config as ProbeConfig
 from transfer.classification.tuner import Config as TunerConfig
 
@@ -115,7 +118,7 @@ def test_a_fine_tune_trains_as_it_says(
 def test_what_the_first_process_computes_is_everyones(tmp_path: Path) -> None:
     del tmp_path
     assert from_main(lambda: {"top1": 1}, Ranks()) == {"top1": 1}
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         # a group of this process alone, which is told that there are two
         assert from_main(lambda: {"top1": 2}, Ranks(rank=0, world=2)) == {"top1": 2}
@@ -168,3 +171,31 @@ def test_predicted_losses_are_float32_under_mixed_precision(kind: str) -> None:
         sampled = run.teacher.sample(patches, keys)
     assert views.difficulty is not None
     assert views.difficulty.dtype == sampled.dtype == torch.float32
+
+
+def test_each_process_answers_for_its_share_of_the_images(
+    data: Path, weights: VitWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every world-th image, entered at its own place: the sum over processes is the whole."""
+    images = read_folder(data, "train")
+    met: list[torch.Tensor] = []
+    monkeypatch.setattr(training.dist, "all_reduce", met.append)
+
+    def answer(pixels: torch.Tensor) -> torch.Tensor:
+        sums = pixels.flatten(1).long().sum(1)
+        return torch.stack([sums, -sums], dim=1)
+
+    def asked(ranks: Ranks) -> torch.Tensor:
+        machine = Machine(device="cpu", workers=0, max_batch=5)
+        pixels = Preprocess(size=32, resize=None)
+        return training.answers(answer, images, pixels, machine, ranks=ranks, width=2)
+
+    whole = asked(Ranks())
+    assert not met
+    assert whole.shape == (24, 2)
+    assert len(whole.unique(dim=0)) > 12
+    parts = [asked(Ranks(rank=rank, world=3)) for rank in range(3)]
+    assert len(met) == 3
+    assert torch.equal(torch.stack(parts).sum(0), whole)
+    for rank, part in enumerate(parts):
+        assert part.any(1).nonzero().flatten().tolist() == list(range(rank, 24, 3))
