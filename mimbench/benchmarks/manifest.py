@@ -70,6 +70,8 @@ class Protocol:
     source: str
     group: str = ""
     """The group of the benchmarks whose numbers this protocol's are of a kind with."""
+    also: tuple[str, ...] = ()
+    """What imported files call it (mimbench.tables.foreign): only their rows may stand in its column."""
 
 
 @dataclass(frozen=True, kw_only=True)

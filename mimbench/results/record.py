@@ -43,6 +43,8 @@ class Provenance:
     seconds: float
     peak_memory_mb: float
     argv: tuple[str, ...]
+    tf32: bool | None = None
+    """fp32 products or convolutions were rounded to TF32; None in results from before it was kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,9 @@ def _check(result: Result, path: Path) -> None:
         )
 
 
-def provenance(*, device: str, seed: int, seconds: float, peak_memory_mb: float) -> Provenance:
+def provenance(
+    *, device: str, seed: int, seconds: float, peak_memory_mb: float, tf32: bool | None = None
+) -> Provenance:
     """Return the provenance of a run that ends now; `device` is the GPU's name, empty for the CPU."""
     commit, dirty = source_state()
     return Provenance(
@@ -198,4 +202,5 @@ def provenance(*, device: str, seed: int, seconds: float, peak_memory_mb: float)
         seconds=seconds,
         peak_memory_mb=peak_memory_mb,
         argv=tuple(sys.argv),
+        tf32=tf32,
     )

@@ -26,6 +26,7 @@ from mimbench.networks.module import ModuleWeights, adapt, as_it_was
 from mimbench.results.record import Result
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.runtime import callers_tf32
 from mimbench.tables.comparison import (
     choose,
     describe_pair,
@@ -95,7 +96,6 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
     """
     manifest = load_manifest()
     names = manifest.choose(profile, tuple(benchmarks))
-    root = Path(out)
     study = Study(
         manifest=manifest,
         profile=profile,
@@ -105,15 +105,16 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         machine=Machine(device=device, workers=workers),
         gap=gap,
     )
-    if isinstance(model, nn.Module):
-        with as_it_was(model):
-            return _evaluate(adapt(model, name=name, **declared), names, root, name, study)
-    if declared:
+    if not isinstance(model, nn.Module) and declared:
         raise UserError(
             f"only a module declares {', '.join(declared)}; a checkpoint says it itself"
         )
-    weights = load(model) if isinstance(model, (str, Path)) else model
-    return _evaluate(weights, names, root, name, study)
+    with callers_tf32():
+        if isinstance(model, nn.Module):
+            with as_it_was(model):
+                return _evaluate(adapt(model, name=name, **declared), names, Path(out), name, study)
+        weights = load(model) if isinstance(model, (str, Path)) else model
+        return _evaluate(weights, names, Path(out), name, study)
 
 
 def _evaluate(

@@ -42,6 +42,8 @@ class Value:
     draws: int = 1
     difference: float | None = None
     """Measured minus the matching published value."""
+    against: str = ""
+    """Label of the published row that was subtracted."""
     gap: Mapping[str, float] = field(default_factory=dict)
     """Neighbouring setting of the recipe -> value, where they were measured."""
     best: bool = False
@@ -63,6 +65,10 @@ class Row:
     kind: Literal["measured", "published"]
     values: Mapping[Column, Value]
     source: str = ""
+    model: str = ""
+    """Architecture of a measured row: its random twin has the same."""
+    twin: bool = False
+    """Random weights, a measure for the other rows."""
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,9 @@ def _measured(
                 unmatched.append(
                     f"no published row is subtracted from {label} in {column.title}: {found.reason}"
                 )
-        rows.append(Row(label=label, kind="measured", values=values))
-    return sorted(rows, key=lambda row: row.label.startswith(TWIN))
+        model, twin = str(mine[0].weights.get("model", "")), name.startswith(TWIN)
+        rows.append(Row(label=label, kind="measured", values=values, model=model, twin=twin))
+    return sorted(rows, key=lambda row: row.twin)
 
 
 def _reference(here: Sequence[Result], column: Column, manifest: Manifest, choice: str) -> Match:
@@ -142,6 +143,7 @@ def _value(here: Sequence[Result], column: Column, reference: Reference | None) 
         draw_sd=draw_sd,
         draws=draws,
         difference=mean - reference.value if reference else None,
+        against=published_label(reference) if reference else "",
         gap=mean_gap(done),
     )
 
@@ -162,21 +164,22 @@ def _draws(done: Sequence[Result], metric: str) -> tuple[float | None, int]:
 
 
 def _published(references: Sequence[Reference], columns: Sequence[Column]) -> list[Row]:
-    rows: dict[tuple[str, str, int | None, str], dict[Column, Value]] = {}
+    rows: dict[tuple[str, str], dict[Column, Value]] = {}
     for reference in references:
         for column in columns:
             if column.official and (reference.protocol, reference.metric) == (
                 column.benchmark,
                 column.metric,
             ):
-                key = (reference.method, reference.model, reference.epochs, reference.source)
+                key = (published_label(reference), reference.source)
                 rows.setdefault(key, {})[column] = Value(value=reference.value)
     return [
-        Row(
-            label=f"{method} {model}" + (f", {epochs} ep" if epochs else ""),
-            kind="published",
-            values=values,
-            source=source,
-        )
-        for (method, model, epochs, source), values in rows.items()
+        Row(label=label, kind="published", values=values, source=source)
+        for (label, source), values in rows.items()
     ]
+
+
+def published_label(reference: Reference) -> str:
+    """Return what the row of a published number is called."""
+    epochs = f", {reference.epochs} ep" if reference.epochs else ""
+    return f"{reference.method} {reference.model}{epochs}"

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mimbench.suite.report.markup import colour, text
+from mimbench.suite.report.colours import colour
+from mimbench.suite.report.markup import text
 from mimbench.training.curve import read_curve
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 340, 190, 40, 22, 8
@@ -64,7 +65,7 @@ def chart(name: str, lines: Mapping[int, Line], *, across: str = "step") -> str:
         return f"{x:.1f},{y:.1f}"
 
     paths = [
-        f'<path stroke="{colour(row)}" d="M{" L".join(place(p) for p in thin(line))}"/>'
+        f'<path class="curve" stroke="{colour(row)}" d="M{" L".join(place(p) for p in thin(line))}"/>'
         for row, line in lines.items()
     ]
     base = HEIGHT - BOTTOM
@@ -77,8 +78,8 @@ def chart(name: str, lines: Mapping[int, Line], *, across: str = "step") -> str:
     )
     label = text(name)
     return (
-        f'<figure><figcaption>{label}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{label}">{axes}{"".join(paths)}</svg></figure>'
+        f'<figure><figcaption>{label}</figcaption><svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'role="img" aria-label="{label}">{axes}{"".join(paths)}</svg></figure>'
     )
 
 

@@ -7,13 +7,21 @@ from collections.abc import Iterable
 
 from PIL import Image
 
+from mimbench.suite.report.colours import colour
+from mimbench.system.errors import printable
+
 SMALL = 96
 """Pictures below this size are shown with sharp pixels."""
 
 
 def text(value: object) -> str:
-    """Return a value as escaped text."""
-    return html.escape(str(value), quote=True)
+    """Return a value as escaped text.
+
+    Control characters and marks that turn the direction of writing are written out: a name changes
+    nothing around it.
+    """
+    lines = "\n".join(printable(line) for line in str(value).split("\n"))
+    return html.escape(lines, quote=True)
 
 
 def section(anchor: str, title: str, parts: Iterable[str]) -> str:
@@ -35,11 +43,6 @@ def picture(image: Image.Image, caption: str = "", *, side: int = 512) -> str:
     words = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     place = ' class="broad"' if broad else ""
     return f'<figure{place}><img{mark} alt="{text(caption)}" src="data:image/{kind};base64,{data}">{words}</figure>'
-
-
-def colour(index: int) -> str:
-    """Return the colour of a row, the same in all figures."""
-    return f"var(--c{index % 6})"
 
 
 def bar(label: str, value: float, largest: float, index: int) -> str:

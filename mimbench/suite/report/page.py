@@ -1,7 +1,6 @@
 """Put the report together: table, figures, pictures, provenance, commands to repeat."""
 
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -12,22 +11,22 @@ from mimbench.checkpoints.files import read_weights
 from mimbench.checkpoints.names.located import locate, present
 from mimbench.results.record import Result
 from mimbench.suite.report.classes import draw_figure, figures_of
+from mimbench.suite.report.colours import variables
 from mimbench.suite.report.curves import charts, read_curves
 from mimbench.suite.report.gallery import drawn_in, masks, neighbours, pictures_in
 from mimbench.suite.report.markup import legend, section, text
+from mimbench.suite.report.origins import provenance_of, repeat
+from mimbench.suite.report.overview import overview
+from mimbench.suite.report.result_table import html_table
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import pick_device
 from mimbench.tables.columns import is_own, own_title
-from mimbench.tables.formats import corner, heading
-from mimbench.tables.formats import legend as table_legend
-from mimbench.tables.rows import Column, Row, Table, Value
 from mimbench.tables.table import TWIN, make_table, read_results_with_folders
 
 logger = logging.getLogger(__name__)
 Run = tuple[Path, Result]
-SHOWN_LENGTH = 200
-"""Longer notes of a task are in result.json, not in the report."""
 SECTIONS = {
+    "overview": "Against random weights and published rows",
     "table": "Table",
     "curves": "Curves",
     "classes": "Per class",
@@ -59,14 +58,15 @@ def make_report(
     rows = list(dict.fromkeys((r.weights["name"], r.weights["digest"]) for _, r in runs))
     done = [(p, r) for p, r in runs if r.status == "done"]
     parts = {
+        "overview": overview(table),
         "table": [html_table(table)],
         "curves": _curves(done, rows, manifest),
         "classes": _classes(done, rows, manifest),
         "masks": _masks(done, rows) if compute else [],
         "neighbours": _neighbours(done, rows) if compute else [],
         "pictures": _pictures(out, done),
-        "provenance": [_provenance(runs)],
-        "repeat": [_repeat(out, runs)],
+        "provenance": [provenance_of(runs)],
+        "repeat": [repeat(out, runs)],
     }
     body = {anchor: section(anchor, SECTIONS[anchor], content) for anchor, content in parts.items()}
     links = "".join(
@@ -77,50 +77,11 @@ def make_report(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(names)} · mimbench</title><style>{style}</style></head><body>\n"
+        f"<title>{text(names)} · mimbench</title><style>{variables()}{style}</style></head><body>\n"
         f'<header><h1>How well does it transfer?</h1><p class="soft">{text(names)}</p><nav>{links}</nav></header>\n'
         + "\n".join(body.values())
         + "\n</body></html>\n"
     )
-
-
-def html_table(table: Table) -> str:
-    """Return the table as HTML."""
-    head = "".join(f"<th>{text(heading(c, table))}</th>" for c in table.columns)
-    rows = "\n".join(_row(row, table.columns) for row in table.rows)
-    notes = "".join(
-        f"<li>{text(note)}</li>" for note in table_legend(table) if not note.startswith("*")
-    )
-    return (
-        f'<div class="wide"><table><thead><tr><th>{text(corner(table))}</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<ul class="notes">{notes}</ul>'
-    )
-
-
-def _row(row: Row, columns: Sequence[Column]) -> str:
-    cells = "".join(f"<td>{_value(row.values.get(c))}</td>" for c in columns)
-    return (
-        f'<tr class="{row.kind}"><th title="{text(row.source)}">{text(row.label)}</th>{cells}</tr>'
-    )
-
-
-def _value(value: Value | None) -> str:
-    if value is None:
-        return '<span class="soft">·</span>'
-    if value.value is None:
-        return f'<span class="failed" title="{text(value.error)}">failed</span>'
-    shown = f"<b>{value.value:.2f}</b>" if value.best else f"{value.value:.2f}"
-    small = f"±{value.interval:.2f}" if value.interval is not None else ""
-    if value.spread is not None:
-        small += f" sd {value.spread:.2f} n={value.seeds}"
-    if value.draw_sd is not None:
-        small += f" sd {value.draw_sd:.2f} d={value.draws}"
-    if ends := value.gap_ends:
-        small += f" gap {ends[0]:.2f} to {ends[1]:.2f}"
-    if value.difference is not None:
-        sign = "up" if value.difference >= 0 else "down"
-        small += f' <span class="{sign}">{value.difference:+.2f}</span>'
-    return f"{shown}<small>{small}</small>" if small else shown
 
 
 def _title(result: Result, manifest: Manifest) -> str:
@@ -217,36 +178,3 @@ def _pictures(out: Path, runs: Sequence[Run]) -> list[str]:
                 f'<div class="pictures">{"".join(shown)}</div>'
             )
     return found
-
-
-def _provenance(runs: Sequence[Run]) -> str:
-    blocks = []
-    for path, r in runs:
-        source = r.provenance
-        facts = {
-            "status": r.status if r.status == "done" else f"failed: {r.error}",
-            "protocol": f"{r.protocol} ({r.profile}), task {r.task} version {r.version}",
-            "weights": f"{r.weights['digest']} ({r.weights['format']} {r.weights.get('which', '')})",
-            "metrics": ", ".join(f"{k} {v:.3f}" for k, v in r.metrics.items()),
-            "code": f"commit {source.commit or 'unknown'}{', with changes' if source.dirty else ''}, Python {source.python}",
-            "libraries": ", ".join(f"{k} {v}" for k, v in source.libraries.items()),
-            "machine": f"{source.device}, {source.host_cores} cores, {source.seconds:.0f} s, peak {source.peak_memory_mb:.0f} MB, seed {source.seed}",
-            "changed": ", ".join(f"{k}: {v}" for k, v in r.overrides.items()),
-            "data": r.data,
-            "notes": ", ".join(
-                f"{k}: {v}" for k, v in r.notes.items() if len(str(v)) <= SHOWN_LENGTH
-            ),
-        }
-        rows = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in facts.items() if v)
-        blocks.append(
-            f"<details><summary>{text(path.parent.name)} / {text(path.name)}</summary><dl>{rows}</dl></details>"
-        )
-    return "".join(blocks)
-
-
-def _repeat(out: Path, runs: Sequence[Run]) -> str:
-    commands = [
-        f"python -m mimbench eval {shlex.quote(str(path / CONFIG_FILE))}" for path, _ in runs
-    ]
-    shown = "\n".join([f"python -m mimbench table {shlex.quote(str(out))}", *commands])
-    return f"<p>Each cell alone, with the recipe that it was run with:</p><pre><code>{text(shown)}</code></pre>"
