@@ -70,6 +70,8 @@ COMMANDS = {
         "--benchmarks",
         "benchmarks.yaml",
     ],
+    "ladder": ["ladder", "runs"],
+    "public ladders": ["ladder", "--check", "--json"],
     "bundle": ["bundle", "runs", "--benchmarks", "benchmarks.yaml"],
     "bash": ["completion", "bash"],
     "zsh": ["completion", "zsh"],

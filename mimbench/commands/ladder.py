@@ -1,0 +1,68 @@
+"""Predict expensive cells from cheap dense ones, with a 90 % interval, or say that nobody can tell."""
+
+import argparse
+import sys
+
+from mimbench.benchmarks.manifest import DEFAULT_FILE
+from mimbench.commands.table import add_results
+from mimbench.system.errors import UserError
+from mimbench.system.options import Parser, add_option, user_path
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the command's options to `parser`."""
+    add_results(parser)
+    parser.add_argument(
+        "--rows",
+        type=user_path,
+        metavar="PATH",
+        help="imported rows (verb: import), whose models the public ladders predict",
+    )
+    parser.add_argument(
+        "--family",
+        action="append",
+        default=[],
+        metavar="NAME=FAMILY",
+        help="the kind of pretraining that a row is of; may be repeated",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="show how the public ladders do when every row is left out once",
+    )
+    add_option(parser, "--json")
+    add_option(parser, "--benchmarks", default=DEFAULT_FILE)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write the predictions to stdout; they never become cells of a table."""
+    from mimbench.benchmarks.manifest import load_manifest
+    from mimbench.ladder.answers import as_json, as_text, from_public, from_results
+    from mimbench.tables.foreign.rows import read_rows
+    from mimbench.tables.table import read_results
+
+    families = parse_families(args.family)
+    found = []
+    if args.check or args.rows:
+        found += from_public(read_rows(args.rows) if args.rows else [], families)
+    else:
+        results = read_results(args.results)
+        if not results:
+            raise UserError(
+                f"no results in {args.results}; name the folder that a run wrote, or --check"
+            )
+        found += from_results(results, load_manifest(args.benchmarks), families)
+    write = as_json if args.json else as_text
+    sys.stdout.write(write(found, every=args.check))
+    return 0
+
+
+def parse_families(items: list[str]) -> dict[str, str]:
+    """Return row -> family from `NAME=FAMILY`."""
+    families = {}
+    for item in items:
+        name, equals, family = item.partition("=")
+        if not (name and equals and family.strip()):
+            raise UserError(f"--family '{item}' is not of the form NAME=FAMILY")
+        families[name] = family.strip()
+    return families
