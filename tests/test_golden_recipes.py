@@ -54,7 +54,8 @@ def benchmark_recipes() -> Recipes:
                 # a recipe for networks with levels refuses plain ViTs; its sizes have a table below
                 with suppress(UserError):
                     if traits.resolved and (spec := spec_of(size)):
-                        found[f"{name} {profile} {size}"] = flat(traits.resolved(spec, config))
+                        decided = flat(traits.resolved(spec, config))
+                        found |= {f"{name} {profile} {size}": decided} if decided else {}
     return found
 
 
@@ -72,6 +73,7 @@ def size_tables() -> Recipes:
     """The tables of what differs by size and family, also where no benchmark names them."""
     from transfer.classification.recipes import RECIPES
     from transfer.classification.staged_recipes import STAGED
+    from transfer.detection import fpn_recipes
     from transfer.detection.protocol import TABLE
     from transfer.segmentation import levels, protocol
 
@@ -79,6 +81,7 @@ def size_tables() -> Recipes:
         "sizes of fine-tuning": RECIPES,
         "sizes of fine-tuning with levels": STAGED,
         "sizes of detection": TABLE,
+        "sizes of detection with levels": fpn_recipes.OPTIMA,
         "sizes of segmentation": protocol.OPTIMA,
         "sizes of segmentation with levels": levels.OPTIMA,
     }

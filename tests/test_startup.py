@@ -71,7 +71,6 @@ COMMANDS = {
         "benchmarks.yaml",
     ],
     "ladder": ["ladder", "runs"],
-    "public ladders": ["ladder", "--check", "--json"],
     "bundle": ["bundle", "runs", "--benchmarks", "benchmarks.yaml"],
     "bash": ["completion", "bash"],
     "zsh": ["completion", "zsh"],

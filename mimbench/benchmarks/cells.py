@@ -88,6 +88,8 @@ class Request:
     """Where the benchmarks came from, for the report."""
     paper_table: str = ""
     """Print the results in the shape of a paper's table."""
+    track: str = ""
+    """The client that cells are followed in; empty: none."""
 
     def __post_init__(self) -> None:
         """Refuse a batch of nothing."""

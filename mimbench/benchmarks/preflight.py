@@ -24,7 +24,7 @@ from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser
 from mimbench.system.source import ROOT
-from mimbench.task import load_task, traits_of
+from mimbench.task import Task, load_task, traits_of
 from mimbench.vit.footprint import Footprint, trained
 
 if TYPE_CHECKING:
@@ -175,6 +175,24 @@ def inspect_recipe(
     images = found.files if traits.whole_folder else 0
     if query.needs_data and traits.labelled_images:
         images = count_images(folder)
+    try:
+        return _report(query, task, config, dataset, specs, found, images)
+    except UserError as error:
+        # a recipe of one family refuses the others
+        return RecipeReport(problem=str(error))
+
+
+def _report(
+    query: RecipeQuery,
+    task: Task,
+    config: Any,
+    dataset: str,
+    specs: "Sequence[Spec]",
+    found: DataDigest,
+    images: int,
+) -> RecipeReport:
+    """Return what a task says of a configuration that can run."""
+    traits = traits_of(task)
     estimate = traits.footprint or trained
     return RecipeReport(
         version=task.VERSION,
@@ -189,7 +207,7 @@ def inspect_recipe(
         resolved=tuple(to_mapping(traits.resolved(s, config)) for s in specs)
         if traits.resolved
         else (),
-        config=plain,
+        config=to_mapping(config),
         rehearsal=to_mapping(traits.rehearsal(config)) if traits.rehearsal else {},
         effort=traits.effort,
         uses=traits.uses(config) if traits.uses else (),

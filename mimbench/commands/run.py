@@ -63,6 +63,9 @@ def add_arguments(parser: Parser) -> None:
         metavar="KEY=VALUE",
         help="submitit's parameters: slurm_partition=gpu",
     )
+    add_option(
+        run, "--track", "as its own settings say: WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_DIR"
+    )
     add_option(run, "--reference")
 
 
@@ -208,7 +211,9 @@ def main(args: argparse.Namespace) -> int:
     """Run the suite."""
     from mimbench.suite.demo import NAME, demo_checkpoint
     from mimbench.suite.suite import run_suite
+    from mimbench.suite.tracking.session import require_client
 
+    require_client(args.track)
     manifest = load_manifest(args.benchmarks)
     request = replace(
         request_of(args, manifest),
@@ -221,6 +226,7 @@ def main(args: argparse.Namespace) -> int:
         per_task=args.per_task,
         room=not args.no_room_check,
         choice=parse_choices(args.reference),
+        track=args.track,
     )
     if args.gap and args.launcher != "local":
         raise UserError(
@@ -229,7 +235,7 @@ def main(args: argparse.Namespace) -> int:
         )
     checkpoints = [parse_checkpoint(text) for text in args.checkpoints]
     if args.demo:
-        checkpoints.insert(0, (NAME, demo_checkpoint(request.out)))
+        checkpoints.insert(0, (NAME, demo_checkpoint(request.out, track=args.track)))
     if not checkpoints:
         raise UserError("name at least one checkpoint, or --demo: ./run_all.sh ckpt.pth")
     return run_suite(manifest, checkpoints, request, _cluster(args))

@@ -18,7 +18,7 @@ ENCODER = "encoder.safetensors"
 NAME = "hpm-demo"
 
 
-def demo_checkpoint(out: Path) -> Path:
+def demo_checkpoint(out: Path, *, track: str = "") -> Path:
     """Return the checkpoint that the demo evaluates; pretrains it if it is not there yet."""
     logger.info("sample data: %s", sample_root())
     folder = out / "pretrain"
@@ -30,6 +30,7 @@ def demo_checkpoint(out: Path) -> Path:
         return done
     logger.info("pretraining a tiny HPM into %s", folder)
     command = [sys.executable, "-m", "pretrain", str(RECIPE), "--out", str(folder)]
+    command += ["--track", track] if track else []
     code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
     if code or not done.is_file():
         raise UserError(f"the demo's pretraining ended with exit code {code}; see the lines above")

@@ -30,6 +30,7 @@ from mimbench.suite.running.cluster import Cluster, submit_cells
 from mimbench.suite.running.gaps import measure_gaps
 from mimbench.suite.running.launch import Slot, gpu_slot, hidden_gpus, make_slots
 from mimbench.suite.running.runner import FinishedCell, run_cells
+from mimbench.suite.tracking.session import TRACKING_LOG, tracked, tracked_cell
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import value_digest, write_text
@@ -72,7 +73,8 @@ def run_suite(
         if request.canary:
             check_checkpoints(cells, device)
         try:
-            ended = _run(cells, slots, request, cluster)
+            with tracked(request.track, [tracked_cell(c) for c in cells], out / TRACKING_LOG):
+                ended = _run(cells, slots, request, cluster)
             if request.gap:
                 measure_gaps(cells, slots)
         finally:

@@ -89,6 +89,7 @@ def task_parser(
     add_option(parser, "--max-batch")
     add_option(parser, "--recompute")
     add_option(parser, "--no-lock")
+    add_option(parser, "--track")
     add_reading(parser)
     add_option(parser, "--fresh", "old results are kept aside")
     add_option(parser, "--gap", "where the task is cheap")
@@ -117,10 +118,17 @@ def _run(task: str, args: argparse.Namespace) -> "Result":
     from mimbench.benchmarks.cells import Request, make_cells, read_candidate  # noqa: PLC0415
     from mimbench.benchmarks.lifecycle import run_here  # noqa: PLC0415
     from mimbench.benchmarks.nearby import measure_gap  # noqa: PLC0415
+    from mimbench.suite.tracking.session import (  # noqa: PLC0415
+        TRACKING_LOG,
+        require_client,
+        tracked,
+        tracked_cell,
+    )
     from mimbench.task import Machine  # noqa: PLC0415
 
     if args.gap and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--gap takes one process; run the cell on several first, then --gap on one")
+    require_client(args.track)
     manifest = load_manifest(args.benchmarks)
     name = pick_benchmark(manifest, task, args.profile, args.benchmark)
     changed = parse_overrides(args.set)
@@ -141,7 +149,8 @@ def _run(task: str, args: argparse.Namespace) -> "Result":
     )
     who = read_candidate(args.checkpoint, which=args.which, num_heads=args.num_heads)
     [cell] = make_cells(manifest, [who], request)
-    result = run_here(cell, fresh=args.fresh)
+    with tracked(args.track, [tracked_cell(cell)], args.out / TRACKING_LOG):
+        result = run_here(cell, fresh=args.fresh)
     if args.gap and cell.nearby:
         return replace(result, gap=measure_gap(cell.folder))
     return result

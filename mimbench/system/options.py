@@ -73,6 +73,11 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "--steps": {"type": int, "metavar": "N", "help": "how many steps count"},
     "--table": {"metavar": "TABLE", "help": "a paper's table, such as hpm.main (verb: tables)"},
     "--threads": {"type": int, "metavar": "N", "help": "threads on a CPU"},
+    "--track": {
+        "choices": ("wandb", "mlflow", "trackio"),
+        "default": "",
+        "help": "follow the run in this client as well",
+    },
     "--vit": {"metavar": "SIZE", "help": "size of the network: tiny, small, base, large"},
     "--which": {"metavar": "W", "help": "network of a file with several: student, teacher, ema"},
     "--workers": {"type": int, "metavar": "N", "help": "loader processes for each process"},

@@ -13,7 +13,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.optim import BatchPlan, plan_batch
 from transfer.detection import data, recipe
-from transfer.detection.protocol import DetectorConfig, ResolvedRecipe
+from transfer.detection.detector import DetectorConfig, ResolvedRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -87,5 +87,5 @@ def prepare(weights: Weights, config: DetectorConfig, ranks: Ranks, designer: De
         names=names,
         sets=recipe.build_data_config(config, names, bitmask=train.codes > 0),
         ranks=ranks,
-        batch=plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch),
+        batch=plan_batch(config.batch, world=ranks.world, at_most=config.most_at_once),
     )

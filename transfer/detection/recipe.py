@@ -27,9 +27,11 @@ from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
 from transfer.detection.crop import LimitedCrop, VisibleScale
+from transfer.detection.detector import DetectorConfig, ResolvedRecipe
+from transfer.detection.edges import VisibleEdge, augmentations
 from transfer.detection.frozen import VITS
 from transfer.detection.pictures import by_picture
-from transfer.detection.protocol import Config, DetectorConfig, ResolvedRecipe
+from transfer.detection.protocol import Config
 from transfer.detection.pyramid import Levels, levels
 from transfer.detection.trunk import TABLE, decay_rate
 
@@ -165,36 +167,44 @@ def build_schedule_config(plan: ResolvedRecipe) -> DictConfig:
     )
 
 
+def jitter(config: DetectorConfig) -> list[Any]:
+    """Return large-scale jitter: a flip, a scale of the square, a crop of at most the square."""
+    side = config.image_size
+    scale = LazyCall(VisibleScale)(
+        min_scale=config.resize[0],
+        max_scale=config.resize[1],
+        target_height=side,
+        target_width=side,
+    )
+    return [
+        LazyCall(T.RandomFlip)(prob=config.flip, horizontal=True),
+        scale,
+        LazyCall(LimitedCrop)(crop_size=(side, side), pad=False),
+    ]
+
+
 def build_data_config(
     config: DetectorConfig, names: Mapping[str, str], *, bitmask: bool
 ) -> DictConfig:
-    """Return the two data sets with their mappers: large-scale jitter in training, plain in scoring.
+    """Return the two data sets with their mappers: augmented in training, plain in scoring.
 
     Args:
         config: The recipe.
         names: The registered data sets, `train` and `val`.
         bitmask: Masks are run-length codes rather than polygons.
     """
-    side = config.image_size
-    jitter = LazyCall(VisibleScale)(
-        min_scale=config.resize[0],
-        max_scale=config.resize[1],
-        target_height=side,
-        target_width=side,
-    )
+    edges = config.edges
     train = LazyCall(DatasetMapper)(
         is_train=True,
-        augmentations=[
-            LazyCall(T.RandomFlip)(prob=config.flip, horizontal=True),
-            jitter,
-            LazyCall(LimitedCrop)(crop_size=(side, side), pad=False),
-        ],
+        augmentations=jitter(config) if edges is None else augmentations(edges, config.flip),
         image_format="RGB",
         use_instance_mask=True,
         instance_mask_format="bitmask" if bitmask else "polygon",
-        recompute_boxes=True,
+        # large-scale jitter's boxes are those of the masks that it left; elsewhere boxes are only cut
+        recompute_boxes=edges is None,
     )
-    plain = LazyCall(T.ResizeShortestEdge)(short_edge_length=side, max_size=side)
+    longest = config.image_size if edges is None else edges.longest
+    plain = LazyCall(VisibleEdge)(short_edge_length=config.image_size, max_size=longest)
     val = LazyCall(DatasetMapper)(is_train=False, augmentations=[plain], image_format="RGB")
     datasets = LazyCall(get_detection_dataset_dicts)
     return OmegaConf.create(

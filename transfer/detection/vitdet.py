@@ -28,9 +28,10 @@ from mimbench.training.identity import claim, run_identity
 from mimbench.vit.footprint import Footprint, frozen, saved_parameters, trained
 from transfer.detection import recipe
 from transfer.detection.convert import convert, target_patch
+from transfer.detection.detector import DetectorConfig
 from transfer.detection.inference import judge
 from transfer.detection.prepare import Designer, DetectorSetup, Job, prepare
-from transfer.detection.protocol import Config, DetectorConfig, plan, resolved
+from transfer.detection.protocol import Config, plan, resolved
 from transfer.detection.score import Scores, read_detections
 from transfer.detection.train import fit_job
 
