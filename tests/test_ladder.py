@@ -37,9 +37,10 @@ def test_one_rung_is_the_textbooks_line_and_interval() -> None:
     y = [percent(0.5 * a - 1 + b) for a, b in zip(log_odds(x), noise, strict=True)]
     found = predict(x[:, None].tolist(), y, [66.0])
     u, v, at = log_odds(x), log_odds(y), float(log_odds([66.0])[0])
-    line = linregress(u, v)
-    middle = line.intercept + line.slope * at
-    s = np.sqrt(np.sum((v - line.intercept - line.slope * u) ** 2) / 10)
+    line: Any = linregress(u, v)
+    slope, intercept = line.slope, line.intercept
+    middle = intercept + slope * at
+    s = np.sqrt(np.sum((v - intercept - slope * u) ** 2) / 10)
     spread = np.sqrt(1 + 1 / 12 + (at - u.mean()) ** 2 / np.sum((u - u.mean()) ** 2))
     half = t.ppf(0.95, 10) * s * spread
     expected = [percent(middle), percent(middle - half), percent(middle + half)]
@@ -317,7 +318,7 @@ def stranger(name: str) -> dict[str, str]:
 
 
 def test_a_folder_without_results_and_one_without_rungs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="name the folder that a run wrote, or --check"):
+    with pytest.raises(UserError, match="name the folder that a run wrote, or --public"):
         command.main(parsed(str(tmp_path)))
     write(tmp_path, "a", {"in-knn": 50.0})
     assert "has a rung among these results" in as_text(

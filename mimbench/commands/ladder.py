@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
         help="the kind of pretraining that a row is of; may be repeated",
     )
     parser.add_argument(
-        "--check",
+        "--public",
         action="store_true",
         help="show how the public ladders do when every row is left out once",
     )
@@ -43,17 +43,17 @@ def main(args: argparse.Namespace) -> int:
 
     families = parse_families(args.family)
     found = []
-    if args.check or args.rows:
+    if args.public or args.rows:
         found += from_public(read_rows(args.rows) if args.rows else [], families)
     else:
         results = read_results(args.results)
         if not results:
             raise UserError(
-                f"no results in {args.results}; name the folder that a run wrote, or --check"
+                f"no results in {args.results}; name the folder that a run wrote, or --public"
             )
         found += from_results(results, load_manifest(args.benchmarks), families)
     write = as_json if args.json else as_text
-    sys.stdout.write(write(found, every=args.check))
+    sys.stdout.write(write(found, every=args.public))
     return 0
 
 

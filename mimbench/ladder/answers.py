@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.ladder.judge import Answer, Checked, LeftOut, answer, check
+from mimbench.ladder.judge import LadderAnswer, LeftOut, TestedLadder, answer, check
 from mimbench.ladder.own_rows import own_ladders
 from mimbench.ladder.public_rows import (
     imported,
@@ -26,8 +26,8 @@ NOTE = "predictions, not measurements: they enter no table"
 class LadderAnswers:
     """One ladder: tested, and asked."""
 
-    checked: Checked
-    answers: tuple[Answer, ...]
+    checked: TestedLadder
+    answers: tuple[LadderAnswer, ...]
     source: str
 
 
@@ -53,7 +53,7 @@ def from_public(rows: Sequence[ForeignRow], families: Mapping[str, str]) -> list
     return found
 
 
-def _asked(checked: Checked, asked: Sequence[Any], source: str) -> LadderAnswers:
+def _asked(checked: TestedLadder, asked: Sequence[Any], source: str) -> LadderAnswers:
     answers = tuple(answer(checked, row) for row in asked)
     return LadderAnswers(checked=checked, answers=answers, source=source)
 
@@ -77,12 +77,12 @@ def as_text(found: Sequence[LadderAnswers], *, every: bool = False) -> str:
     if not found:
         lines += [
             "",
-            "no expensive benchmark has a rung among these results: run its cheap dense ones",
+            "no expensive benchmark has a rung among these results: run those that benchmarks.yaml names (ladder)",
         ]
     return "\n".join(lines) + "\n"
 
 
-def _tested(checked: Checked) -> Iterator[str]:
+def _tested(checked: TestedLadder) -> Iterator[str]:
     if checked.left_out:
         baselines = [f"the mean {checked.error('mean'):.2f}"]
         if (top1 := checked.error("top1")) is not None:
@@ -106,7 +106,7 @@ def _words(p: Predicted) -> str:
     return f"{p.value:.2f}, {p.low:.2f} to {p.high:.2f}"
 
 
-def _said(found: Answer) -> str:
+def _said(found: LadderAnswer) -> str:
     if found.predicted is None:
         return f"cannot tell: {found.reason}"
     return _words(found.predicted)

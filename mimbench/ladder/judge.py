@@ -64,7 +64,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class TestedLadder:
     """A ladder after every row was left out once."""
 
     ladder: Ladder
@@ -96,7 +96,7 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class LadderAnswer:
     """What a ladder says of one row without the expensive number."""
 
     model: str
@@ -106,7 +106,7 @@ class Answer:
     """Why it cannot tell."""
 
 
-def check(ladder: Ladder, rows: Sequence[LadderRow]) -> Checked:
+def check(ladder: Ladder, rows: Sequence[LadderRow]) -> TestedLadder:
     """Return the ladder with the rows that it stands on, tested, and refused where that is the truth."""
     wanted = (ladder.target, *ladder.rungs)
     whole = tuple(row for row in rows if all(cell in row.values for cell in wanted))
@@ -116,14 +116,14 @@ def check(ladder: Ladder, rows: Sequence[LadderRow]) -> Checked:
             f"{_rows(len(whole))} with {ladder.name(ladder.target)} and every rung "
             f"({_rows(having)} with the former alone); it takes {LEAST_ROWS}"
         )
-        return Checked(ladder=ladder, rows=whole, left_out=(), reason=reason)
+        return TestedLadder(ladder=ladder, rows=whole, left_out=(), reason=reason)
     tested = tuple(
         _leave_out(ladder, row, others)
         for i, row in enumerate(whole)
         if family_size(row.family, others := [*whole[:i], *whole[i + 1 :]]) >= LEAST_FAMILY
     )
-    checked = Checked(ladder=ladder, rows=whole, left_out=tested)
-    return Checked(ladder=ladder, rows=whole, left_out=tested, reason=refusal(checked))
+    checked = TestedLadder(ladder=ladder, rows=whole, left_out=tested)
+    return TestedLadder(ladder=ladder, rows=whole, left_out=tested, reason=refusal(checked))
 
 
 def _leave_out(ladder: Ladder, row: LadderRow, others: Sequence[LadderRow]) -> LeftOut:
@@ -150,7 +150,7 @@ def family_size(family: str, rows: Sequence[LadderRow]) -> int:
     return sum(row.family == family for row in rows)
 
 
-def refusal(checked: Checked) -> str:
+def refusal(checked: TestedLadder) -> str:
     """Return why a tested ladder cannot tell anything; empty where it can."""
     tested, covered = len(checked.left_out), checked.covered
     if tested < LEAST_TESTED:
@@ -173,7 +173,7 @@ def at_most(count: int, of: int, share: float) -> float:
     return sum(math.comb(of, k) * share**k * (1 - share) ** (of - k) for k in range(count + 1))
 
 
-def answer(checked: Checked, row: LadderRow) -> Answer:
+def answer(checked: TestedLadder, row: LadderRow) -> LadderAnswer:
     """Return what a ladder says of a row that has not the target."""
     ladder = checked.ladder
     lacking = [ladder.name(cell) for cell in ladder.rungs if cell not in row.values]
@@ -183,9 +183,9 @@ def answer(checked: Checked, row: LadderRow) -> Answer:
         known = ", ".join(sorted({r.family for r in checked.rows}))
         reason = f"{_rows(kin)} of the family '{row.family}', it takes {LEAST_FAMILY}; known families: {known}"
     if reason:
-        return Answer(model=row.model, family=row.family, reason=reason)
+        return LadderAnswer(model=row.model, family=row.family, reason=reason)
     found = from_rows(ladder.target, ladder.rungs, row, checked.rows)
-    return Answer(model=row.model, family=row.family, predicted=found)
+    return LadderAnswer(model=row.model, family=row.family, predicted=found)
 
 
 def _rows(count: int) -> str:

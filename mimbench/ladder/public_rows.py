@@ -1,11 +1,10 @@
 """Tables of others that ship with us: one ladder's rows each, as CSV with their source, and what they are for."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from mimbench.ladder.judge import Ladder, LadderRow
 from mimbench.system.config import from_mapping, load_yaml
@@ -89,7 +88,7 @@ def ladders_of(table: PublicTable) -> list[Ladder]:
 
 
 def imported(
-    rows: Sequence[ForeignRow], protocols: Mapping[str, str], known: Mapping[str, Any]
+    rows: Sequence[ForeignRow], protocols: Mapping[str, str], known: Collection[str]
 ) -> list[LadderRow]:
     """Return the models of imported rows that a public table does not hold, under its protocols alone.
 
