@@ -36,6 +36,13 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "--gpus": {"type": int, "metavar": "N", "help": "how many GPUs on each machine"},
     "--image-size": {"type": int, "metavar": "N", "help": "side of the images in pixels"},
     "--images": {"type": int, "metavar": "N", "help": "how many images"},
+    "--imported": {
+        "type": user_path,
+        "action": "append",
+        "default": [],
+        "metavar": "PATH",
+        "help": "show imported rows too, of a file or a folder (verb: import)",
+    },
     "--jobs": {"type": int, "metavar": "N", "help": "how many run side by side"},
     "--json": {"action": "store_true", "help": "print JSON"},
     "--max-batch": {"type": int, "metavar": "N", "help": "images that fit one process at once"},

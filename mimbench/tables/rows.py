@@ -59,10 +59,10 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One checkpoint or one published model."""
+    """One checkpoint, one published model, or one of a file that was imported."""
 
     label: str
-    kind: Literal["measured", "published"]
+    kind: Literal["measured", "published", "imported"]
     values: Mapping[Column, Value]
     source: str = ""
     model: str = ""
