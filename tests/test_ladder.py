@@ -198,7 +198,7 @@ def test_imported_rows_are_predicted_under_the_same_protocol_only(tmp_path: Path
     other = [replace(row, protocol="visbench another recipe") for row in rungs]
     assert all(one.answers == () for one in from_public(other, {}))
     write_rows(tmp_path / "mine.csv", rungs)
-    args = parsed("--rows", str(tmp_path / "mine.csv"), "--family", "my_vit=labels", "--json")
+    args = parsed("--imported", str(tmp_path / "mine.csv"), "--family", "my_vit=labels", "--json")
     assert command.main(args) == 0
     with pytest.raises(UserError, match="--family names 'nobody', which no row is called"):
         from_public(rungs, {"nobody": "labels"})

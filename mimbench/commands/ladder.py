@@ -13,7 +13,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
     add_results(parser)
     parser.add_argument(
-        "--rows",
+        "--imported",
         type=user_path,
         metavar="PATH",
         help="imported rows (verb: import), whose models the public ladders predict",
@@ -43,8 +43,8 @@ def main(args: argparse.Namespace) -> int:
 
     families = parse_families(args.family)
     found = []
-    if args.public or args.rows:
-        found += from_public(read_rows(args.rows) if args.rows else [], families)
+    if args.public or args.imported:
+        found += from_public(read_rows(args.imported) if args.imported else [], families)
     else:
         results = read_results(args.results)
         if not results:
