@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     queries = [from_mapping(RecipeQuery, q) for q in asked["queries"]]
     # the parent asks without torch
     from mimbench.networks.kinds import spec_from_json  # noqa: PLC0415
-    from mimbench.vit.published import published_spec  # noqa: PLC0415
+    from mimbench.vit.named import published_spec  # noqa: PLC0415
 
     specs: list[Spec] = [spec_from_json(spec) for spec in asked["specs"]]
     specs += [spec for model in asked["models"] if (spec := published_spec(model))]

@@ -67,6 +67,8 @@ class Row:
     source: str = ""
     model: str = ""
     """Architecture of a measured row: its random twin has the same."""
+    weights: tuple[str, str] = ("", "")
+    """Name and digest of a measured row's weights."""
     twin: bool = False
     """Random weights, a measure for the other rows."""
 

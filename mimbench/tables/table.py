@@ -112,7 +112,16 @@ def _measured(
                     f"no published row is subtracted from {label} in {column.title}: {found.reason}"
                 )
         model, twin = str(mine[0].weights.get("model", "")), name.startswith(TWIN)
-        rows.append(Row(label=label, kind="measured", values=values, model=model, twin=twin))
+        rows.append(
+            Row(
+                label=label,
+                kind="measured",
+                values=values,
+                model=model,
+                weights=(name, digest),
+                twin=twin,
+            )
+        )
     return sorted(rows, key=lambda row: row.twin)
 
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -56,7 +57,20 @@ def verify_bundle(
     digest: str = "",
     signers: Path | None = None,
 ) -> Verification:
-    """Return everything in which a bundle is not what it says.
+    """Return everything in which a bundle is not what it says; the arguments are `opened_bundle`'s."""
+    with opened_bundle(path, benchmarks=benchmarks, digest=digest, signers=signers) as (_, found):
+        return found
+
+
+@contextmanager
+def opened_bundle(
+    path: Path,
+    *,
+    benchmarks: Path = DEFAULT_FILE,
+    digest: str = "",
+    signers: Path | None = None,
+) -> Iterator[tuple[Path, Verification]]:
+    """Yield a folder with a bundle's files, and everything in which it is not what it says.
 
     Args:
         path: The archive.
@@ -83,9 +97,15 @@ def verify_bundle(
             results = _check_runs(found, root, manifest, own.tasks)
             _check_table(found, root, results, manifest)
             _check_published(found, manifest, own)
-    return Verification(
-        digest=sealed, faults=tuple(found.faults), unproven=tuple(found.unproven), signer=signer
-    )
+        yield (
+            root,
+            Verification(
+                digest=sealed,
+                faults=tuple(found.faults),
+                unproven=tuple(found.unproven),
+                signer=signer,
+            ),
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:
