@@ -6,18 +6,13 @@ import sys
 from mimbench.benchmarks.manifest import DEFAULT_FILE
 from mimbench.commands.table import add_results
 from mimbench.system.errors import UserError
-from mimbench.system.options import Parser, add_option, user_path
+from mimbench.system.options import Parser, add_option
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
     add_results(parser)
-    parser.add_argument(
-        "--imported",
-        type=user_path,
-        metavar="PATH",
-        help="imported rows (verb: import), whose models the public ladders predict",
-    )
+    add_option(parser, "--imported", "their models are predicted by the public ladders")
     parser.add_argument(
         "--family",
         action="append",
@@ -38,13 +33,13 @@ def main(args: argparse.Namespace) -> int:
     """Write the predictions to stdout; they never become cells of a table."""
     from mimbench.benchmarks.manifest import load_manifest
     from mimbench.ladder.answers import as_json, as_text, from_public, from_results
-    from mimbench.tables.foreign.rows import read_rows
+    from mimbench.tables.foreign.shown import read_all
     from mimbench.tables.table import read_results
 
     families = parse_families(args.family)
     found = []
     if args.public or args.imported:
-        found += from_public(read_rows(args.imported) if args.imported else [], families)
+        found += from_public(read_all(args.imported), families)
     else:
         results = read_results(args.results)
         if not results:
