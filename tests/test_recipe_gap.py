@@ -14,12 +14,16 @@ from knn import classify
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.nearby import measure_gap
 from mimbench.benchmarks.run_config import task_protocol
+from mimbench.commands import run as run_command
 from mimbench.features.nearby import counts_nearby, sizes_nearby
 from mimbench.results.gap import GAP_FILE, Gap, Nearby, write_gap
 from mimbench.results.record import Result, read_result
 from mimbench.scores.recipes import paired_gap
 from mimbench.suite.running import gaps
 from mimbench.suite.running.launch import Slot
+from mimbench.suite.sharing.bundle import write_archive, write_bundle
+from mimbench.suite.sharing.unpacking import unpack
+from mimbench.suite.sharing.verifying import verify_bundle
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.tables import comparison
@@ -341,6 +345,32 @@ def test_a_published_number_inside_the_gap_is_called_so(
     assert "recipe gap" not in against_dino()
     keep(out, "good", smaller=-25.0)
     assert "inside the recipe gap: the same weights score" in against_dino()
+
+
+def test_a_bundle_carries_the_gap_and_says_that_nothing_proves_it(out: Path) -> None:
+    keep(out, "good", smaller=-25.0)
+    write_bundle(out / "runs", out / "b.tar.gz", out / "benchmarks.yaml")
+    found = verify_bundle(out / "b.tar.gz", benchmarks=out / "benchmarks.yaml")
+    assert found.faults == ()
+    assert [text for text in found.unproven if "recipe gap" in text] == [
+        "runs/676f6f640000-good/in-knn: its recipe gap"
+    ]
+    (out / "root").mkdir()
+    unpack(out / "b.tar.gz", out / "root")
+    assert len(list((out / "root").rglob(GAP_FILE))) == 1
+    next((out / "root").rglob(GAP_FILE)).unlink()
+    files = {p.relative_to(out / "root").as_posix(): p for p in (out / "root").rglob("*")}
+    kept = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    write_archive(out / "c.tar.gz", kept)
+    without = verify_bundle(out / "c.tar.gz", benchmarks=out / "benchmarks.yaml").faults
+    assert any("the table does not follow from the results" in fault for fault in without)
+
+
+def test_on_a_cluster_the_gap_comes_later() -> None:
+    parser = run_command.Parser(prog="run")
+    run_command.add_arguments(parser)
+    with pytest.raises(UserError, match="--launcher local --gap"):
+        run_command.main(parser.parse_args(["x.pth", "--gap", "--launcher", "slurm"]))
 
 
 CHILD = """
