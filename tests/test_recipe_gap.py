@@ -17,7 +17,7 @@ from mimbench.benchmarks.run_config import task_protocol
 from mimbench.commands import run as run_command
 from mimbench.features.nearby import counts_nearby, sizes_nearby
 from mimbench.results.gap import GAP_FILE, Gap, Nearby, write_gap
-from mimbench.results.record import Result, read_result
+from mimbench.results.record import Result, read_result, write_result
 from mimbench.scores.recipes import paired_gap
 from mimbench.suite.running import gaps
 from mimbench.suite.running.launch import Slot
@@ -169,7 +169,11 @@ def test_a_gap_of_another_result_is_none_and_a_damaged_one_an_error(tmp_path: Pa
     folder = write_run(tmp_path, "a", share=0.8)
     result = read_result(folder / "result.json")
     write_gap(folder, gap_for(result, twice=1.0))
-    assert read_result(folder / "result.json").gap == gap_for(result, twice=1.0)
+    with_gap = read_result(folder / "result.json")
+    assert with_gap.gap == gap_for(result, twice=1.0)
+    before = (folder / "result.json").read_bytes()
+    write_result(folder / "result.json", with_gap)
+    assert (folder / "result.json").read_bytes() == before, "it is in no result's file"
     content = json.loads((folder / GAP_FILE).read_text())
     assert content["low"] == result.metrics["top1"]
     assert content["spread"] == pytest.approx(1.0)
