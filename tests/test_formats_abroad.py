@@ -207,6 +207,46 @@ def test_a_perception_encoder_sees_what_timms_sees(name: str, tmp_path: Path) ->
     assert (swapped - found.patches).abs().max() > 1e-3
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(6, 6), (3, 7), (7, 3)])
+@pytest.mark.parametrize("token", [True, False])
+def test_a_perception_encoder_at_other_sizes(
+    grid: tuple[int, int], token: bool, tmp_path: Path
+) -> None:
+    """Meta's rule at any size: steps of 1 and a table resized bilinearly.
+
+    The reference is timm's own network built for that size, its rotation told that nothing is stretched
+    (`ref_feat_shape` is the grid itself); timm's default would stretch it to the grid of training.
+    """
+    name = "vit_pe_spatial_small_patch16_512"
+    shape = {"class_token": token, "no_embed_class": False, "rope_grid_offset": float(token)}
+    model: Any = randomised(timm.create_model(name, num_classes=0, **PE_ARGUMENTS, **shape))
+    # attention sharp enough for positions to matter
+    state = {n: t * (6 if "attn.qkv" in n else 1) for n, t in model.state_dict().items()}
+    torch.save(pe(state), tmp_path / "pe.pt")
+    weights = read_vit(tmp_path / "pe.pt", num_heads=3)
+    size = (16 * grid[0], 16 * grid[1])
+    arguments = PE_ARGUMENTS | {"img_size": size, "ref_feat_shape": grid} | shape
+    there: Any = timm.create_model(name, num_classes=0, **arguments).eval()
+    first = int(token)
+    table = state["pos_embed"][:, first:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    table = nn.functional.interpolate(table, size=grid, mode="bilinear", align_corners=False)
+    resized = torch.cat([state["pos_embed"][:, :first], table.flatten(2).transpose(1, 2)], dim=1)
+    there.load_state_dict({**state, "pos_embed": resized})
+    images = torch.rand(2, 3, *size)
+    wanted = there.forward_features(normalised(weights, images))
+    found = build_backbone(weights)(images)
+    torch.testing.assert_close(found.patches.flatten(1, 2), wanted[:, first:], atol=1e-5, rtol=0)
+    if token:
+        torch.testing.assert_close(found.cls, wanted[:, 0], atol=1e-5, rtol=0)
+    stretched: Any = timm.create_model(
+        name, num_classes=0, **(arguments | {"ref_feat_shape": (4, 4)})
+    )
+    stretched.eval().load_state_dict({**state, "pos_embed": resized})
+    other = stretched.forward_features(normalised(weights, images))
+    assert (other - wanted).abs().max() > 1e-3
+
+
 def test_a_clip_with_a_text_tower_is_no_perception_encoder(tmp_path: Path) -> None:
     from tests.support.checkpoint_layouts import LAYOUTS
 
