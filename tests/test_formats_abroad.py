@@ -1,5 +1,6 @@
 """Files of other people's code: read exactly where a rule says how, else told what they are."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionVit
 
+from mimbench.checkpoints.export import export
 from mimbench.checkpoints.files import read_vit, read_weights
 from mimbench.networks.frozen import LevelNetwork
 from mimbench.networks.levels import LevelWeights
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
+from mimbench.vit.classifier import build_classifier
 from mimbench.vit.weights import VitSpec
 from tests.support.abroad_layouts import CLIP, READ, REFUSED, hf_clip, pe, pe_core, prefixed
 from tests.support.checkpoint_layouts import TINY, canonical
@@ -245,6 +248,40 @@ def test_a_perception_encoder_at_other_sizes(
     stretched.eval().load_state_dict({**state, "pos_embed": resized})
     other = stretched.forward_features(normalised(weights, images))
     assert (other - wanted).abs().max() > 1e-3
+
+
+def capi(golden: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    """The golden file with changed frequencies."""
+    state = torch.load(golden / "backbone_capi.pth", weights_only=True)
+    return {n: change(t) if n.endswith("freqs") else t for n, t in state.items()}
+
+
+def test_capis_frequencies_are_its_own_or_the_file_is_refused(golden: Path, tmp_path: Path) -> None:
+    path = tmp_path / "capi.pth"
+    torch.save(capi(golden, lambda f: f.bfloat16().float()), path)
+    weights = read_vit(path, num_heads=3)
+    assert any("frequencies are stored rounded" in note for note in weights.notes)
+    assert weights.extras["predictor"] == 9
+    assert weights.extras["rotation (fixed)"] == 3
+    torch.save(capi(golden, lambda f: f * 1.1), path)
+    with pytest.raises(UserError, match="a rotation that was trained"):
+        read_vit(path, num_heads=3)
+    with pytest.raises(UserError, match="wrong number of heads"):
+        read_vit(golden / "backbone_capi.pth", num_heads=6)
+    with pytest.raises(UserError, match="registers are turned too: use --to native"):
+        export(weights, "timm", tmp_path / "timm.pth")
+
+
+def test_capi_is_fine_tuned(golden: Path) -> None:
+    weights = read_vit(golden / "backbone_capi.pth", num_heads=3)
+    build = {"pool": "avg", "drop_path": 0.1, "init_head": lambda head: None}
+    model, dropped = build_classifier(weights, 5, **build)
+    model.train()(torch.randn(2, 3, 56, 84)).square().mean().backward()
+    assert dropped == ["norm.weight", "norm.bias"]
+    learns = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert learns == {n for n, _ in model.named_parameters()}
+    with pytest.raises(UserError, match="no class token to pool"):
+        build_classifier(weights, 5, **{**build, "pool": "cls"})
 
 
 def test_a_clip_with_a_text_tower_is_no_perception_encoder(tmp_path: Path) -> None:
