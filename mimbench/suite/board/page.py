@@ -88,9 +88,10 @@ def _table(table: Table, found: Standings, entries: Sequence[Entry]) -> str:
     heads = "".join(_head(column, table) for column in table.columns)
     rows = "\n".join(_row(i, row, table, found, entries) for i, row in enumerate(table.rows))
     return (
+        '<p class="soft" id="rule">One column for each protocol and digest: numbers of different '
+        "protocols never share one.</p>"
         '<div class="wide" tabindex="0" role="region" aria-label="board of results">'
-        '<table id="board"><caption>One column for each protocol and digest: numbers of different '
-        "protocols never share one.</caption><thead><tr>"
+        '<table id="board" aria-describedby="rule"><thead><tr>'
         f'<th scope="col"><span class="sort">Checkpoint</span></th>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
