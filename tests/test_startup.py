@@ -73,6 +73,7 @@ COMMANDS = {
         "--benchmarks",
         "benchmarks.yaml",
     ],
+    "ladder": ["ladder", "runs"],
     "bundle": ["bundle", "runs", "--benchmarks", "benchmarks.yaml"],
     "publish": ["publish", "one", "-o", "hub", "--benchmarks", "benchmarks.yaml"],
     "import": ["import", "results.csv", "--as", "ep", "--source", "somewhere"],
