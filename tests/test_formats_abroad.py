@@ -222,14 +222,18 @@ def test_a_perception_encoder_at_other_sizes(
     (`ref_feat_shape` is the grid itself); timm's default would stretch it to the grid of training.
     """
     name = "vit_pe_spatial_small_patch16_512"
-    shape = {"class_token": token, "no_embed_class": False, "rope_grid_offset": float(token)}
+    shape: dict[str, Any] = {
+        "class_token": token,
+        "no_embed_class": False,
+        "rope_grid_offset": float(token),
+    }
     model: Any = randomised(timm.create_model(name, num_classes=0, **PE_ARGUMENTS, **shape))
     # attention sharp enough for positions to matter
     state = {n: t * (6 if "attn.qkv" in n else 1) for n, t in model.state_dict().items()}
     torch.save(pe(state), tmp_path / "pe.pt")
     weights = read_vit(tmp_path / "pe.pt", num_heads=3)
     size = (16 * grid[0], 16 * grid[1])
-    arguments = PE_ARGUMENTS | {"img_size": size, "ref_feat_shape": grid} | shape
+    arguments: dict[str, Any] = PE_ARGUMENTS | {"img_size": size, "ref_feat_shape": grid} | shape
     there: Any = timm.create_model(name, num_classes=0, **arguments).eval()
     first = int(token)
     table = state["pos_embed"][:, first:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
@@ -242,9 +246,8 @@ def test_a_perception_encoder_at_other_sizes(
     torch.testing.assert_close(found.patches.flatten(1, 2), wanted[:, first:], atol=1e-5, rtol=0)
     if token:
         torch.testing.assert_close(found.cls, wanted[:, 0], atol=1e-5, rtol=0)
-    stretched: Any = timm.create_model(
-        name, num_classes=0, **(arguments | {"ref_feat_shape": (4, 4)})
-    )
+    arguments["ref_feat_shape"] = (4, 4)
+    stretched: Any = timm.create_model(name, num_classes=0, **arguments)
     stretched.eval().load_state_dict({**state, "pos_embed": resized})
     other = stretched.forward_features(normalised(weights, images))
     assert (other - wanted).abs().max() > 1e-3
@@ -274,7 +277,7 @@ def test_capis_frequencies_are_its_own_or_the_file_is_refused(golden: Path, tmp_
 
 def test_capi_is_fine_tuned(golden: Path) -> None:
     weights = read_vit(golden / "backbone_capi.pth", num_heads=3)
-    build = {"pool": "avg", "drop_path": 0.1, "init_head": lambda head: None}
+    build: dict[str, Any] = {"pool": "avg", "drop_path": 0.1, "init_head": lambda head: None}
     model, dropped = build_classifier(weights, 5, **build)
     model.train()(torch.randn(2, 3, 56, 84)).square().mean().backward()
     assert dropped == ["norm.weight", "norm.bias"]
