@@ -135,6 +135,8 @@ def _cell(value: Value | None, standing: Standing | None, kind: str) -> str:
         small += f" sd {value.spread:.2f} n={value.seeds}"
     if value.draw_sd is not None:
         small += f" sd {value.draw_sd:.2f} d={value.draws}"
+    if value.gap_ends is not None:
+        small += f" gap {value.gap_ends[0]:.2f} to {value.gap_ends[1]:.2f}"
     if standing:
         small += (
             f' <span class="stand {standing.kind.replace(" ", "-")}" '
