@@ -30,7 +30,12 @@ from mimbench.tables import comparison
 from mimbench.tables.comparison import choose, describe_pair, describe_published
 from mimbench.tables.formats import FORMATS, terminal
 from mimbench.tables.rows import Value
-from mimbench.tables.table import make_table, read_results, read_results_with_folders
+from mimbench.tables.table import (
+    make_table,
+    mean_gap,
+    read_results,
+    read_results_with_folders,
+)
 from mimbench.tables.ties import ties
 from mimbench.task import load_task, traits_of
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
@@ -419,3 +424,38 @@ def test_the_suite_measures_gaps_that_are_lacking_and_a_failure_costs_no_number(
     assert read_result(cells[1].folder / "result.json").status == "done"
     assert gaps.measure_gaps(cells[:1], [Slot()]) == []
     assert started == ["good", "broken"], "measured before"
+
+
+def test_each_gpu_of_a_slot_takes_a_gap_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[int, ...]] = []
+
+    class Ended:
+        def poll(self) -> int:
+            return 0
+
+    def started(command: list[str], folder: Path, slot: Slot) -> Any:
+        assert command[-1] == "--gap"
+        assert "torch.distributed.run" not in command, "a neighbour is one process"
+        used.append(slot.gpus)
+        return Ended()
+
+    monkeypatch.setattr(gaps, "lacking", lambda cell: True)
+    monkeypatch.setattr(gaps, "finished", lambda cell: None)
+    monkeypatch.setattr(gaps, "start", started)
+    cells = [cell(tmp_path, name) for name in "abc"]
+    assert gaps.measure_gaps(cells, [Slot(gpus=(0, 1))]) == cells
+    assert used == [(0,), (1,), (0,)]
+
+
+def test_settings_are_averaged_over_seeds_that_all_have_them(out: Path) -> None:
+    [path] = (out / "runs").glob("*-good/in-knn/result.json")
+    result = read_result(path)
+    one = replace(result, gap=gap_for(result, smaller=1.0, larger=2.0))
+    other = replace(result, gap=gap_for(result, smaller=3.0))
+    top = result.metrics["top1"]
+    assert mean_gap([one, other]) == {"smaller": pytest.approx(top + 2.0)}
+    assert mean_gap([one, replace(other, gap=None)]) == {}
+    part = replace(gap_for(result, smaller=3.0), complete=False)
+    assert mean_gap([one, replace(other, gap=part)]) == {}, "not measured to the end"
