@@ -99,7 +99,7 @@ def test_hostile_names_stay_text(name: str) -> None:
     c = Column(name, "paper", "abcdef0123", name, name, True, ran=name)
     table = Table([c], [row(name, {c: 3.0}), row(name, {c: 4.0}, kind="published", source=name)])
     html = "".join(overview(table))
-    assert not re.search(r"<(?!/?(?:p|b|div|span|svg|line|path|g|ul|li|title|text)\b)", html)
+    assert not re.search(r"<(?!/?(?:p|b|div|span|svg|line|path|g|ul|li|title|text|code)\b)", html)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]", html)
     html.encode("utf-8")
     assert not re.search(r"<[^>]*\sonload=", re.sub(r'"[^"]*"', '""', html))

@@ -86,12 +86,41 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubDataset:
+    """A data set as the Hugging Face Hub calls it."""
+
+    id: str
+    name: str
+    split: str
+    """The part that is scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubMetric:
+    """A metric as model cards call it."""
+
+    type: str
+    name: str
+    task: str
+    """The Hub's own name for what the model does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """What the Hugging Face Hub has a name for; what is not here has none, and none is made up."""
+
+    datasets: Mapping[str, HubDataset] = field(default_factory=dict)
+    metrics: Mapping[str, HubMetric] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """The reference file."""
 
     protocols: Mapping[str, Protocol]
     references: tuple[Reference, ...]
     effects: tuple[Effect, ...] = ()
+    hub: Hub = field(default_factory=Hub)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +133,11 @@ class Manifest:
     reference_file: str | None = None
     sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Named choices of benchmarks under their published recipes: --profile takes these names too."""
-    """A second file, relative to this one, that holds the three fields below."""
+    """A second file, relative to this one, that holds the fields below."""
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     references: tuple[Reference, ...] = ()
     effects: tuple[Effect, ...] = ()
+    hub: Hub = field(default_factory=Hub)
 
     @property
     def tasks(self) -> frozenset[str]:

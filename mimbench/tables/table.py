@@ -106,7 +106,7 @@ def _measured(
             if not here:
                 continue
             found = _reference(here, column, manifest, choice.get(name, ""))
-            values[column] = _value(here, column, found.reference)
+            values[column] = value_of(here, column, found.reference)
             if found.reason:
                 unmatched.append(
                     f"no published row is subtracted from {label} in {column.title}: {found.reason}"
@@ -123,7 +123,8 @@ def _reference(here: Sequence[Result], column: Column, manifest: Manifest, choic
     return match(done[0], column, manifest.references, choice)
 
 
-def _value(here: Sequence[Result], column: Column, reference: Reference | None) -> Value:
+def value_of(here: Sequence[Result], column: Column, reference: Reference | None = None) -> Value:
+    """Return what stands in a cell: the mean over seeds of runs of one checkpoint under one protocol."""
     done = [r for r in here if r.status == "done"]
     if not done:
         return Value(value=None, error=first_line(here[0].error))

@@ -4,6 +4,8 @@ They are Okabe and Ito's, darkened on light paper and lightened on dark until th
 least that graphics need. A row is known by its symbol and its dashes too, never by colour alone.
 """
 
+from dataclasses import dataclass
+
 LIGHT = ("#0072b2", "#c55200", "#007f5c", "#a8518a", "#8a6100", "#2b84b5")
 DARK = ("#56b4e9", "#ff8a4c", "#35c79a", "#e39ac4", "#f0e442", "#e69f00")
 TWIN_LIGHT, TWIN_DARK = "#5d6267", "#a3a8ac"
@@ -40,12 +42,39 @@ def symbol(index: int) -> str:
 
 
 def variables() -> str:
-    """Return the rows' colours as style rules."""
-
-    def rule(tones: tuple[str, ...], twin: str) -> str:
-        named = "".join(f"--c{i}:{tone};" for i, tone in enumerate(tones))
-        return f":root{{{named}--twin:{twin}}}"
-
+    """Return the rows' colours as style rules, for light and for dark screens."""
     # paper is white, whatever the screen was
-    dark = f"@media screen and (prefers-color-scheme:dark){{{rule(DARK, TWIN_DARK)}}}"
-    return rule(LIGHT, TWIN_LIGHT) + dark
+    dark = f"@media screen and (prefers-color-scheme:dark){{{_rule(DARK, TWIN_DARK)}}}"
+    return light_variables() + dark
+
+
+def light_variables() -> str:
+    """Return the rows' colours for white paper, whatever the reader's choice."""
+    return _rule(LIGHT, TWIN_LIGHT)
+
+
+def _rule(tones: tuple[str, ...], twin: str) -> str:
+    named = "".join(f"--c{i}:{tone};" for i, tone in enumerate(tones))
+    return f":root{{{named}--twin:{twin}}}"
+
+
+@dataclass(frozen=True)
+class RowLook:
+    """How a row of the table looks in every figure."""
+
+    label: str
+    index: int
+    twin: bool = False
+    """Random weights: grey and hollow."""
+    model: str = ""
+    """Architecture."""
+
+    @property
+    def tone(self) -> str:
+        """Colour in the page."""
+        return "var(--twin)" if self.twin else colour(self.index)
+
+    @property
+    def fill(self) -> str:
+        """Class of its symbol."""
+        return "hollow" if self.twin else "full"

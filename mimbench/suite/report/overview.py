@@ -129,12 +129,12 @@ def overview(table: Table) -> list[str]:
     shown = sorted(lanes.values(), key=lambda lane: (order[lane.kind], lane.index))
     note = (
         "Dot: value. Line: 95 % interval over test images. Right is better on every axis. "
-        "▲ ▼ ≈: against random weights of the same shape, intervals compared without pairing; "
-        "`python -m mimbench compare` pairs the images and sees more."
+        "▲ ▼ ≈: against random weights of the same shape, intervals compared without pairing."
     )
     return [
         *(f'<p class="answer">{text(line)}</p>' for line in sentences(table)),
         key(shown),
         f'<div class="strips">{"".join(draw(strip) for strip in strips)}</div>',
-        f'<p class="soft">{text(note)}</p>',
+        f'<p class="soft">{text(note)} <code>python -m mimbench compare</code> pairs the images and '
+        "sees more.</p>",
     ]
