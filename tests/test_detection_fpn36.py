@@ -22,7 +22,7 @@ from mimbench.system.config import from_mapping
 from mimbench.system.generators import seeded
 from mimbench.task import Machine
 from tests.support.tiny_levels import PLAIN_CONVNEXT, SWIN
-from transfer.detection import data, fpn, recipe
+from transfer.detection import data, fpn, loading, recipe
 from transfer.detection.detector import Edges
 from transfer.detection.edges import EdgeCrop, VisibleEdge
 from transfer.detection.fpn_recipes import group_of, published
@@ -167,7 +167,7 @@ def test_heads_are_the_standard_ones() -> None:
 def pictures(coco: Path, config: fpn.Config) -> Positioned:
     split = data.inspect(coco / "annotations/instances_train2017.json", coco / "train2017")
     name = data.register(split)
-    sets = recipe.build_data_config(config, {"train": name, "val": name}, bitmask=False)
+    sets = loading.build_data_config(config, {"train": name, "val": name}, bitmask=False)
     records = recipe.instantiate(sets.train.dataset)
     return Positioned(records, Reader(recipe.instantiate(sets.train.mapper)), seed=0)
 
@@ -220,11 +220,11 @@ def test_pictures_are_detectron2s_own_recipe(coco: Path) -> None:
 
 def test_boxes_are_those_of_the_annotation_not_of_the_mask(coco: Path) -> None:
     """mmdetection cuts boxes at the crop; only large-scale jitter computes them from masks anew."""
-    sets = recipe.build_data_config(tiny(), {"train": "x", "val": "y"}, bitmask=False)
+    sets = loading.build_data_config(tiny(), {"train": "x", "val": "y"}, bitmask=False)
     assert not sets.train.mapper.recompute_boxes
     [plain] = sets.val.mapper.augmentations
     assert (plain.short_edge_length, plain.max_size) == (96, 160)
-    published_sets = recipe.build_data_config(
+    published_sets = loading.build_data_config(
         configured(), {"train": "x", "val": "y"}, bitmask=False
     )
     [plain] = published_sets.val.mapper.augmentations

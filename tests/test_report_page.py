@@ -105,7 +105,12 @@ def test_a_task_draws_its_own_figures(out: Path) -> None:
 def test_unsure_detections_are_shown_as_such(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     images = [{"id": i, "file_name": f"{i}.png"} for i in range(3)]
-    truth = {"images": images, "categories": [{"id": 1, "name": "<b>cat</b>"}]}
+    true = {"image_id": 0, "category_id": 1, "bbox": [4, 4, 12, 12]}
+    truth = {
+        "images": images,
+        "categories": [{"id": 1, "name": "<b>cat</b>"}],
+        "annotations": [true],
+    }
     (tmp_path / "validation.json").write_text(json.dumps(truth))
     for image in images:
         Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / image["file_name"])
@@ -117,7 +122,7 @@ def test_unsure_detections_are_shown_as_such(tmp_path: Path) -> None:
     drawn = draw_detections(items, tmp_path / "validation.json", tmp_path / "pictures")
     captions = [picture.caption for picture in drawn]
     assert captions == [
-        "1 detections above 0.5",
+        "1 detection above 0.5; thin: 1 true",
         "none above 0.5; the 3 surest of 5",
         "nothing detected",
     ]

@@ -27,6 +27,7 @@ from mimbench.suite.costs.forecast_log import FORECAST, ForecastLog
 from mimbench.suite.costs.planning import PATIENCE, longest_first, plan_text
 from mimbench.suite.running.canary_check import check_checkpoints
 from mimbench.suite.running.cluster import Cluster, submit_cells
+from mimbench.suite.running.gaps import measure_gaps
 from mimbench.suite.running.launch import Slot, gpu_slot, hidden_gpus, make_slots
 from mimbench.suite.running.runner import FinishedCell, run_cells
 from mimbench.suite.tracking.session import TRACKING_LOG, tracked, tracked_cell
@@ -74,6 +75,8 @@ def run_suite(
         try:
             with tracked(request.track, [tracked_cell(c) for c in cells], out / TRACKING_LOG):
                 ended = _run(cells, slots, request, cluster)
+            if request.gap:
+                measure_gaps(cells, slots)
         finally:
             table = write_tables(out, manifest, request.choice)
     _report(request)

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from mimbench.tables.rows import Column, Row, Table, Value
 
@@ -15,6 +16,12 @@ PROFILES = {
     "quick": "[quick] cheaper recipes of our own: no published row stands beside them",
     "demo": "[demo] sample data: shows that everything runs, says nothing about ImageNet, COCO, ADE20K",
 }
+
+
+GAP_LEGEND = (
+    "gap: recipe gap, the range under neighbouring settings of the recipe (resolution, pooling, rate, "
+    "interpolation)"
+)
 
 
 def heading(column: Column, table: Table) -> str:
@@ -51,6 +58,8 @@ def text_of(value: Value | None, plus_minus: str = "±") -> str:
         text += f" sd {value.spread:.2f} n={value.seeds}"
     if value.draw_sd is not None:
         text += f" sd {value.draw_sd:.2f} d={value.draws}"
+    if ends := value.gap_ends:
+        text += f" gap {ends[0]:.2f} to {ends[1]:.2f}"
     if value.difference is not None:
         text += f" ({value.difference:+.2f})"
     return text
@@ -134,6 +143,8 @@ def legend(table: Table) -> list[str]:
         lines.append("sd: standard deviation over n seeds")
     if any(v.draw_sd is not None for v in values):
         lines.append("sd with d: standard deviation over d draws of the training images")
+    if any(v.gap for v in values):
+        lines.append(GAP_LEGEND)
     if any(v.difference is not None for v in values):
         lines.append("(+/-) measured - published, for the matching published row")
     if any(v.best for v in values):
@@ -193,12 +204,15 @@ def comma(table: Table) -> str:
             "source",
             "error",
             "ran",
+            "gap_low",
+            "gap_high",
         ]
     )
     for row in table.rows:
         for c, v in row.values.items():
             numbers = [v.value, v.interval, v.spread, v.seeds, v.draw_sd, v.draws, v.difference]
             shown = ["" if n is None else n if isinstance(n, int) else f"{n:.4f}" for n in numbers]
+            ends = [f"{end:.4f}" for end in v.gap_ends] if v.gap_ends else ["", ""]
             writer.writerow(
                 [
                     row.label,
@@ -211,6 +225,7 @@ def comma(table: Table) -> str:
                     row.source,
                     v.error,
                     c.ran,
+                    *ends,
                 ]
             )
     return file.getvalue()
@@ -260,6 +275,14 @@ def latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _plain(value: Value) -> dict[str, Any]:
+    """Return a value's fields; the gap is there where one was measured, as the table was before there were any."""
+    found = asdict(value)
+    if not value.gap:
+        del found["gap"]
+    return found
+
+
 def as_json(table: Table) -> str:
     """Return the table as JSON."""
     rows = [
@@ -267,7 +290,7 @@ def as_json(table: Table) -> str:
             "label": row.label,
             "kind": row.kind,
             "source": row.source,
-            "values": [{**asdict(c), **asdict(v)} for c, v in row.values.items()],
+            "values": [{**asdict(c), **_plain(v)} for c, v in row.values.items()],
         }
         for row in table.rows
     ]

@@ -2,13 +2,15 @@
 
 A table knows intervals and spreads, not the outcomes behind them: two values differ where their
 difference is more than both intervals over test images allow, and with two or more seeds of each more
-than Welch's interval over seeds allows too. `compare` looks at the same images pair by pair and sees more.
+than Welch's interval over seeds allows too. Where neighbouring settings of the recipe were measured for
+both, a difference that changes its sign among them is none. `compare` looks at the same images pair by pair and sees more.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mimbench.scores.recipes import paired_gap
 from mimbench.scores.verdicts import welch
 from mimbench.tables.rows import Column, Row, Value
 
@@ -49,6 +51,9 @@ def tied(a: Value, b: Value) -> bool:
         return True
     images = a.interval is not None and b.interval is not None
     if images and gap <= math.hypot(a.interval or 0.0, b.interval or 0.0):
+        return True
+    recipes = paired_gap(a.value, a.gap, b.value, b.gap)
+    if recipes is not None and not recipes.decided:
         return True
     seeds = welch(a.each, b.each)
     return seeds is not None and seeds.interval.covers(0.0)

@@ -20,6 +20,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from omegaconf import DictConfig
 
 from mimbench.model import Spec, Weights, require_fit, strides
+from mimbench.networks.completed import lacking
 from mimbench.networks.levels import STRIDES, LevelSpec, LevelWeights
 from mimbench.networks.module import ModuleSpec, ModuleWeights
 from mimbench.system.config import later
@@ -30,7 +31,7 @@ from transfer.detection import recipe
 from transfer.detection.detector import DetectorConfig, ResolvedRecipe
 from transfer.detection.fpn_recipes import FpnOptimum, published, staged_parameters
 from transfer.detection.fpn_trunk import LevelTrunk, ModuleTrunk, fill
-from transfer.detection.prepare import DetectorSetup
+from transfer.detection.prepare import USERS, DetectorSetup
 from transfer.detection.pyramid import Levels
 from transfer.detection.vitdet import detect
 
@@ -117,15 +118,22 @@ def run(weights: Weights, config: Config, out: Path) -> TaskResult:
 
 def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
     """Return Mask R-CNN with FPN over a network's own four levels."""
-    known = isinstance(weights, (LevelWeights, ModuleWeights))
-    if not known or tuple(strides(weights.spec)) != STRIDES:
+    given = strides(weights.spec)
+    if isinstance(weights, ModuleWeights) and len(given) > 1:
+        made = lacking(weights.spec.levels)
+    elif isinstance(weights, LevelWeights) and tuple(given) == STRIDES:
+        made = []
+    else:
         raise UserError(
             f"{weights.name}: an FPN reads maps of strides {list(STRIDES)}, and {weights.spec.model} "
-            f"gives {strides(weights.spec)}; a plain ViT's detector is ViTDet: --only coco-vitdet-12"
+            f"gives {given}; what has one map goes into ViTDet: --only coco-vitdet-12"
         )
     require_fit(weights)
     optimum, remark = settled(weights.spec, config)
     planned = plan(config, optimum, remark)
+    if made:
+        note = f"user module: levels of stride {', '.join(map(str, made))} are made from its own"
+        planned = replace(planned, notes=(*planned.notes, note))
     lazy = build_model_config(config, planned, weights.spec, classes)
     model = recipe.build_seeded(lazy, seed=config.seed)
     if isinstance(weights, ModuleWeights):
@@ -139,6 +147,7 @@ def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
         report=report,
         model=model,
         optimizer=build_optimizer_config(config, optimum, weights.spec),
+        ran=USERS if isinstance(weights, ModuleWeights) else {},
     )
 
 

@@ -1,9 +1,10 @@
-"""Trunks that give an FPN its maps: a network with levels of timm's, or a module of the user's own."""
+"""Trunks that give pyramids their maps: a network with levels of timm's, or a module of the user's own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 from mimbench.model import Level
 from mimbench.networks.channel_norm import ChannelNorm
+from mimbench.networks.completed import CompletedLevels
 from mimbench.networks.frozen import level_maps
 from mimbench.networks.levels import LevelWeights, build_levels
 from mimbench.networks.module import ModuleWeights, TrainedModule
@@ -39,9 +41,7 @@ class NormedLevels(Backbone):
     def train(self, mode: bool = True) -> "NormedLevels":  # noqa: FBT001, FBT002
         """Set training mode; batch norms keep the statistics they were trained with."""
         super().train(mode)
-        for module in self.body.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        still(self.body)
         return self
 
     @override
@@ -79,26 +79,80 @@ class LevelTrunk(NormedLevels):
 
 
 class ModuleTrunk(NormedLevels):
-    """A module of the user's own: `adopt` puts its copy in.
+    """A module of the user's own: `adopt` puts its copy in. Levels that it lacks are made from its own.
 
     Args:
         levels: (stride, channels) of each map.
     """
 
     def __init__(self, *, levels: Sequence[Sequence[int]]) -> None:
-        super().__init__([Level(stride=int(s), channels=int(c)) for s, c in levels])
+        completed = CompletedLevels([Level(stride=int(s), channels=int(c)) for s, c in levels])
+        super().__init__(completed.levels)
+        self.completed = completed
         self.body = nn.Identity()
 
     def adopt(self, weights: ModuleWeights) -> str:
         """Take a copy of the module; return the line that says so."""
         self.body = TrainedModule(weights)
-        learns = sum(p.requires_grad for p in self.body.parameters())
-        return f"a module of the user's own: {learns} tensors are trained, none accounted for"
+        return report(self.body)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Return the module's maps."""
+        """Return the module's maps, completed."""
         assert isinstance(self.body, TrainedModule)
-        return self.body.maps(images)
+        return self.completed(self.body.maps(images))
+
+
+class FlatModule(Backbone):
+    """A module of the user's own with one map, in the place of detectron2's ViT.
+
+    Args:
+        stride: Of the map.
+        channels: Of the map.
+        frozen: Never train: no gradient, always in evaluation mode.
+    """
+
+    def __init__(self, *, stride: int, channels: int, frozen: bool = False) -> None:
+        super().__init__()
+        self.stride, self.channels, self.frozen = stride, channels, frozen
+        self.body = nn.Identity()
+        self._out_features = ["last_feat"]
+
+    def adopt(self, weights: ModuleWeights) -> str:
+        """Take a copy of the module; return the line that says so."""
+        self.body = TrainedModule(weights)
+        if self.frozen:
+            self.body.requires_grad_(requires_grad=False)
+        return report(self.body)
+
+    def train(self, mode: bool = True) -> "FlatModule":  # noqa: FBT001, FBT002
+        """Set training mode; batch norms keep the statistics they were trained with."""
+        super().train(mode and not self.frozen)
+        still(self.body)
+        return self
+
+    @override
+    def forward(self, images: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the one map of normalised pictures."""
+        assert isinstance(self.body, TrainedModule)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return {"last_feat": self.body.maps(images)[-1]}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Return channels and stride of the map."""
+        return {"last_feat": ShapeSpec(channels=self.channels, stride=self.stride)}
+
+
+def report(body: nn.Module) -> str:
+    """Return the line that says what of a user's module is trained."""
+    learns = sum(p.requires_grad for p in body.parameters())
+    return f"a module of the user's own: {learns} tensors are trained, none accounted for"
+
+
+def still(body: nn.Module) -> None:
+    """Keep the statistics of a trunk's batch norms."""
+    for module in body.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def fill(model: nn.Module, weights: LevelWeights) -> str:

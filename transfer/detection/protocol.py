@@ -133,6 +133,22 @@ def plan(config: Config, spec: VitSpec) -> ResolvedRecipe:
     )
 
 
+def plan_steps(config: Config) -> ResolvedRecipe:
+    """Return the recipe for a trunk of which nothing is known: length and schedule alone."""
+    images = config.images or STEPS * BATCH
+    first, second = (round(drop * STEPS) for drop in config.drops)
+    return ResolvedRecipe(
+        steps=images // config.batch,
+        schedule=(first, second, STEPS),
+        warmup=config.warmup,
+        layer_decay=1.0,
+        drop_path=0.0,
+        decay_all=False,
+        global_blocks=(),
+        depth=0,
+    )
+
+
 def resolved(spec: Spec, config: Config) -> dict[str, object]:
     """Return the fields that the model's size decides, filled in."""
     if not isinstance(spec, VitSpec):

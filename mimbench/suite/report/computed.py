@@ -27,8 +27,9 @@ from mimbench.system.runtime import pick_device
 logger = logging.getLogger(__name__)
 
 PRETRAINED = "model.safetensors"
-MASKED, SHEET = 4, 1180
-"""Images of a sheet of masks, and its pixels across: its smallest words have 10."""
+MASKED, LARGEST = 4, 4000
+POINTS = 100
+"""Dots to the inch at which a sheet of masks is shown: its smallest words have 8 points, 11 pixels."""
 QUERIES, NEIGHBOURS, CELL = 6, 5, 96
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
@@ -123,7 +124,8 @@ def mask_sheet(checkpoint: Path, weights: Weights, images: list[Path]) -> str:
             return ""
         caption = "image, predicted loss, masks from easy to hard, reconstruction"
         with Image.open(out) as image:
-            return picture(image, caption, side=SHEET)
+            dots = float(image.info.get("dpi", (POINTS, POINTS))[0])
+            return picture(image, caption, side=LARGEST, density=dots / POINTS)
 
 
 def neighbour_strips(weights: Weights, data: Path, device: torch.device) -> list[str]:

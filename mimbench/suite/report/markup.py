@@ -32,10 +32,16 @@ def section(anchor: str, title: str, parts: Iterable[str]) -> str:
     return f'<section id="{anchor}"><h2>{text(title)}</h2>\n{content}</section>' if content else ""
 
 
-def picture(image: Image.Image, caption: str = "", *, side: int = 512) -> str:
+def picture(image: Image.Image, caption: str = "", *, side: int = 512, density: float = 1.0) -> str:
     """Return an embedded picture with a caption.
 
-    One with many pixels across is shown at its own size and scrolls, so that words in it stay legible.
+    A broad one is shown at its own size and scrolls, so that words in it stay legible.
+
+    Args:
+        image: The picture.
+        caption: Words below it, and for those who do not see it.
+        side: Its most pixels along a side; more are left out.
+        density: Its pixels for each pixel of the page.
     """
     image = image.convert("RGB")
     image.thumbnail((side, side))
@@ -43,11 +49,12 @@ def picture(image: Image.Image, caption: str = "", *, side: int = 512) -> str:
     small = max(image.size) <= SMALL
     image.save(file, format="PNG" if small else "JPEG", quality=88)
     data = base64.b64encode(file.getvalue()).decode()
-    place = ' class="broad" tabindex="0"' if image.width > BROAD else ""
+    width, height = (round(x / density) for x in image.size)
+    place = ' class="broad" tabindex="0"' if width > BROAD else ""
     mark = ' class="small"' if small else ""
     words = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     return (
-        f'<figure{place}><img{mark} width="{image.width}" height="{image.height}" '
+        f'<figure{place}><img{mark} width="{width}" height="{height}" '
         f'alt="{text(caption or "picture")}" src="data:image/{"png" if small else "jpeg"};base64,{data}">'
         f"{words}</figure>"
     )
