@@ -328,7 +328,7 @@ def test_the_spread_over_draws_stands_beside_that_over_seeds() -> None:
 
 def test_names_from_the_user_are_escaped() -> None:
     assert r"a_b & <c>\|d" in markdown(example())
-    assert r"a\_b \& <c>|d" in latex(example())
+    assert r"a\_b \& \textless{}c\textgreater{}\textbar{}d" in latex(example())
     assert "a_b & <c>|d" in comma(example())
     assert json.loads(FORMATS["json"](example()))["rows"][0]["label"]
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from mimbench.system.errors import printable
 from mimbench.tables.rows import Column, Row, Table, Value
+from mimbench.tables.tex import tex
 
 PROFILES = {
     "quick": "[quick] cheaper recipes of our own: no published row stands beside them",
@@ -42,7 +44,7 @@ def corner(table: Table) -> str:
     return f"[{profiles.pop()}]" if len(profiles) == 1 and profiles != {"paper"} else ""
 
 
-def text_of(value: Value | None, plus_minus: str = "±") -> str:
+def text_of(value: Value | None) -> str:
     """Return a value as `84.20 ±0.31 (+0.10)`; `failed` or `-` where there is none."""
     if value is None:
         return "-"
@@ -50,7 +52,7 @@ def text_of(value: Value | None, plus_minus: str = "±") -> str:
         return "failed"
     text = f"{value.value:.2f}"
     if value.interval is not None:
-        text += f" {plus_minus}{value.interval:.2f}"
+        text += f" ±{value.interval:.2f}"
     if value.spread is not None:
         text += f" sd {value.spread:.2f} n={value.seeds}"
     if value.draw_sd is not None:
@@ -201,38 +203,20 @@ def comma(table: Table) -> str:
     return file.getvalue()
 
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "·": r"$\cdot$",
-}
-
-
 def latex(table: Table) -> str:
     """Return the table for booktabs."""
 
-    def safe(text: str) -> str:
-        return "".join(LATEX.get(char, char) for char in text)
-
     def first(text: str) -> str:
-        # after a line's end or a rule, a bracket would open an argument of it
-        return "{}" + safe(text) if text.startswith("[") else safe(text)
+        # after a line's end or a rule, a bracket or a star would be an argument of it
+        return "{}" + tex(text) if text.startswith(("[", "*")) else tex(text)
 
     def number(value: Value | None, *, best: bool) -> str:
-        text = safe(text_of(value, "@")).replace("@", r"$\pm$")
+        text = tex(text_of(value))
         return rf"\textbf{{{text}}}" if best else text
 
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
     lines += [
-        " & ".join([first(corner(table)), *(safe(heading(c, table)) for c in table.columns)])
+        " & ".join([first(corner(table)), *(tex(heading(c, table)) for c in table.columns)])
         + r" \\",
         r"\midrule",
     ]
@@ -241,7 +225,11 @@ def latex(table: Table) -> str:
             lines.append(r"\midrule")
         cells = [number(row.values.get(c), best=_best(row, c)) for c in table.columns]
         lines.append(" & ".join([first(row.label), *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in bold_legend(table))]
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(f"% {printable(note)}" for note in bold_legend(table)),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -87,7 +87,7 @@ def _published(table: Table, column: Column) -> list[Lane]:
     found = [
         (row, value)
         for row in table.rows
-        if row.kind == "published" and (value := row.values.get(column)) is not None
+        if row.kind != "measured" and (value := row.values.get(column)) is not None
     ]
     if not found:
         return []
