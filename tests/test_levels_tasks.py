@@ -75,7 +75,6 @@ def test_layer_decay_reaches_the_stem_last(family: str) -> None:
     weights = random_levels(spec, seed=0)
     model, _ = build_classifier(weights, 3, pool="avg", drop_path=0.0, seed=0)
     recipe = replace(staged_recipe("fcmae", "ConvNeXtV2-T"), layer_decay=0.5)
-    config = from_mapping(finetune.Config, {"data": "x"})
     groups = make_optimizer(model, recipe, spec).param_groups
     scales = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
     named = {n: scales[id(p)] for n, p in model.named_parameters()}
