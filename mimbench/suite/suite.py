@@ -65,6 +65,9 @@ def run_suite(
         slots = [Slot()] if cluster else _slots(request)
         if request.dry_run:
             sys.stdout.write(plan_text(cells, out, slots=slots, device=device))
+            if request.gap:
+                count = sum(cell.nearby and not cell.problem for cell in cells)
+                sys.stdout.write(f"then, not in this forecast: the recipe gap of {count} cells\n")
             return 1 if any(cell.problem for cell in cells) else 0
         if request.room and cluster is None:
             # slots with GPUs of their own share no memory

@@ -17,6 +17,10 @@ PROFILES = {
 }
 
 
+BEST_LEGEND = (
+    "* best measured value of the column, and all that nothing tells from it (at 5 % over all comparisons, "
+    "by Holm)"
+)
 GAP_LEGEND = (
     "gap: recipe gap, the range under neighbouring settings of the recipe (resolution, pooling, rate, "
     "interpolation)"
@@ -120,7 +124,7 @@ def legend(table: Table) -> list[str]:
     if any(v.difference is not None for v in values):
         lines.append("(+/-) measured - published, for the matching published row")
     if any(v.best for v in values):
-        lines.append("* best measured value of the column, and all that nothing tells from it")
+        lines.append(BEST_LEGEND)
     lines += [PROFILES[p] for p in dict.fromkeys(c.profile for c in table.columns) if p in PROFILES]
     published = [row for row in table.rows if row.kind == "published"]
     for source in dict.fromkeys(row.source for row in published):
