@@ -12,6 +12,7 @@ import pytest
 
 from mimbench.__main__ import main
 from mimbench.benchmarks.run_config import safe_name
+from mimbench.results.gap import Gap, Nearby, write_gap
 from mimbench.results.record import read_result, write_result
 from mimbench.scores.verdicts import holm
 from mimbench.suite.board.entries import Demands, letter
@@ -161,6 +162,23 @@ def test_another_row_to_compare_with(folder: Path) -> None:
     assert "+" in grid.row("near")[1]
     with pytest.raises(UserError, match="--against 'fat' is no row; did you mean 'far'"):
         board(folder, against="fat")
+
+
+def test_a_difference_inside_the_recipe_gap_is_no_difference(folder: Path, tmp_path: Path) -> None:
+    """Plainly apart under the recipe, the other way round with smaller images."""
+    for name in ("benchmarks.yaml", "reference.yaml"):
+        shutil.copy(folder / name, tmp_path)
+    shutil.copytree(folder / "one", tmp_path / "one")
+    for name, other in (("hpm", 50.0), ("far", 90.0)):
+        path = next((tmp_path / "one").glob(f"*-{name}/in-knn"))
+        result = read_result(path / "result.json")
+        settings = (Nearby(setting="smaller images", value=other),)
+        gap = Gap(metric="top1", value=result.metrics["top1"], settings=settings, complete=True)
+        write_gap(path, replace(gap, built_on=result.checksum))
+    pack(tmp_path, "one")
+    page = board(tmp_path, "one").page
+    assert re.search(r"gap 6\d\.\d\d to 90\.00 ≈ -\d\d\.\d\d", Grid(page).row("far")[1])
+    assert "cannot tell far from hpm: it depends on the recipe" in page
 
 
 def test_other_test_images_are_not_compared(folder: Path, tmp_path: Path) -> None:

@@ -121,7 +121,10 @@ def quick(out: Path) -> None:
         (faulty, "look at: the canary had no time for all of good | red and blue"),
         (unchecked, "look at: the canary did not check good | "),
         (missing, "look at: good did not run 1 benchmark | k-NN"),
-        (no_better, "look at: good cannot be told from random weights in 1 benchmark | k-NN"),
+        (
+            no_better,
+            "look at: good cannot be distinguished from random weights in 1 benchmark | k-NN",
+        ),
         (worse, "look at: good is worse than random weights in 1 benchmark | k-NN"),
         (changed, "look at: changed recipe: k=10 | in-knn"),
         (short, "look at: k-NN did not run as its protocol says | images 50"),

@@ -76,6 +76,8 @@ class Request:
     fresh: bool = False
     dry_run: bool = False
     canary: bool = True
+    gap: bool = False
+    """Measure the recipe gap of cheap cells too."""
     twin: bool = False
     """Evaluate a random-weight twin of each checkpoint too."""
     room: bool = True
@@ -131,6 +133,8 @@ class Cell:
     """The data is a folder of images by class, which the canary may use."""
     free_fields: frozenset[str] = frozenset()
     """Fields of the configuration that move no number: a run goes on when they change."""
+    nearby: bool = False
+    """Its recipe gap can be measured."""
     footprint: Footprint = field(default_factory=Footprint)
     """What the run takes at least."""
 
@@ -333,4 +337,5 @@ def _cell(
         labelled_images=report.labelled_images,
         footprint=_own(report.footprints, specs, who.spec, Footprint()),
         free_fields=frozenset(report.free_fields),
+        nearby=report.nearby,
     )

@@ -50,7 +50,13 @@ def evaluate(run: RunConfig, out: Path, weights: Weights | None = None) -> Resul
     return result
 
 
-def _evaluate(run: RunConfig, out: Path, weights: Weights | None) -> Result:
+def ready(run: RunConfig, weights: Weights | None = None) -> tuple[Task, Any, Weights]:
+    """Return a run's task, its configuration and its weights, which are still those it was planned for.
+
+    Args:
+        run: What to run.
+        weights: The checkpoint, where it is in memory already; by default its file is read.
+    """
     task = load_task(run.task)
     config = from_mapping(task.Config, run.config, f"{run.benchmark}.config")
     if weights is None:
@@ -60,6 +66,11 @@ def _evaluate(run: RunConfig, out: Path, weights: Weights | None) -> Result:
             f"{run.checkpoint} changed since the run was planned: digest {weights.digest[:12]}, "
             f"expected {run.weights_digest[:12]}; start the run again"
         )
+    return task, config, weights
+
+
+def _evaluate(run: RunConfig, out: Path, weights: Weights | None) -> Result:
+    task, config, weights = ready(run, weights)
     began = time.monotonic()
     found = task.run(weights, config, out)
     check_result(run.task, task.MAIN_METRIC, found)

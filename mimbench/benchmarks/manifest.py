@@ -24,6 +24,16 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rungs:
+    """From which cheap dense benchmarks an expensive one is predicted (`mimbench ladder`)."""
+
+    cheap: tuple[str, ...]
+    """Ids, chosen beforehand and never by their fit."""
+    top1: str
+    """The id that people would look at instead: a ladder has to do better than it alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """One entry: a task with a recipe, one column of the table."""
 
@@ -41,6 +51,8 @@ class Benchmark:
     """Benchmarks whose run on the same checkpoint comes first: they leave something to reuse."""
     with_levels: str = ""
     """The benchmark that networks with several levels run in this one's place: a column of its own."""
+    ladder: Rungs | None = None
+    """What predicts this one, where it is expensive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,16 +274,23 @@ def _check(manifest: Manifest, path: Path) -> None:
                     + did_you_mean(name, manifest.benchmarks)
                 )
             manifest.change(name, "paper")
+    _check_named(manifest, path)
+    _check_published(manifest)
+
+
+def _check_named(manifest: Manifest, path: Path) -> None:
+    """Refuse benchmarks that others name but nobody defines."""
     for name, benchmark in manifest.benchmarks.items():
         named = [("after", other) for other in benchmark.after]
         named += [("with_levels", benchmark.with_levels)] if benchmark.with_levels else []
+        if rungs := benchmark.ladder:
+            named += [("ladder", other) for other in (*rungs.cheap, rungs.top1)]
         for key, other in named:
             if other not in manifest.benchmarks:
                 raise UserError(
                     f"{path.name}.{name}.{key}: no benchmark '{other}'"
                     + did_you_mean(other, manifest.benchmarks)
                 )
-    _check_published(manifest)
 
 
 def _check_published(manifest: Manifest) -> None:

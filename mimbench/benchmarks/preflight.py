@@ -76,6 +76,8 @@ class RecipeReport:
     """The data is a folder of images by class."""
     free_fields: tuple[str, ...] = ()
     """Fields of the configuration that move no number."""
+    nearby: bool = False
+    """It declares neighbouring settings: its recipe gap can be measured."""
     footprints: tuple[Footprint, ...] = ()
     """What a run takes at least, for each architecture that was asked about."""
 
@@ -211,6 +213,7 @@ def _report(
         uses=traits.uses(config) if traits.uses else (),
         labelled_images=traits.labelled_images,
         free_fields=tuple(sorted(traits.free_fields)),
+        nearby=traits.nearby is not None,
         footprints=tuple(estimate(spec, config, images) for spec in specs),
     )
 

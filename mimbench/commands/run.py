@@ -41,6 +41,7 @@ def add_arguments(parser: Parser) -> None:
     run.add_argument(
         "--twin", action="store_true", help="evaluate a random-weight twin of each checkpoint too"
     )
+    add_option(run, "--gap", "of cells that are cheap; finished cells stay as they are")
     add_option(run, "--gpus", "default: one, if there is one")
     run.add_argument(
         "--per-task", type=int, metavar="N", help="GPUs for one task (default: all of --gpus)"
@@ -220,12 +221,18 @@ def main(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         canary=not args.no_canary,
         twin=args.twin or args.demo,
+        gap=args.gap,
         gpus=args.gpus,
         per_task=args.per_task,
         room=not args.no_room_check,
         choice=parse_choices(args.reference),
         track=args.track,
     )
+    if args.gap and args.launcher != "local":
+        raise UserError(
+            "--gap runs on this machine only; when the cells are done, start the same command with "
+            "--launcher local --gap: it reads their results and measures the neighbours"
+        )
     checkpoints = [parse_checkpoint(text) for text in args.checkpoints]
     if args.demo:
         checkpoints.insert(0, (NAME, demo_checkpoint(request.out, track=args.track)))

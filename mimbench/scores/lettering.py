@@ -1,4 +1,4 @@
-"""Words and colours inside pictures: large enough on a phone, and told apart by the colour-blind."""
+"""Words and colours inside pictures: large enough on a phone, and clear to the colour-blind."""
 
 from functools import cache
 from typing import TypeAlias

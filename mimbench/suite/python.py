@@ -5,7 +5,7 @@ that tables are made of. Only a frozen module of the user's own has no file that
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mimbench.benchmarks.cells import Candidate, Cell
 from mimbench.benchmarks.evaluation import describe_weights
 from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import Manifest, Profile, load_manifest
+from mimbench.benchmarks.nearby import measure_gap
 from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_recipe
 from mimbench.benchmarks.run_config import RunConfig, safe_name
 from mimbench.checkpoints.files import read_weights, write_weights
@@ -73,6 +74,7 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
     workers: int = 0,
+    gap: bool = False,
     **declared: Any,
 ) -> dict[str, Result]:
     """Return benchmark -> result of a model; what is done already under the same recipe is read.
@@ -89,6 +91,7 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         settings: Changes of the recipe: id or group -> fields.
         device: Where to compute.
         workers: Loader processes.
+        gap: Measure the recipe gap of cheap benchmarks too.
         declared: What a module says of itself: see `mimbench.networks.module.adapt`.
     """
     manifest = load_manifest()
@@ -100,6 +103,7 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         data=Path(data) if data else None,
         own=own_data,
         machine=Machine(device=device, workers=workers),
+        gap=gap,
     )
     if not isinstance(model, nn.Module) and declared:
         raise UserError(
@@ -158,6 +162,7 @@ class Study:
     data: Path | None
     own: bool
     machine: Machine
+    gap: bool = False
 
     def inspect_recipe(
         self, benchmark: str, spec: Spec, read: Callable[[Parts], DataDigest]
@@ -203,7 +208,10 @@ class Study:
             main_metric=report.main_metric,
             protocol=protocol,
         )
-        return run_here(cell, weights=weights)
+        result = run_here(cell, weights=weights)
+        if self.gap and report.nearby:
+            return replace(result, gap=measure_gap(folder, weights))
+        return result
 
 
 def _kept(weights: Weights, row: Path) -> Path:

@@ -29,6 +29,10 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
     "--device": {"default": "auto", "metavar": "D", "help": "auto, cpu, cuda or cuda:N"},
     "--eval-only": {"type": user_path, "metavar": "RUN", "help": "score a trained model once more"},
     "--fresh": {"action": "store_true", "help": "start over; nothing done before is reused"},
+    "--gap": {
+        "action": "store_true",
+        "help": "measure the recipe gap too: the number under neighbouring settings of the recipe",
+    },
     "--gpus": {"type": int, "metavar": "N", "help": "how many GPUs on each machine"},
     "--image-size": {"type": int, "metavar": "N", "help": "side of the images in pixels"},
     "--images": {"type": int, "metavar": "N", "help": "how many images"},

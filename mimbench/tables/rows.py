@@ -44,8 +44,17 @@ class Value:
     """Measured minus the matching published value."""
     against: str = ""
     """Label of the published row that was subtracted."""
+    gap: Mapping[str, float] = field(default_factory=dict)
+    """Neighbouring setting of the recipe -> value, where they were measured."""
     best: bool = False
     error: str = ""
+
+    @property
+    def gap_ends(self) -> tuple[float, float] | None:
+        """Return the smallest and largest value over the recipe and its neighbours."""
+        if self.value is None or not self.gap:
+            return None
+        return min([self.value, *self.gap.values()]), max([self.value, *self.gap.values()])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,15 @@ def value_of(here: Sequence[Result], column: Column, reference: Reference | None
         draws=draws,
         difference=mean - reference.value if reference else None,
         against=published_label(reference) if reference else "",
+        gap=mean_gap(done),
     )
+
+
+def mean_gap(done: Sequence[Result]) -> dict[str, float]:
+    """Return setting -> mean over seeds, of settings that every seed was measured with."""
+    each = [r.gap.values if r.gap and r.gap.complete else {} for r in done]
+    shared = [name for name in each[0] if all(name in values for values in each)] if each else []
+    return {name: statistics.fmean(values[name] for values in each) for name in shared}
 
 
 def _draws(done: Sequence[Result], metric: str) -> tuple[float | None, int]:

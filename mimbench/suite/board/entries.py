@@ -132,7 +132,7 @@ def _same_recipe(result: Result, theirs: Manifest, own: Manifest) -> bool:
 
 
 def named_apart(entries: Sequence[Entry]) -> list[Run]:
-    """Return all runs, every result once, rows of one name in several bundles told apart by its letter."""
+    """Return all runs, every result once, rows of one name in several bundles with the letter of theirs."""
     runs: list[tuple[str, Run]] = []
     known: set[str] = set()
     for entry in entries:

@@ -88,9 +88,10 @@ def _table(table: Table, found: Standings, entries: Sequence[Entry]) -> str:
     heads = "".join(_head(column, table) for column in table.columns)
     rows = "\n".join(_row(i, row, table, found, entries) for i, row in enumerate(table.rows))
     return (
+        '<p class="soft" id="rule">One column for each protocol and digest: numbers of different '
+        "protocols never share one.</p>"
         '<div class="wide" tabindex="0" role="region" aria-label="board of results">'
-        '<table id="board"><caption>One column for each protocol and digest: numbers of different '
-        "protocols never share one.</caption><thead><tr>"
+        '<table id="board" aria-describedby="rule"><thead><tr>'
         f'<th scope="col"><span class="sort">Checkpoint</span></th>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
@@ -134,6 +135,8 @@ def _cell(value: Value | None, standing: Standing | None, kind: str) -> str:
         small += f" sd {value.spread:.2f} n={value.seeds}"
     if value.draw_sd is not None:
         small += f" sd {value.draw_sd:.2f} d={value.draws}"
+    if value.gap_ends is not None:
+        small += f" gap {value.gap_ends[0]:.2f} to {value.gap_ends[1]:.2f}"
     if standing:
         small += (
             f' <span class="stand {standing.kind.replace(" ", "-")}" '

@@ -7,11 +7,12 @@ from typing import Literal
 from mimbench.benchmarks.manifest import Manifest
 from mimbench.results.record import Result
 from mimbench.scores.confidence import LEVEL
+from mimbench.scores.recipes import PairedGap
 from mimbench.scores.verdicts import Comparison, holm, verdict
 from mimbench.suite.board.entries import Run
 from mimbench.system.errors import UserError, did_you_mean, printable
 from mimbench.tables.columns import ran_as
-from mimbench.tables.comparison import compare_measured
+from mimbench.tables.comparison import compare_measured, gap_of
 from mimbench.tables.rows import Column, Row, Table
 
 Kind = Literal["reference", "behind", "ahead", "cannot tell", "not compared"]
@@ -33,6 +34,8 @@ class _Pair:
     row: Row
     reference: Row
     column: Column
+    gap: PairedGap | None
+    """Their difference under neighbouring settings of the recipe, where both were measured so."""
     result: Result
     found: Comparison
 
@@ -101,7 +104,7 @@ def _compare(
     found = compare_measured(mine, other, tasks)
     if found is None:
         raise UserError("no outcomes were kept that a comparison could use")
-    return _Pair(row, reference, column, *found)
+    return _Pair(row, reference, column, gap_of(mine, other), *found)
 
 
 def _decided(pairs: Mapping[tuple[int, Column], _Pair]) -> dict[tuple[int, Column], Standing]:
@@ -111,7 +114,7 @@ def _decided(pairs: Mapping[tuple[int, Column], _Pair]) -> dict[tuple[int, Colum
     out: dict[tuple[int, Column], Standing] = {}
     for (key, pair), p in zip(pairs.items(), corrected, strict=True):
         gap, result = pair.found.difference, pair.result
-        clear = p < 1 - LEVEL and gap != 0
+        clear = p < 1 - LEVEL and gap != 0 and (pair.gap is None or pair.gap.decided)
         worse = (gap < 0) != pair.column.lower
         kind: Kind = "cannot tell" if not clear else "behind" if worse else "ahead"
         once = clear and result.trains and pair.found.seeds is None
@@ -125,6 +128,7 @@ def _decided(pairs: Mapping[tuple[int, Column], _Pair]) -> dict[tuple[int, Colum
                 trains=result.trains,
                 lower=pair.column.lower,
                 among=among,
+                gap=pair.gap,
             ),
         )
     return out

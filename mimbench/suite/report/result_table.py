@@ -41,6 +41,8 @@ def _value(value: Value | None) -> str:
         small += f" sd {value.spread:.2f} n={value.seeds}"
     if value.draw_sd is not None:
         small += f" sd {value.draw_sd:.2f} d={value.draws}"
+    if ends := value.gap_ends:
+        small += f" gap {ends[0]:.2f} to {ends[1]:.2f}"
     if value.difference is not None:
         sign = "up" if value.difference >= 0 else "down"
         small += f' <span class="{sign}">{value.difference:+.2f}</span>'

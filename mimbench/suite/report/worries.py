@@ -108,7 +108,7 @@ def _no_better(table: Table) -> Iterator[Worry]:
         stand = {c: verdict(row, twin_of(row, rows), c) for c in table.columns}
         for what, words in (
             ("worse", "is worse than random weights in"),
-            ("cannot tell", "cannot be told from random weights in"),
+            ("cannot tell", "cannot be distinguished from random weights in"),
         ):
             if named := [heading(c, table) for c, v in stand.items() if v == what]:
                 yield Worry(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mimbench.benchmarks.lifecycle import outdated
+from mimbench.benchmarks.basis import outdated
 from mimbench.benchmarks.manifest import HubDataset, HubMetric, Manifest
 from mimbench.results.record import NOT_AUDITED, Result
 from mimbench.system.errors import UserError, printable

@@ -13,6 +13,7 @@ from mimbench.benchmarks.manifest import DEFAULT_FILE, Manifest, load_manifest
 from mimbench.benchmarks.records import files_of
 from mimbench.benchmarks.run_config import CONFIG_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results import legacy
+from mimbench.results.gap import GAP_FILE
 from mimbench.results.record import EDITED, Result, read_result
 from mimbench.suite.sharing.recomputing import UNFIT, Checked, check_run
 from mimbench.suite.sharing.signing import signed_by
@@ -31,7 +32,7 @@ HEAD, SIGNATURE, TABLE, BENCHMARKS = (
     "benchmarks.yaml",
 )
 VERSION = 2
-RUN_FILES = (RESULT_FILE, CONFIG_FILE, LOG_FILE, CURVE_FILE)
+RUN_FILES = (RESULT_FILE, CONFIG_FILE, LOG_FILE, CURVE_FILE, GAP_FILE)
 JSON_BYTES = 64 << 20
 
 
@@ -184,6 +185,8 @@ def _check_runs(
             known |= {f.relative_to(root).as_posix() for f in files_of(folder, result)}
             found.expect(result.error != EDITED, f"{where}: {EDITED}")
             found.add(where, check_run(folder, result, manifest, tasks))
+            if result.gap:
+                found.unproven.append(f"{where}: its recipe gap")
         except UserError as error:
             found.faults.append(f"{where}: {str(error).replace(f'{root}/', '')}")
             continue

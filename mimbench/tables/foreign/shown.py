@@ -59,7 +59,7 @@ def with_imported(table: Table, rows: Sequence[ForeignRow], manifest: Manifest) 
 
 def _column(row: ForeignRow, number: int) -> Column:
     return Column(
-        # unlike any benchmark's name: recipes are told apart by number
+        # unlike any benchmark's name: the number keeps recipes apart
         f"{row.protocol} [{number}]",
         "paper",
         "",
