@@ -8,26 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 import mimbench
 from knn import classify
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.nearby import measure_gap
 from mimbench.benchmarks.run_config import task_protocol
+from mimbench.commands import run as run_command
 from mimbench.features.nearby import counts_nearby, sizes_nearby
 from mimbench.results.gap import GAP_FILE, Gap, Nearby, write_gap
-from mimbench.results.record import Result, read_result
+from mimbench.results.record import Result, read_result, write_result
 from mimbench.scores.recipes import paired_gap
 from mimbench.suite.running import gaps
 from mimbench.suite.running.launch import Slot
+from mimbench.suite.sharing.bundle import write_archive, write_bundle
+from mimbench.suite.sharing.unpacking import unpack
+from mimbench.suite.sharing.verifying import verify_bundle
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.tables import comparison
 from mimbench.tables.comparison import choose, describe_pair, describe_published
 from mimbench.tables.formats import FORMATS, terminal
 from mimbench.tables.rows import Value
-from mimbench.tables.table import make_table, read_results, read_results_with_folders
-from mimbench.tables.ties import tied
+from mimbench.tables.table import (
+    make_table,
+    mean_gap,
+    read_results,
+    read_results_with_folders,
+)
+from mimbench.tables.ties import ties
 from mimbench.task import load_task, traits_of
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.support.light_cells import cell
@@ -161,11 +171,47 @@ def test_an_interrupted_gap_goes_on_and_an_impossible_setting_is_skipped(
     assert "1000" in whole.skipped["many"]
 
 
+def test_a_module_that_takes_one_size_only_has_the_other_neighbours(
+    weights: VitWeights, data: Path, tmp_path: Path
+) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3 * 32 * 32, 8)
+
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.shape[-1] == 32, "32 pixels only"
+            return self.layer(images.flatten(1))
+
+    found = mimbench.evaluate(
+        Fixed(),
+        ["in-knn"],
+        data=data,
+        own_data=True,
+        out=tmp_path / "runs",
+        settings={"in-knn": KNN},
+        device="cpu",
+        gap=True,
+        name="fixed",
+        vector=lambda module, images: module(images),
+        image_size=32,
+    )
+    gap = found["in-knn"].gap
+    assert gap is not None
+    assert gap.complete
+    assert {"half of k", "twice k"} <= set(gap.values)
+    assert gap.skipped["larger images"] == "32 pixels only"
+
+
 def test_a_gap_of_another_result_is_none_and_a_damaged_one_an_error(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "a", share=0.8)
     result = read_result(folder / "result.json")
     write_gap(folder, gap_for(result, twice=1.0))
-    assert read_result(folder / "result.json").gap == gap_for(result, twice=1.0)
+    with_gap = read_result(folder / "result.json")
+    assert with_gap.gap == gap_for(result, twice=1.0)
+    before = (folder / "result.json").read_bytes()
+    write_result(folder / "result.json", with_gap)
+    assert (folder / "result.json").read_bytes() == before, "it is in no result's file"
     content = json.loads((folder / GAP_FILE).read_text())
     assert content["low"] == result.metrics["top1"]
     assert content["spread"] == pytest.approx(1.0)
@@ -323,7 +369,7 @@ def test_the_table_shows_the_range_and_ties_what_lies_inside(out: Path) -> None:
     assert ends[0].endswith("gap_low,gap_high")
     assert any(line.endswith(f"{top - 25:.4f},{top:.4f}") for line in ends)
     alike = [Value(value=v, interval=0.1, gap={"x": v - 9}) for v in (70.0, 60.0)]
-    assert not tied(*alike)
+    assert ties([(alike[0], alike[1])]) == [False]
 
 
 def test_a_published_number_inside_the_gap_is_called_so(
@@ -341,6 +387,32 @@ def test_a_published_number_inside_the_gap_is_called_so(
     assert "recipe gap" not in against_dino()
     keep(out, "good", smaller=-25.0)
     assert "inside the recipe gap: the same weights score" in against_dino()
+
+
+def test_a_bundle_carries_the_gap_and_says_that_nothing_proves_it(out: Path) -> None:
+    keep(out, "good", smaller=-25.0)
+    write_bundle(out / "runs", out / "b.tar.gz", out / "benchmarks.yaml")
+    found = verify_bundle(out / "b.tar.gz", benchmarks=out / "benchmarks.yaml")
+    assert found.faults == ()
+    assert [text for text in found.unproven if "recipe gap" in text] == [
+        "runs/676f6f640000-good/in-knn: its recipe gap"
+    ]
+    (out / "root").mkdir()
+    unpack(out / "b.tar.gz", out / "root")
+    assert len(list((out / "root").rglob(GAP_FILE))) == 1
+    next((out / "root").rglob(GAP_FILE)).unlink()
+    files = {p.relative_to(out / "root").as_posix(): p for p in (out / "root").rglob("*")}
+    kept = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    write_archive(out / "c.tar.gz", kept)
+    without = verify_bundle(out / "c.tar.gz", benchmarks=out / "benchmarks.yaml").faults
+    assert any("the table does not follow from the results" in fault for fault in without)
+
+
+def test_on_a_cluster_the_gap_comes_later() -> None:
+    parser = run_command.Parser(prog="run")
+    run_command.add_arguments(parser)
+    with pytest.raises(UserError, match="--launcher local --gap"):
+        run_command.main(parser.parse_args(["x.pth", "--gap", "--launcher", "slurm"]))
 
 
 CHILD = """
@@ -385,3 +457,38 @@ def test_the_suite_measures_gaps_that_are_lacking_and_a_failure_costs_no_number(
     assert read_result(cells[1].folder / "result.json").status == "done"
     assert gaps.measure_gaps(cells[:1], [Slot()]) == []
     assert started == ["good", "broken"], "measured before"
+
+
+def test_each_gpu_of_a_slot_takes_a_gap_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[int, ...]] = []
+
+    class Ended:
+        def poll(self) -> int:
+            return 0
+
+    def started(command: list[str], folder: Path, slot: Slot) -> Any:
+        assert command[-1] == "--gap"
+        assert "torch.distributed.run" not in command, "a neighbour is one process"
+        used.append(slot.gpus)
+        return Ended()
+
+    monkeypatch.setattr(gaps, "lacking", lambda cell: True)
+    monkeypatch.setattr(gaps, "finished", lambda cell: None)
+    monkeypatch.setattr(gaps, "start", started)
+    cells = [cell(tmp_path, name) for name in "abc"]
+    assert gaps.measure_gaps(cells, [Slot(gpus=(0, 1))]) == cells
+    assert used == [(0,), (1,), (0,)]
+
+
+def test_settings_are_averaged_over_seeds_that_all_have_them(out: Path) -> None:
+    [path] = (out / "runs").glob("*-good/in-knn/result.json")
+    result = read_result(path)
+    one = replace(result, gap=gap_for(result, smaller=1.0, larger=2.0))
+    other = replace(result, gap=gap_for(result, smaller=3.0))
+    top = result.metrics["top1"]
+    assert mean_gap([one, other]) == {"smaller": pytest.approx(top + 2.0)}
+    assert mean_gap([one, replace(other, gap=None)]) == {}
+    part = replace(gap_for(result, smaller=3.0), complete=False)
+    assert mean_gap([one, replace(other, gap=part)]) == {}, "not measured to the end"

@@ -6,6 +6,7 @@ features in the bank that the run itself left.
 """
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,9 +22,14 @@ from mimbench.results.record import Result, read_result
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
+from mimbench.system.memory import is_out_of_memory
 from mimbench.task import Task, traits_of
 
 logger = logging.getLogger(__name__)
+REFUSALS = (UserError, AssertionError, ValueError, RuntimeError)
+"""How a setting turns out to be impossible: a network of the user's own refuses a size in its own way."""
+SCRATCH = "gap-"
+"""How folders begin in which a neighbour runs; a killed one leaves it."""
 
 
 def measure_gap(folder: Path, weights: Weights | None = None) -> Gap | None:
@@ -41,6 +47,8 @@ def measure_gap(folder: Path, weights: Weights | None = None) -> Gap | None:
         nearby = traits_of(task).nearby
         if nearby is None:
             return None
+        for left in folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(left)
         asked = nearby(weights.spec, config, result.notes)
         gap = result.gap or Gap(
             metric=result.main_metric,
@@ -78,11 +86,14 @@ def _with(  # noqa: PLR0913 - one neighbour takes all that the run took
     began = time.monotonic()
     try:
         # a task may leave files: those of a neighbour are nobody's
-        with tempfile.TemporaryDirectory(dir=folder, prefix="gap-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
             answer = task.run(weights, how, Path(scratch))
-    except UserError as error:
-        logger.warning("recipe gap: %s is not possible here: %s", setting, error)
-        return replace(gap, skipped={**gap.skipped, setting: str(error)})
+    except REFUSALS as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error) or type(error).__name__
+        logger.warning("recipe gap: %s is not possible here: %s", setting, reason)
+        return replace(gap, skipped={**gap.skipped, setting: reason})
     check_result(result.task, task.MAIN_METRIC, answer)
     value = float(answer.metrics[task.MAIN_METRIC])
     logger.info("recipe gap: %s %.2f, %.0f s", setting, value, time.monotonic() - began)

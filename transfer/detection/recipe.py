@@ -25,10 +25,11 @@ from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
 from transfer.detection.detector import DetectorConfig, ResolvedRecipe
 from transfer.detection.frozen import VITS
+from transfer.detection.modern_attention import TABLE
 from transfer.detection.pictures import by_picture
 from transfer.detection.protocol import Config
 from transfer.detection.pyramid import Levels, levels
-from transfer.detection.trunk import TABLE, decay_rate
+from transfer.detection.trunk import decay_rate
 
 
 class TopPool(LastLevelMaxPool):

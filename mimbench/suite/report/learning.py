@@ -95,9 +95,8 @@ def _figures(state: Mapping[str, Any]) -> dict[str, Any]:
     return {"loss": state.get("loss")} | {k: v for k, v in found.items() if k not in skipped}
 
 
-def layers(gathered: Gathered) -> list[str]:
-    """Return what tasks drew as lines, by layer or severity: each figure with all rows in it."""
-    found = []
+def layer_lines(gathered: Gathered) -> Iterator[tuple[str, dict[str, list[Series]]]]:
+    """Yield each benchmark's title with what its task drew as lines: figure -> a line for each row."""
     for title, runs in gathered.first_seeds():
         figures: dict[str, list[Series]] = {}
         for look, path, result in runs:
@@ -105,26 +104,29 @@ def layers(gathered: Gathered) -> list[str]:
                 if figure.kind == "line" and len(figure.values) > 1:
                     figures.setdefault(figure.title, []).append(Series(look, line_of(figure)))
         if figures:
-            found.append(_block(title, _on_shared_axes(figures)))
-    return [line_key(gathered.looks.values()), *found] if found else []
+            yield title, figures
 
 
-def _on_shared_axes(figures: Mapping[str, list[Series]]) -> list[str]:
-    """Return charts; those whose titles begin alike, up to a colon, share the vertical axis."""
-    families: dict[str, list[Series]] = {}
+def shared(figures: Mapping[str, list[Series]]) -> list[list[tuple[str, list[Series], str]]]:
+    """Return (title, lines, across) of figures whose titles begin alike together: one vertical axis."""
+    families: dict[str, list[tuple[str, list[Series], str]]] = {}
     for title, series in figures.items():
-        families.setdefault(title.partition(":")[0], []).extend(series)
-    return [
-        chart(
-            title,
-            series,
-            across=title.rpartition("by ")[2] if "by " in title else "",
-            up=axes_of(families[title.partition(":")[0]])[1],
+        across = title.rpartition("by ")[2] if "by " in title else ""
+        families.setdefault(title.partition(":")[0], []).append((title, series, across))
+    return list(families.values())
+
+
+def layers(gathered: Gathered) -> list[str]:
+    """Return what tasks drew as lines, by layer or severity: each figure with all rows in it."""
+    found = []
+    for name, figures in layer_lines(gathered):
+        drawn = []
+        for family in shared(figures):
+            up = axes_of([one for _, series, _ in family for one in series])[1]
             # scores by contract
-            unit="%",
-        )
-        for title, series in figures.items()
-    ]
+            drawn += [chart(t, series, across=by, up=up, unit="%") for t, series, by in family]
+        found.append(_block(name, drawn))
+    return [line_key(gathered.looks.values()), *found] if found else []
 
 
 def line_of(figure: Figure) -> Line:

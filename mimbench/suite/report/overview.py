@@ -11,7 +11,7 @@ from mimbench.suite.report.markup import text
 from mimbench.suite.report.strips import Dot, Lane, Strip, Verdict, draw, key
 from mimbench.tables.formats import heading, text_of
 from mimbench.tables.rows import Column, Row, Table, Value
-from mimbench.tables.ties import tied
+from mimbench.tables.ties import ties
 
 PUBLISHED = "published"
 
@@ -52,7 +52,8 @@ def verdict(row: Row, twin: Row | None, column: Column) -> Verdict:
         return ""
     if not all(v.interval is not None or len(v.each) > 1 for v in (mine, other)):
         return ""
-    if tied(mine, other):
+    both = {c: (v, twin.values[c]) for c, v in row.values.items() if twin and c in twin.values}
+    if dict(zip(both, ties(list(both.values())), strict=True))[column]:
         return "cannot tell"
     return "better" if (mine.value < other.value) == column.lower else "worse"
 
@@ -87,7 +88,7 @@ def _published(table: Table, column: Column) -> list[Lane]:
     found = [
         (row, value)
         for row in table.rows
-        if row.kind == "published" and (value := row.values.get(column)) is not None
+        if row.kind != "measured" and (value := row.values.get(column)) is not None
     ]
     if not found:
         return []
@@ -129,7 +130,8 @@ def overview(table: Table) -> list[str]:
     shown = sorted(lanes.values(), key=lambda lane: (order[lane.kind], lane.index))
     note = (
         "Dot: value. Line: 95 % interval over test images. Right is better on every axis. "
-        "▲ ▼ ≈: against random weights of the same shape, intervals compared without pairing."
+        "▲ ▼ ≈: against random weights of the same shape, intervals compared without "
+        "pairing, all columns of a checkpoint corrected together (Holm)."
     )
     return [
         *(f'<p class="answer">{text(line)}</p>' for line in sentences(table)),
