@@ -83,6 +83,13 @@ def test_the_published_row_that_was_subtracted_comes_first() -> None:
     assert lane.kind == "published"
     assert [dot.label for dot in lane.dots] == ["HPM B/16 [paper]", "MAE B/16 [paper]"]
     assert lane.words == "83.00 HPM B/16, 1 more"
+    assert [dot.matched for dot in lane.dots] == [True, False]
+    shown = plot(strips_of(Table([c], [mine, *others]))[0])
+    assert shown.count('class="full" d="M0,-6') == shown.count('class="hollow" d="M0,-6') == 1
+    alone = row("x", {c: Value(value=82.0, interval=0.3)})
+    lane = strips_of(Table([c], [alone, *others]))[0].lanes[-1]
+    assert lane.words == "82.90 to 83.00, 2 rows"
+    assert not any(dot.matched for dot in lane.dots)
 
 
 def test_failed_and_missing_cells_are_said() -> None:

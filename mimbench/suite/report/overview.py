@@ -6,6 +6,7 @@ differ where the table says so (`mimbench.tables.ties`).
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mimbench.suite.report.markup import text
 from mimbench.suite.report.strips import Dot, Lane, Strip, Verdict, draw, key
@@ -93,9 +94,15 @@ def _published(table: Table, column: Column) -> list[Lane]:
         return []
     matched = {v.against for row in table.rows if (v := row.values.get(column)) and v.against}
     found.sort(key=lambda pair: pair[0].label not in matched)
-    dots = [_dot(f"{row.label} [{row.source}]", value) for row, value in found]
-    first, others = dots[0], len(dots) - 1
-    words = f"{first.value:.2f} {found[0][0].label}" + (f", {others} more" if others else "")
+    dots = [
+        replace(_dot(f"{row.label} [{row.source}]", value), matched=row.label in matched)
+        for row, value in found
+    ]
+    values = [dot.value for dot in dots]
+    words = f"{values[0]:.2f} {found[0][0].label}"
+    if len(dots) > 1:
+        between = f"{min(values):.2f} to {max(values):.2f}, {len(dots)} rows"
+        words = f"{words}, {len(dots) - 1} more" if dots[0].matched else between
     return [Lane(label=PUBLISHED, kind="published", dots=dots, words=words)]
 
 

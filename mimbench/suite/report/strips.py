@@ -28,6 +28,8 @@ class Dot:
     """Half width of the 95 % interval."""
     each: Sequence[float] = ()
     """Of every seed, where there are several."""
+    matched: bool = False
+    """A published value that a row should reproduce."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +127,10 @@ def _lanes(strip: Strip, scale: Scale) -> str:
     parts = []
     for i, lane in enumerate(strip.lanes):
         y = LANE * i + LANE // 2
-        # among many published values the first is the one that matters: it is drawn last
-        for n, dot in reversed(list(enumerate(lane.dots))):
-            parts.append(_dot(dot, lane, scale, y, faint=lane.kind == "published" and n > 0))
+        # those that matter lie on top
+        for dot in sorted(lane.dots, key=lambda dot: dot.matched):
+            faint = lane.kind == "published" and not dot.matched
+            parts.append(_dot(dot, lane, scale, y, faint=faint))
     return "".join(parts)
 
 
