@@ -92,6 +92,18 @@ def test_the_published_row_that_was_subtracted_comes_first() -> None:
     assert not any(dot.matched for dot in lane.dots)
 
 
+def test_the_recipes_gap_is_a_band_of_its_own() -> None:
+    c = column()
+    value = Value(value=50.0, interval=1.0, gap={"resolution": 40.0, "pooling": 53.0})
+    strip = strips_of(Table([c], [row("x", {c: value})]))[0]
+    assert strip.lanes[0].dots[0].recipe == (40.0, 53.0)
+    scale = strip.scale()
+    assert scale is not None
+    assert scale.low < 40.0
+    assert scale.high > 53.0
+    assert plot(strip).count('class="recipe"') == 1
+
+
 def test_failed_and_missing_cells_are_said() -> None:
     a, b = column("a"), column("b")
     rows = [row("x", {a: Value(value=None, error="out of memory")}), row("y", {a: 3.0, b: 4.0})]

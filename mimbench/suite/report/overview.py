@@ -80,7 +80,9 @@ def _gap(mine: Value | None, other: Value | None) -> str:
 def _dot(label: str, value: Value) -> Dot:
     assert value.value is not None
     each = value.each if len(value.each) > 1 else ()
-    return Dot(label=label, value=value.value, half=value.interval, each=each)
+    return Dot(
+        label=label, value=value.value, half=value.interval, each=each, recipe=value.gap_ends
+    )
 
 
 def _published(table: Table, column: Column) -> list[Lane]:
@@ -136,6 +138,7 @@ def overview(table: Table) -> list[str]:
     shown = sorted(lanes.values(), key=lambda lane: (order[lane.kind], lane.index))
     note = (
         "Dot: value. Line: 95 % interval over test images. Right is better on every axis. "
+        "Wide band, where it was measured: how far neighbouring settings of the recipe move the value. "
         "▲ ▼ ≈: against random weights of the same shape, intervals compared without pairing."
     )
     return [

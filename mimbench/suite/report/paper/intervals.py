@@ -139,6 +139,9 @@ def _dot(axes: Axes, dot: Dot, y: int, look: RowLook | None) -> None:
     if look is None:
         axes.plot([dot.value], [y], **PUBLISHED, markerfacecolor=INK if dot.matched else "white")
         return
+    if dot.recipe:
+        axes.plot(dot.recipe, [y, y], color=tone(look), alpha=0.25, linewidth=5, marker="",
+                  solid_capstyle="butt")  # fmt: skip
     if dot.half is not None:
         axes.errorbar([dot.value], [y], xerr=[dot.half], color=tone(look), linewidth=1.1,
                       capsize=1.8, capthick=0.8)  # fmt: skip
