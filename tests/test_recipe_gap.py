@@ -14,12 +14,16 @@ from knn import classify
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.benchmarks.nearby import measure_gap
 from mimbench.benchmarks.run_config import task_protocol
+from mimbench.commands import run as run_command
 from mimbench.features.nearby import counts_nearby, sizes_nearby
 from mimbench.results.gap import GAP_FILE, Gap, Nearby, write_gap
-from mimbench.results.record import Result, read_result
+from mimbench.results.record import Result, read_result, write_result
 from mimbench.scores.recipes import paired_gap
 from mimbench.suite.running import gaps
 from mimbench.suite.running.launch import Slot
+from mimbench.suite.sharing.bundle import write_archive, write_bundle
+from mimbench.suite.sharing.unpacking import unpack
+from mimbench.suite.sharing.verifying import verify_bundle
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.tables import comparison
@@ -27,7 +31,7 @@ from mimbench.tables.comparison import choose, describe_pair, describe_published
 from mimbench.tables.formats import FORMATS, terminal
 from mimbench.tables.rows import Value
 from mimbench.tables.table import make_table, read_results, read_results_with_folders
-from mimbench.tables.ties import tied
+from mimbench.tables.ties import ties
 from mimbench.task import load_task, traits_of
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from tests.support.light_cells import cell
@@ -165,7 +169,11 @@ def test_a_gap_of_another_result_is_none_and_a_damaged_one_an_error(tmp_path: Pa
     folder = write_run(tmp_path, "a", share=0.8)
     result = read_result(folder / "result.json")
     write_gap(folder, gap_for(result, twice=1.0))
-    assert read_result(folder / "result.json").gap == gap_for(result, twice=1.0)
+    with_gap = read_result(folder / "result.json")
+    assert with_gap.gap == gap_for(result, twice=1.0)
+    before = (folder / "result.json").read_bytes()
+    write_result(folder / "result.json", with_gap)
+    assert (folder / "result.json").read_bytes() == before, "it is in no result's file"
     content = json.loads((folder / GAP_FILE).read_text())
     assert content["low"] == result.metrics["top1"]
     assert content["spread"] == pytest.approx(1.0)
@@ -323,7 +331,7 @@ def test_the_table_shows_the_range_and_ties_what_lies_inside(out: Path) -> None:
     assert ends[0].endswith("gap_low,gap_high")
     assert any(line.endswith(f"{top - 25:.4f},{top:.4f}") for line in ends)
     alike = [Value(value=v, interval=0.1, gap={"x": v - 9}) for v in (70.0, 60.0)]
-    assert not tied(*alike)
+    assert ties([(alike[0], alike[1])]) == [False]
 
 
 def test_a_published_number_inside_the_gap_is_called_so(
@@ -341,6 +349,32 @@ def test_a_published_number_inside_the_gap_is_called_so(
     assert "recipe gap" not in against_dino()
     keep(out, "good", smaller=-25.0)
     assert "inside the recipe gap: the same weights score" in against_dino()
+
+
+def test_a_bundle_carries_the_gap_and_says_that_nothing_proves_it(out: Path) -> None:
+    keep(out, "good", smaller=-25.0)
+    write_bundle(out / "runs", out / "b.tar.gz", out / "benchmarks.yaml")
+    found = verify_bundle(out / "b.tar.gz", benchmarks=out / "benchmarks.yaml")
+    assert found.faults == ()
+    assert [text for text in found.unproven if "recipe gap" in text] == [
+        "runs/676f6f640000-good/in-knn: its recipe gap"
+    ]
+    (out / "root").mkdir()
+    unpack(out / "b.tar.gz", out / "root")
+    assert len(list((out / "root").rglob(GAP_FILE))) == 1
+    next((out / "root").rglob(GAP_FILE)).unlink()
+    files = {p.relative_to(out / "root").as_posix(): p for p in (out / "root").rglob("*")}
+    kept = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    write_archive(out / "c.tar.gz", kept)
+    without = verify_bundle(out / "c.tar.gz", benchmarks=out / "benchmarks.yaml").faults
+    assert any("the table does not follow from the results" in fault for fault in without)
+
+
+def test_on_a_cluster_the_gap_comes_later() -> None:
+    parser = run_command.Parser(prog="run")
+    run_command.add_arguments(parser)
+    with pytest.raises(UserError, match="--launcher local --gap"):
+        run_command.main(parser.parse_args(["x.pth", "--gap", "--launcher", "slurm"]))
 
 
 CHILD = """

@@ -6,6 +6,7 @@ features in the bank that the run itself left.
 """
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from mimbench.system.lock import folder_lock
 from mimbench.task import Task, traits_of
 
 logger = logging.getLogger(__name__)
+SCRATCH = "gap-"
+"""How folders begin in which a neighbour runs; a killed one leaves it."""
 
 
 def measure_gap(folder: Path, weights: Weights | None = None) -> Gap | None:
@@ -41,6 +44,8 @@ def measure_gap(folder: Path, weights: Weights | None = None) -> Gap | None:
         nearby = traits_of(task).nearby
         if nearby is None:
             return None
+        for left in folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(left)
         asked = nearby(weights.spec, config, result.notes)
         gap = result.gap or Gap(
             metric=result.main_metric,
@@ -78,7 +83,7 @@ def _with(  # noqa: PLR0913 - one neighbour takes all that the run took
     began = time.monotonic()
     try:
         # a task may leave files: those of a neighbour are nobody's
-        with tempfile.TemporaryDirectory(dir=folder, prefix="gap-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
             answer = task.run(weights, how, Path(scratch))
     except UserError as error:
         logger.warning("recipe gap: %s is not possible here: %s", setting, error)

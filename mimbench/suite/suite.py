@@ -36,7 +36,7 @@ from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import value_digest, write_text
 from mimbench.system.lock import folder_lock
 from mimbench.system.signals import Interrupts
-from mimbench.tables.formats import FORMATS, SUFFIXES
+from mimbench.tables.formats import FORMATS, SUFFIXES, on_screen
 from mimbench.tables.paper_view import as_text, view_of
 from mimbench.tables.papers import load_papers
 from mimbench.tables.table import TWIN, Table, make_table, read_results
@@ -65,6 +65,9 @@ def run_suite(
         slots = [Slot()] if cluster else _slots(request)
         if request.dry_run:
             sys.stdout.write(plan_text(cells, out, slots=slots, device=device))
+            if request.gap:
+                count = sum(cell.nearby and not cell.problem for cell in cells)
+                sys.stdout.write(f"then, not in this forecast: the recipe gap of {count} cells\n")
             return 1 if any(cell.problem for cell in cells) else 0
         if request.room and cluster is None:
             # slots with GPUs of their own share no memory
@@ -87,7 +90,7 @@ def run_suite(
 def _printed(table: Table, manifest: Manifest, request: Request) -> str:
     """Return what goes to stdout: the table of all results, or a paper's table filled with them."""
     if not request.paper_table:
-        return FORMATS["terminal"](table)
+        return on_screen(table)
     found = load_papers(manifest).find(request.paper_table)
     results = read_results(request.out)
     return as_text(view_of(request.paper_table, found, results, manifest, request.choice))

@@ -12,7 +12,7 @@ from mimbench.suite.report.markup import text
 from mimbench.suite.report.strips import Dot, Lane, Strip, Verdict, draw, key
 from mimbench.tables.formats import heading, text_of
 from mimbench.tables.rows import Column, Row, Table, Value
-from mimbench.tables.ties import tied
+from mimbench.tables.ties import ties
 
 PUBLISHED = "published"
 
@@ -53,7 +53,8 @@ def verdict(row: Row, twin: Row | None, column: Column) -> Verdict:
         return ""
     if not all(v.interval is not None or len(v.each) > 1 for v in (mine, other)):
         return ""
-    if tied(mine, other):
+    both = {c: (v, twin.values[c]) for c, v in row.values.items() if twin and c in twin.values}
+    if dict(zip(both, ties(list(both.values())), strict=True))[column]:
         return "cannot tell"
     return "better" if (mine.value < other.value) == column.lower else "worse"
 
@@ -139,7 +140,8 @@ def overview(table: Table) -> list[str]:
     note = (
         "Dot: value. Line: 95 % interval over test images. Right is better on every axis. "
         "Wide band, where it was measured: how far neighbouring settings of the recipe move the value. "
-        "▲ ▼ ≈: against random weights of the same shape, intervals compared without pairing."
+        "▲ ▼ ≈: against random weights of the same shape, intervals compared without "
+        "pairing, all columns of a checkpoint corrected together (Holm)."
     )
     return [
         *(f'<p class="answer">{text(line)}</p>' for line in sentences(table)),

@@ -22,7 +22,7 @@ def measure_gaps(cells: Sequence[Cell], slots: Sequence[Slot]) -> list[Cell]:
     """
     waiting = deque(cell for cell in cells if lacking(cell))
     if waiting:
-        logger.info("recipe gap: neighbouring settings of %d cells", len(waiting))
+        logger.info("recipe gap: %d to measure", len(waiting))
     each = [gpu_slot([gpu]) for slot in slots for gpu in slot.gpus] or list(slots)
     running: list[tuple[Cell, Slot, subprocess.Popen[bytes]]] = []
     failed: list[Cell] = []
