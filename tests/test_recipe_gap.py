@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 import mimbench
 from knn import classify
@@ -30,7 +31,12 @@ from mimbench.tables import comparison
 from mimbench.tables.comparison import choose, describe_pair, describe_published
 from mimbench.tables.formats import FORMATS, terminal
 from mimbench.tables.rows import Value
-from mimbench.tables.table import make_table, read_results, read_results_with_folders
+from mimbench.tables.table import (
+    make_table,
+    mean_gap,
+    read_results,
+    read_results_with_folders,
+)
 from mimbench.tables.ties import ties
 from mimbench.task import load_task, traits_of
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
@@ -163,6 +169,38 @@ def test_an_interrupted_gap_goes_on_and_an_impossible_setting_is_skipped(
     assert (list(whole.values), whole.complete) == (["one", "two"], True)
     assert ran == [1, 2, 2, 1000], "what was measured is not measured again"
     assert "1000" in whole.skipped["many"]
+
+
+def test_a_module_that_takes_one_size_only_has_the_other_neighbours(
+    weights: VitWeights, data: Path, tmp_path: Path
+) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3 * 32 * 32, 8)
+
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.shape[-1] == 32, "32 pixels only"
+            return self.layer(images.flatten(1))
+
+    found = mimbench.evaluate(
+        Fixed(),
+        ["in-knn"],
+        data=data,
+        own_data=True,
+        out=tmp_path / "runs",
+        settings={"in-knn": KNN},
+        device="cpu",
+        gap=True,
+        name="fixed",
+        vector=lambda module, images: module(images),
+        image_size=32,
+    )
+    gap = found["in-knn"].gap
+    assert gap is not None
+    assert gap.complete
+    assert {"half of k", "twice k"} <= set(gap.values)
+    assert gap.skipped["larger images"].startswith("32 pixels only")
 
 
 def test_a_gap_of_another_result_is_none_and_a_damaged_one_an_error(tmp_path: Path) -> None:
@@ -419,3 +457,38 @@ def test_the_suite_measures_gaps_that_are_lacking_and_a_failure_costs_no_number(
     assert read_result(cells[1].folder / "result.json").status == "done"
     assert gaps.measure_gaps(cells[:1], [Slot()]) == []
     assert started == ["good", "broken"], "measured before"
+
+
+def test_each_gpu_of_a_slot_takes_a_gap_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[int, ...]] = []
+
+    class Ended:
+        def poll(self) -> int:
+            return 0
+
+    def started(command: list[str], folder: Path, slot: Slot) -> Any:
+        assert command[-1] == "--gap"
+        assert "torch.distributed.run" not in command, "a neighbour is one process"
+        used.append(slot.gpus)
+        return Ended()
+
+    monkeypatch.setattr(gaps, "lacking", lambda cell: True)
+    monkeypatch.setattr(gaps, "finished", lambda cell: None)
+    monkeypatch.setattr(gaps, "start", started)
+    cells = [cell(tmp_path, name) for name in "abc"]
+    assert gaps.measure_gaps(cells, [Slot(gpus=(0, 1))]) == cells
+    assert used == [(0,), (1,), (0,)]
+
+
+def test_settings_are_averaged_over_seeds_that_all_have_them(out: Path) -> None:
+    [path] = (out / "runs").glob("*-good/in-knn/result.json")
+    result = read_result(path)
+    one = replace(result, gap=gap_for(result, smaller=1.0, larger=2.0))
+    other = replace(result, gap=gap_for(result, smaller=3.0))
+    top = result.metrics["top1"]
+    assert mean_gap([one, other]) == {"smaller": pytest.approx(top + 2.0)}
+    assert mean_gap([one, replace(other, gap=None)]) == {}
+    part = replace(gap_for(result, smaller=3.0), complete=False)
+    assert mean_gap([one, replace(other, gap=part)]) == {}, "not measured to the end"

@@ -8,7 +8,7 @@ from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser, add_option
 from mimbench.tables.foreign.shown import read_all, with_imported
-from mimbench.tables.formats import FORMATS
+from mimbench.tables.formats import FORMATS, on_screen
 from mimbench.tables.paper_view import PAPER_FORMATS, view_of
 from mimbench.tables.papers import load_papers
 from mimbench.tables.table import make_table, read_results
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
         return 0
     table = make_table(results, manifest, choice=choice)
     table = with_imported(table, read_all(args.imported), manifest)
-    sys.stdout.write(FORMATS[args.format](table))
+    sys.stdout.write(on_screen(table) if args.format == "terminal" else FORMATS[args.format](table))
     return 0
 
 

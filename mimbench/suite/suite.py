@@ -36,7 +36,7 @@ from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import value_digest, write_text
 from mimbench.system.lock import folder_lock
 from mimbench.system.signals import Interrupts
-from mimbench.tables.formats import FORMATS, SUFFIXES
+from mimbench.tables.formats import FORMATS, SUFFIXES, on_screen
 from mimbench.tables.paper_view import as_text, view_of
 from mimbench.tables.papers import load_papers
 from mimbench.tables.table import TWIN, Table, make_table, read_results
@@ -90,7 +90,7 @@ def run_suite(
 def _printed(table: Table, manifest: Manifest, request: Request) -> str:
     """Return what goes to stdout: the table of all results, or a paper's table filled with them."""
     if not request.paper_table:
-        return FORMATS["terminal"](table)
+        return on_screen(table)
     found = load_papers(manifest).find(request.paper_table)
     results = read_results(request.out)
     return as_text(view_of(request.paper_table, found, results, manifest, request.choice))

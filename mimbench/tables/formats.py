@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -73,8 +76,13 @@ def label_of(row: Row) -> str:
     return row.label if row.kind == "measured" else f"{row.label} [{row.source}]"
 
 
-def terminal(table: Table) -> str:
-    """Return the table as aligned plain text."""
+def terminal(table: Table, width: int | None = None) -> str:
+    """Return the table as aligned plain text.
+
+    Args:
+        table: What to write.
+        width: Columns of the screen: a wider table goes on below, under its rows' names.
+    """
     head = [corner(table), *(heading(c, table) for c in table.columns)]
     body = [
         [
@@ -84,14 +92,36 @@ def terminal(table: Table) -> str:
         for row in table.rows
     ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [_aligned(head, widths), rule]
-    kinds = [row.kind for row in table.rows]
-    for i, cells in enumerate(body):
-        if i and kinds[i] != kinds[i - 1]:
-            lines.append(rule)
-        lines.append(_aligned(cells, widths))
-    return "\n".join([*lines, *legend(table)]) + "\n"
+    kinds, lines = [row.kind for row in table.rows], []
+    for part in _folded(widths, width):
+        rule = "─" * (sum(widths[i] for i in part) + 2 * (len(part) - 1))
+        shown = [[line[i] for i in part] for line in [head, *body]]
+        aligned = [_aligned(cells, [widths[i] for i in part]) for cells in shown]
+        lines += ["", aligned[0], rule]
+        for i, line in enumerate(aligned[1:]):
+            lines += [rule, line] if i and kinds[i] != kinds[i - 1] else [line]
+    notes = legend(table)
+    if width is not None:
+        folded = [textwrap.wrap(n, width, subsequent_indent="  ") for n in ["", *notes]]
+        notes = [line for lines in folded for line in lines or [""]]
+    return "\n".join([*lines[1:], *notes]) + "\n"
+
+
+def on_screen(table: Table) -> str:
+    """Return the table as text for stdout: no wider than the terminal, if it is one."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return terminal(table, width)
+
+
+def _folded(widths: list[int], width: int | None) -> list[list[int]]:
+    """Return the columns that stand side by side, the first one in front of each part."""
+    parts = [[0]]
+    for i in range(1, len(widths)):
+        used = sum(widths[j] + 2 for j in parts[-1])
+        if width is not None and used + widths[i] > width and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
