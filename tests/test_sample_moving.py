@@ -28,7 +28,7 @@ def test_landmarks_lie_as_the_published_set_does(made: Path) -> None:
     assert truth.counts() == {"images": 4 * 12 + 6, "queries": 4}
     assert truth.easy[1].tolist() == [12, 13, 14, 15, 16]
     assert truth.hard[1].tolist() == [17, 18, 19, 20, 21]
-    assert truth.cropped().open(0).size == (112, 112)
+    assert truth.cropped().open(0).size == (80, 80)
     # what is seen well is more like the query than what is seen badly
     query = np.asarray(truth.queries.open(1).resize((16, 16)), dtype=float)
 

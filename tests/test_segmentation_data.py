@@ -230,4 +230,4 @@ def test_validation_labels_keep_their_size(sample: Path) -> None:
 
     item = DATASETS.build(entry)[0]
     assert item["inputs"].shape == (3, 64, 64)
-    assert item["data_samples"].gt_sem_seg.data.shape == (1, 128, 128)
+    assert item["data_samples"].gt_sem_seg.data.shape == (1, 96, 96)

@@ -22,14 +22,18 @@ def demo_checkpoint(out: Path) -> Path:
     """Return the checkpoint that the demo evaluates; pretrains it if it is not there yet."""
     logger.info("sample data: %s", sample_root())
     folder = out / "pretrain"
-    if not RECIPE.is_file():
-        return _stand_in(folder)
+    return pretrain_demo(folder) if RECIPE.is_file() else _stand_in(folder)
+
+
+def pretrain_demo(folder: Path, seed: int = 0) -> Path:
+    """Return the encoder of the demo's pretraining in a folder, made if it is not there yet."""
     done = folder / ENCODER
     if done.is_file():
         logger.info("pretraining: done before, %s", done)
         return done
     logger.info("pretraining a tiny HPM into %s", folder)
     command = [sys.executable, "-m", "pretrain", str(RECIPE), "--out", str(folder)]
+    command += ["--set", f"training.seed={seed}"] if seed else []
     code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
     if code or not done.is_file():
         raise UserError(f"the demo's pretraining ended with exit code {code}; see the lines above")
