@@ -24,7 +24,7 @@ from mimbench.features.patches import PatchBank
 from mimbench.system.options import Parser, add_option
 from mimbench.system.runtime import Ranks, configure_logging
 from mimbench.task import Machine
-from mimbench.training.batches import StepSampler, loader
+from mimbench.training.batches import StepSampler, loader, to_device
 from mimbench.training.learner import StepInfo
 from mimbench.training.optim import plan_batch
 from transfer.classification.attentive_config import Config
@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 CLASSES, QUERIES = 1000, 32
 
 
-def make_probe(bank: PatchBank, labels: Tensor, batch: int) -> AttentiveProbe:
+def make_probe(bank: PatchBank, labels: Tensor, batch: int, device: str = "cpu") -> AttentiveProbe:
     """Return efficient probing's head on ViT-B's tokens, as the task makes it."""
     weights = weights_of("base")
-    machine = Machine(device="cpu", workers=0, max_batch=batch)
+    machine = Machine(device=device, workers=0, max_batch=batch)
     config = Config(data=Path(), batch=batch, norm_batch=batch, crop=None, machine=machine)
     scored = ScoredTokens(bank=bank, labels=labels.numpy())
     rule = token_rule(weights, config.tokens, config.norm)
@@ -47,12 +47,16 @@ def make_probe(bank: PatchBank, labels: Tensor, batch: int) -> AttentiveProbe:
     return AttentiveProbe(weights, config, rule, both, Ranks(), classes=CLASSES)
 
 
-def one_pass(probe: AttentiveProbe, samples: CachedTokens, batch: int, at: StepInfo) -> None:
+def one_pass(
+    probe: AttentiveProbe, samples: CachedTokens, batch: int, at: StepInfo, workers: int = 0
+) -> None:
     """Train on every image once, with the loop's own loader."""
     plan = plan_batch(batch, world=1, at_most=batch)
     steps = len(samples) // batch
     order = StepSampler(len(samples), batch, plan, Ranks(), seed=0, start=0, stop=steps)
-    for found in loader(samples, order, workers=0, pin=False):
+    pin = probe.device.type == "cuda"
+    for read in loader(samples, order, workers=workers, pin=pin):
+        found = read._replace(data=to_device(read.data, probe.device))
         for group in probe.optimizer.param_groups:
             group["lr"] = 0.1
         probe.optimizer.zero_grad()

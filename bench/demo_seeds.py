@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_option(parser, "--jobs", "cells side by side; default: 2", default=2)
     args = parser.parse_args(argv)
     names = [f"seed-{seed}" for seed in args.seeds]
-    found = [pretrain_demo(args.out / f"pretrain-{seed}", seed) for seed in args.seeds]
+    found = [pretrain_demo(args.out / f"pretrain-{seed}", seed=seed) for seed in args.seeds]
     command = [sys.executable, "-m", "mimbench", "run", "--profile", "demo", "--twin"]
     command += ["--out", str(args.out), "--jobs", str(args.jobs)]
     command += [f"{name}={path}" for name, path in zip(names, found, strict=True)]

@@ -25,6 +25,7 @@ from typing_extensions import Self
 
 from knn.vote import Find, VoteConfig, predict, queries_at_once
 from mimbench.features.bank import Choice, FeatureBank
+from mimbench.features.nearby import counts_nearby, images_nearby, poolings_nearby
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.search import (
     Approximate,
@@ -38,7 +39,7 @@ from mimbench.features.search import (
     search_approximate,
 )
 from mimbench.features.storage import storage_effect
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.neighbours import vote_scores
 from mimbench.system.runtime import process_group
@@ -54,6 +55,7 @@ TRAITS = Traits(
     footprint=stored_features,
     trains=False,
     canonical=lambda config: config.canonical(),
+    nearby=lambda spec, config, _: config.nearby(spec),
 )
 
 RECALL_QUERIES = 1000
@@ -96,6 +98,21 @@ class Config(FrozenConfig):
             temperature=(self.main_temperature,),
             index=Approximate() if kind == "exact" else self.index,
         )
+
+    def nearby(self, spec: Spec) -> dict[str, Self]:
+        """Return neighbouring settings: pooling and k read the bank, the others see every image again."""
+        main = replace(
+            self,
+            choices=self.choices[:1],
+            k=(self.main_k,),
+            temperature=(self.main_temperature,),
+        )
+        poolings, counts = poolings_nearby(self.choices[0]), counts_nearby(self.main_k)
+        return {
+            **{name: replace(main, choices=(choice,)) for name, choice in poolings.items()},
+            **{name: replace(main, k=(k,), main_k=k) for name, k in counts.items()},
+            **images_nearby(spec, main),
+        }
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:

@@ -90,6 +90,9 @@ class Traits:
     """Fields of `Config` that move no number, besides data, seed and machine: comparisons skip them."""
     footprint: Callable[[Spec, Any, int], Footprint] | None = None
     """(architecture, config, labelled images) -> memory and disk; by default those of a full training."""
+    nearby: Callable[[Spec, Any, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """(architecture, config, notes of the finished run) -> neighbouring settings, for the recipe gap:
+    name -> a configuration to run, or the metric of the run itself that already is its number."""
     rehearsal: Callable[[Any], Any] | None = None
     """config -> the same with next to no training, so that `plan` can time what follows a training."""
 

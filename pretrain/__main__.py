@@ -28,6 +28,7 @@ def parser() -> Parser:
     add_option(out, "--out", "default: runs/pretrain/CONFIG", metavar="DIR")
     add_option(out, "--fresh", "whatever the folder holds")
     add_option(out, "--no-lock")
+    add_option(out, "--track")
     return out
 
 
@@ -40,12 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pretrain(args: argparse.Namespace) -> int:
     # not before the options are read: --help and a wrong option need no torch
+    from mimbench.suite.tracking.session import require_client  # noqa: PLC0415
     from mimbench.system.config import parse_overrides  # noqa: PLC0415
     from mimbench.system.lock import work_without_locks  # noqa: PLC0415
     from mimbench.system.runtime import process_group  # noqa: PLC0415
     from pretrain.objectives.recipes import read_recipe  # noqa: PLC0415
     from pretrain.train import train  # noqa: PLC0415
 
+    require_client(args.track)
     if args.no_lock:
         work_without_locks()
     overrides = [*args.set, *([f"data.root={args.data}"] if args.data else [])]
@@ -53,7 +56,7 @@ def _pretrain(args: argparse.Namespace) -> int:
     config = read_recipe(args.config, overrides)
     out = args.out or Path("runs") / "pretrain" / Path(args.config).stem
     with process_group(config.machine.device) as ranks:
-        encoder = train(config, out, ranks=ranks, fresh=args.fresh)
+        encoder = train(config, out, ranks=ranks, fresh=args.fresh, track=args.track)
     if ranks.main:
         logger.info("done: %s", encoder)
     return ExitCode.OK

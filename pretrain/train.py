@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from mimbench.suite.tracking.run import MARK_FILE, TrackedRun, shareable
+from mimbench.suite.tracking.session import TRACKING_LOG, tracked
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.files import write_text
@@ -36,7 +38,14 @@ logger = logging.getLogger(__name__)
 LEFT_BEHIND = ("checkpoints", BOARD_FOLDER)
 
 
-def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: bool = False) -> Path:
+def train(
+    config: Config | DistillConfig,
+    out: Path,
+    *,
+    ranks: Ranks,
+    fresh: bool = False,
+    track: str = "",
+) -> Path:
     """Run to the end, or on from where the folder stands; return the encoder's file.
 
     Args:
@@ -44,14 +53,31 @@ def train(config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: boo
         out: Its folder.
         ranks: This process among its peers.
         fresh: Forget what the folder holds.
+        track: A client that the run is followed in.
     """
     busy = f"another process is pretraining in {out}"
     with folder_lock(out, busy) if ranks.main else nullcontext():
-        return train_unlocked(config, out, ranks=ranks, fresh=fresh)
+        return train_unlocked(config, out, ranks=ranks, fresh=fresh, track=track)
+
+
+def tracked_run(config: Config | DistillConfig, out: Path) -> TrackedRun:
+    """Return a pretraining as tracking clients see it."""
+    return TrackedRun(
+        folder=out.resolve(),
+        name=out.name,
+        group="pretrain",
+        config={**shareable(to_mapping(config)), "digest": config.digest()},
+        ends_with_result=False,
+    )
 
 
 def train_unlocked(
-    config: Config | DistillConfig, out: Path, *, ranks: Ranks, fresh: bool = False
+    config: Config | DistillConfig,
+    out: Path,
+    *,
+    ranks: Ranks,
+    fresh: bool = False,
+    track: str = "",
 ) -> Path:
     """Do as `train` does in a folder that the caller has locked."""
     if ranks.main and fresh:
@@ -87,7 +113,8 @@ def train_unlocked(
         label="pretrain",
         start_epoch=start,
     )
-    fit(learner, samples, config.loop(), context)
+    with tracked(track, [tracked_run(config, out)], out / TRACKING_LOG):
+        fit(learner, samples, config.loop(), context)
     return out / ENCODER
 
 
@@ -133,3 +160,4 @@ def clear(out: Path) -> None:
     for name in LEFT_BEHIND:
         shutil.rmtree(out / name, ignore_errors=True)
     remove_curve(out)
+    (out / MARK_FILE).unlink(missing_ok=True)

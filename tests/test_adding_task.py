@@ -10,7 +10,9 @@ import yaml
 
 from mimbench.benchmarks.cells import Cell, Request, make_cells, read_candidate
 from mimbench.benchmarks.evaluation import evaluate
+from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import Manifest, load_manifest
+from mimbench.benchmarks.nearby import measure_gap
 from mimbench.benchmarks.records import statistics_of
 from mimbench.checkpoints.files import write_weights
 from mimbench.sample import generate
@@ -99,3 +101,12 @@ def test_it_has_an_interval_and_a_picture(cell: Cell, manifest: Manifest) -> Non
     html = make_report(cell_folder, manifest, compute=False)
     assert "queries above their neighbours" in html
     assert "Retrieval" in html
+
+
+def test_it_has_a_recipe_gap(cell: Cell) -> None:
+    result = run_here(cell, fresh=True)
+    gap = measure_gap(cell.folder)
+    assert gap is not None
+    assert cell.nearby
+    assert set(gap.values) == {"smaller images", "larger images"}
+    assert gap.value == result.metrics["recall1"]

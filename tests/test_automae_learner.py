@@ -155,6 +155,21 @@ def test_12_without_any_gradient_the_generator_stays(tmp_path: Path) -> None:
         assert not same(list(moved.student.generator.state_dict().values()), other)
 
 
+def test_12_without_weight_the_critic_is_left_out(tmp_path: Path) -> None:
+    made = learner(tiny("mask.weight=0"), tmp_path)
+    figures = made.loss(made.model, batch(), StepInfo(step=0, steps_per_epoch=2, epochs=3, batch=4))
+    assert not {"adversarial", "critic_rectangles", "critic_samples"} & set(figures)
+    assert torch.equal(figures["loss"], figures["reconstruction"])
+    assert all(p.grad is None for p in made.discriminator.parameters())
+    weighed = learner(tiny("mask.weight=0.1"), tmp_path)
+    figures = weighed.loss(
+        weighed.model, batch(), StepInfo(step=0, steps_per_epoch=2, epochs=3, batch=4)
+    )
+    torch.testing.assert_close(
+        figures["loss"], figures["reconstruction"] + 0.1 * figures["adversarial"]
+    )
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, scorer: Path) -> list[Tensor]:
     return everything(run(tmp_path_factory.mktemp("whole"), tiny(f"mask.scorer={scorer}")))

@@ -10,7 +10,7 @@ import torch
 from mimbench.benchmarks import cells
 from mimbench.benchmarks.cells import Candidate, Request, make_cells, read_candidate
 from mimbench.benchmarks.manifest import Manifest, load_manifest
-from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport
+from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_recipe
 from mimbench.suite.suite import _twin
 from mimbench.system.errors import UserError
 from mimbench.task import Machine
@@ -117,3 +117,16 @@ def test_each_kind_of_model_has_a_random_twin_of_its_own(tmp_path: Path) -> None
     for twin in twins:
         assert twin.weights["name"] == "random-48x3-16"
         assert read_candidate(twin.path).weights["digest"] == twin.weights["digest"]
+
+
+def test_a_recipe_of_another_family_is_a_problem_not_a_traceback(tiny_spec: VitSpec) -> None:
+    """The child process that asks the tasks used to end in a traceback."""
+    query = RecipeQuery(
+        benchmark="in-ft-fcmae",
+        task="transfer.classification.finetune",
+        dataset="imagenet",
+        config={"recipe": "fcmae"},
+        needs_data=False,
+    )
+    found = inspect_recipe(query, None, specs=[tiny_spec])
+    assert "recipe fcmae is published for ConvNeXtV2 alone" in found.problem

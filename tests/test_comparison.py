@@ -51,7 +51,9 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(out: Path, a: str, b: str, capsys: pytest.CaptureFixture[str]) -> str:
-    args = argparse.Namespace(a=a, b=b, results=out / "runs", benchmarks=out / "benchmarks.yaml")
+    args = argparse.Namespace(
+        a=a, b=b, results=out / "runs", benchmarks=out / "benchmarks.yaml", imported=[]
+    )
     assert compare.main(args) == 0
     return capsys.readouterr().out
 
@@ -110,7 +112,7 @@ def test_a_published_recipe_is_asked_for_once(
 
 def test_unknown_rows_name_the_nearest(out: Path) -> None:
     args = argparse.Namespace(
-        a="goof", b="bad", results=out / "runs", benchmarks=out / "benchmarks.yaml"
+        a="goof", b="bad", results=out / "runs", benchmarks=out / "benchmarks.yaml", imported=[]
     )
     with pytest.raises(UserError, match="no finished results of 'goof'; did you mean 'good'"):
         compare.main(args)
@@ -119,7 +121,7 @@ def test_unknown_rows_name_the_nearest(out: Path) -> None:
 def test_different_test_images_are_refused(out: Path) -> None:
     write_run(out / "runs", "short", share=0.8, images=500)
     args = argparse.Namespace(
-        a="good", b="short", results=out / "runs", benchmarks=out / "benchmarks.yaml"
+        a="good", b="short", results=out / "runs", benchmarks=out / "benchmarks.yaml", imported=[]
     )
     with pytest.raises(UserError, match="saw different test images"):
         compare.main(args)
@@ -202,7 +204,7 @@ def test_runs_over_other_data_are_not_compared(out: Path) -> None:
         result = read_result(folder / "result.json")
         write_result(folder / "result.json", replace(result, data_digest=DataDigest(digest=digest)))
     args = argparse.Namespace(
-        a="seen", b="unseen", results=out / "runs", benchmarks=out / "benchmarks.yaml"
+        a="seen", b="unseen", results=out / "runs", benchmarks=out / "benchmarks.yaml", imported=[]
     )
     with pytest.raises(UserError, match=r"saw different data \(aaaa, bbbb\)"):
         compare.main(args)

@@ -308,3 +308,11 @@ def test_ties_of_recall_are_decided_as_pycocotools_decides_them() -> None:
         needed = hits_needed(np.array([float(total)]))[0]
         recall = np.arange(total + 1) / total
         np.testing.assert_array_equal(needed, np.searchsorted(recall, RECALLS, side="left"))
+
+
+def test_resamples_without_an_object_are_left_out() -> None:
+    """Four test pictures, two of them empty: a sixteenth of the resamples hold nothing to find."""
+    draws = np.array([np.nan, *np.linspace(0, 100, 1001)])
+    found, whole = percentile_interval(draws), percentile_interval(draws[1:])
+    assert found == whole
+    assert found.half > 40

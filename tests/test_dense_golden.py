@@ -120,6 +120,17 @@ def test_votes_equal_a_plain_count_with_ties_and_prefixes() -> None:
     np.testing.assert_array_equal(found[1], bank[neighbours[:, 0]])
 
 
+def test_more_votes_than_a_byte_counts() -> None:
+    """They are added up 255 at a time: neither one twice nor one too few."""
+    rng = np.random.default_rng(4)
+    bank = np.array([[3, 3], [3, 9], [9, 200]], dtype=np.uint8)
+    neighbours = rng.integers(0, 3, size=(7, 800))
+    neighbours[0] = 0
+    found = pixel_votes(bank, neighbours, (255, 256, 510, 511, 800))
+    for k, row in itertools.product(found, range(7)):
+        np.testing.assert_array_equal(found[k][row], plain_vote(bank[neighbours[row, :k]]))
+
+
 def test_votes_do_not_depend_on_how_many_are_counted_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -179,6 +190,15 @@ def test_matching_renames_classes_and_never_loses() -> None:
         tally = tallier.close()
         better = tally.renamed(best_names(tally.total))
         assert miou_every(better.total) >= miou_every(tally.total) - 1e-9
+
+
+def test_an_images_accuracy_is_the_share_of_its_labelled_pixels() -> None:
+    tallier = Tallier(3)
+    tallier.add("a", np.array([0, 1, 2, IGNORED], np.uint8), np.array([0, 1, 0, 0], np.uint8))
+    tallier.add("b", np.full(4, IGNORED, np.uint8), np.zeros(4, np.uint8))
+    tallier.add("c", np.array([2, 2], np.uint8), np.array([2, 2], np.uint8))
+    tally = tallier.close()
+    assert [tally.accuracy(image) for image in range(3)] == pytest.approx([200 / 3, 0, 100])
 
 
 def test_a_vote_for_no_class_is_wrong_and_belongs_to_no_class() -> None:

@@ -193,6 +193,21 @@ def test_logistic_regression_on_patches_is_scikit_learns() -> None:
     assert miou_labelled(tally.total) > 50
 
 
+def test_a_single_c_is_taken_without_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patch_knn, "draw", lambda *_, **__: [])
+    maps = label_maps(0)
+    truth, patches = truth_of(maps), _patches(oracle(maps))
+    names = tuple("abcdef")
+    ready = Ready(train=patches, val=patches, train_truth=truth, val_truth=truth, class_names=names)
+    grid = Grid(lowest=0.5, highest=0.5, steps=1, max_iterations=30)
+    config = patch_logreg.Config(data=Path(), machine=CPU, grid=grid, stride=3)
+    found = patch_logreg.evaluate(ready, config)
+    assert found.notes["C"] == pytest.approx(0.5)
+    assert found.notes["at_edge_of_grid"] is False
+    assert found.notes["held_out_miou"] == {}
+    assert found.metrics["miou_labelled"] > 40
+
+
 def test_held_out_pictures_are_a_fixed_part() -> None:
     kept, held = held_out(50, 0.1, seed=0)
     assert (len(kept), len(held)) == (45, 5)
@@ -277,6 +292,32 @@ def test_logreg_and_layers_run(ade: Path, tmp_path: Path) -> None:
     assert sweep.metrics["block"] in (1, 2)
 
 
+class TwoBlocks(FakeBank):
+    """The last block says nothing of the labels, the one before it everything."""
+
+    def shard(self, shard: int, block: int = 1) -> Tensor:
+        tokens = super().shard(shard, block)
+        return torch.ones_like(tokens) if block == 1 else tokens
+
+
+def test_the_sweep_reads_each_block_and_scores_the_one_it_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patch_knn, "draw", lambda *_, **__: [])
+    maps = label_maps(0)
+    truth = truth_of(maps)
+    patches = Patches(TwoBlocks(oracle(maps)), None, device="cpu")  # pyright: ignore[reportArgumentType]
+    names = tuple(str(c) for c in range(CLASSES))
+    ready = Ready(train=patches, val=patches, train_truth=truth, val_truth=truth, class_names=names)
+    found = layers.sweep(ready, layers.Config(data=Path(), k=1, machine=CPU), depth=2)
+    by_block = found.figures[0].values
+    assert by_block["1"] > by_block["2"] + 30
+    assert found.metrics["block"] == 1
+    assert found.metrics["miou"] > found.metrics["miou_last"] + 60
+    assert found.notes["chosen"].startswith("block 1 of 2")
+    assert found.notes["last"] == "block 2 of 2, after the final norm"
+
+
 def test_views_crop_pictures_and_labels_alike() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, size=(40, 60)).astype(np.uint8).repeat(4, 0).repeat(4, 1)
@@ -288,6 +329,29 @@ def test_views_crop_pictures_and_labels_alike() -> None:
     assert (view.labels(Image.fromarray(labels), 5) == cut).all()
     assert (view.labels(Image.fromarray(labels), 6) != cut).any()
     assert (BankView(size=64, epoch=2).labels(Image.fromarray(labels), 5) != cut).any()
+
+
+def test_views_are_jittered_about_the_picture_itself_half_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: dict[str, list[float]] = {}
+    kinds = ("brightness", "contrast", "saturation", "hue")
+    for name in kinds:
+        monkeypatch.setattr(
+            f"transfer.dense.views.TF.adjust_{name}",
+            lambda image, amount, name=name: drawn.setdefault(name, []).append(amount) or image,
+        )
+    picture = Image.new("RGB", (40, 30))
+    for index in range(600):
+        BankView(size=16, epoch=0)(picture, index)
+    assert set(drawn) == set(kinds)
+    for name in kinds:
+        middle = 0.0 if name == "hue" else 1.0
+        found = np.array(drawn[name]) - middle
+        assert 240 < len(found) < 360
+        assert np.abs(found).max() <= 0.1 + 1e-9
+        assert np.abs(found).max() > 0.095
+        assert abs(found.mean()) < 0.015
 
 
 def voc_folder(root: Path) -> Path:

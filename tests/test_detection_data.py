@@ -14,7 +14,7 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mimbench.system.errors import UserError
-from transfer.detection import data, recipe
+from transfer.detection import data, loading, recipe
 from transfer.detection.order import Positioned, Reader
 from transfer.detection.protocol import Config
 
@@ -184,7 +184,7 @@ def test_run_length_codes_and_polygons_can_be_mixed(coco: Path, tmp_path: Path) 
     assert split.codes == 1
     names = names_of(split)
     config = Config(data=Path(), image_size=64)
-    sets = recipe.build_data_config(config, names, bitmask=True)
+    sets = loading.build_data_config(config, names, bitmask=True)
     records, mapper = recipe.instantiate(sets.train.dataset), recipe.instantiate(sets.train.mapper)
     masks = [len(mapper(record)["instances"].gt_masks) for record in records]
     assert sum(masks) > 0
@@ -193,7 +193,7 @@ def test_run_length_codes_and_polygons_can_be_mixed(coco: Path, tmp_path: Path) 
 def test_training_drops_empty_pictures_and_crowds(coco: Path) -> None:
     split = data.inspect(coco / "annotations/instances_train2017.json", coco / "train2017")
     names = names_of(split)
-    sets = recipe.build_data_config(Config(data=Path(), image_size=128), names, bitmask=False)
+    sets = loading.build_data_config(Config(data=Path(), image_size=128), names, bitmask=False)
     assert len(recipe.instantiate(sets.train.dataset)) == 5
     assert len(recipe.instantiate(sets.val.dataset)) == 6
 
@@ -205,7 +205,7 @@ def test_a_broken_picture_is_named(coco: Path, tmp_path: Path) -> None:
         (folder / path.name).write_bytes(path.read_bytes()[:200])
     split = data.inspect(coco / "annotations/instances_train2017.json", folder)
     names = names_of(split)
-    sets = recipe.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
+    sets = loading.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
     pictures = Positioned(
         recipe.instantiate(sets.train.dataset),
         Reader(recipe.instantiate(sets.train.mapper)),
@@ -222,7 +222,7 @@ def test_a_picture_of_another_size_is_named(coco: Path, tmp_path: Path) -> None:
         Image.new("RGB", (50, 40)).save(folder / path.name)
     split = data.inspect(coco / "annotations/instances_train2017.json", folder)
     names = names_of(split)
-    sets = recipe.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
+    sets = loading.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
     pictures = Positioned(
         recipe.instantiate(sets.train.dataset),
         Reader(recipe.instantiate(sets.train.mapper)),

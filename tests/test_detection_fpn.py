@@ -174,11 +174,15 @@ def test_norms_and_bias_tables_do_not_decay_and_layers_do_not_differ() -> None:
             assert group["weight_decay"] == (0.0 if spared else 0.05), name
 
 
+def planned(config: fpn.Config) -> Any:
+    return fpn.plan(config, fpn.settled(SWIN, config)[0])
+
+
 def test_the_schedule_is_fifty_epochs() -> None:
-    planned = fpn._plan(small())
-    assert planned.steps == 92_187
-    assert planned.schedule == (163_889, 177_546, 184_375)
-    assert fpn._plan(small(batch=16, images=1_600)).steps == 100
+    found = planned(small())
+    assert found.steps == 92_187
+    assert found.schedule == (163_889, 177_546, 184_375)
+    assert planned(small(batch=16, images=1_600)).steps == 100
 
 
 def test_each_detector_names_the_other(tiny_spec: Any) -> None:

@@ -16,7 +16,7 @@ from mimbench.system.errors import UserError
 from mimbench.task import Machine
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, random_weights
-from transfer.detection import recipe
+from transfer.detection import loading, recipe
 from transfer.detection.attention import FusedAttention, RecomputedBlock
 from transfer.detection.convert import convert
 from transfer.detection.protocol import Config, plan
@@ -111,7 +111,7 @@ def test_pictures_are_normalised_as_everywhere_and_padded_with_the_mean_to_a_squ
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     mapper = recipe.instantiate(
-        recipe.build_data_config(config, {"train": "a", "val": "b"}, bitmask=False).val.mapper
+        loading.build_data_config(config, {"train": "a", "val": "b"}, bitmask=False).val.mapper
     )
     record = {"file_name": str(tmp_path / "x.png"), "height": 48, "width": 64}
     found = model.preprocess_image([mapper(record)]).tensor

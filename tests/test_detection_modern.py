@@ -20,11 +20,12 @@ from transfer.detection import convert as conversion
 from transfer.detection import recipe, vitdet
 from transfer.detection.attention import RecomputedModernBlock
 from transfer.detection.convert import VitDetTensors, convert
+from transfer.detection.modern_attention import BiasedAttention, RotaryAttention
 from transfer.detection.protocol import Config, plan
-from transfer.detection.trunk import BiasedAttention, ModernBlock, RotaryAttention, decay_rate
+from transfer.detection.trunk import ModernBlock, decay_rate
 from transfer.detection.vitdet import run
 
-MODERN = ["dinov3", "dinov3_swiglu", "eva02", "clip", "dinov2_swiglu_reg", "beit"]
+MODERN = ["dinov3", "dinov3_swiglu", "eva02", "clip", "dinov2_swiglu_reg", "beit", "capi"]
 BOTH = [(n, s) for n in MODERN for s in ("square", "wide") if (n, s) != ("beit", "wide")]
 WINDOWED = [(n, s) for n, s in BOTH if s == "square" or n != "clip"]
 DINOV3 = VitSpec(
@@ -131,7 +132,7 @@ def last_map(vit: Any, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", ["square", "wide"])
-@pytest.mark.parametrize("name", ["dinov3", "eva02", "clip", "dinov2_swiglu_reg"])
+@pytest.mark.parametrize("name", ["dinov3", "eva02", "clip", "dinov2_swiglu_reg", "capi"])
 def test_prefix_tokens_that_are_kept_give_the_whole_classifier(
     name: str, shape: str, golden: Path
 ) -> None:

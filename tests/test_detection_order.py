@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("detectron2")
 
-from transfer.detection import data, recipe
+from transfer.detection import data, loading, recipe
 from transfer.detection.crop import WindowCrop, polygon_area
 from transfer.detection.order import EndlessSampler, Positioned, Reader
 from transfer.detection.protocol import Config
@@ -106,7 +106,7 @@ def test_order_resumes_anywhere() -> None:
 def test_augmentation_is_a_function_of_the_position(coco: Path) -> None:
     split = data.inspect(coco / "annotations/instances_train2017.json", coco / "train2017")
     names: dict[str, str] = dict.fromkeys(("train", "val"), data.register(split))
-    sets = recipe.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
+    sets = loading.build_data_config(Config(data=Path(), image_size=64), names, bitmask=False)
     records = recipe.instantiate(sets.train.dataset)
     pictures = Positioned(records, Reader(recipe.instantiate(sets.train.mapper)), seed=0)
     once = pictures[(5, 1)]

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from tests.support.odd_images import MODES, SHAPES
-from transfer.detection import data, recipe
+from transfer.detection import data, loading, recipe
 from transfer.detection.inference import judge
 from transfer.detection.order import Positioned, Reader
 from transfer.detection.protocol import Config
@@ -72,7 +72,7 @@ def write_scenes(root: Path, shapes: list[tuple[str, str, tuple[int, int]]]) -> 
 def sets_of(split: data.Split, side: int = SIDE) -> tuple[Any, str]:
     name = data.register(split)
     config = Config(data=Path(), image_size=side)
-    return recipe.build_data_config(config, {"train": name, "val": name}, bitmask=False), name
+    return loading.build_data_config(config, {"train": name, "val": name}, bitmask=False), name
 
 
 def bright_box(image: Tensor) -> Tensor | None:

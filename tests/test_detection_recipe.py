@@ -20,7 +20,7 @@ from mimbench.checkpoints.vitdet import VitDetTensors
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import VitSpec
-from transfer.detection import recipe
+from transfer.detection import loading, recipe
 from transfer.detection.protocol import Config, column_of, plan, spread
 from transfer.detection.pyramid import levels
 
@@ -184,7 +184,7 @@ def test_input_is_rgb_in_imagenet_statistics() -> None:
 
 
 def test_augmentation_is_large_scale_jitter_in_the_official_order() -> None:
-    sets = recipe.build_data_config(Config(data=Path()), {"train": "a", "val": "b"}, bitmask=False)
+    sets = loading.build_data_config(Config(data=Path()), {"train": "a", "val": "b"}, bitmask=False)
     mapper = recipe.instantiate(sets.train.mapper)
     flip, scale, crop = mapper.augmentations.augs
     assert (flip.prob, flip.horizontal) == (0.5, True)

@@ -195,7 +195,9 @@ def test_a_validation_file_of_another_name_keeps_its_interval(
     found = score(own, detections)
     monkeypatch.setattr(vitdet, "judge", lambda job, keep: SimpleNamespace(scores=found))
     monkeypatch.setattr(vitdet, "_notes", lambda job, scores: {})
-    job: Any = SimpleNamespace(ranks=Ranks(), val=inspect(own, coco / "val2017"))
+    job: Any = SimpleNamespace(
+        ranks=Ranks(), val=inspect(own, coco / "val2017"), design=SimpleNamespace(ran={})
+    )
     result = vitdet.conclude(job, tmp_path)
     halves = {metric: interval.half for metric, interval in intervals(result).items()}
     assert halves.keys() == {"box_ap", "mask_ap"}

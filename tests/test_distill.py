@@ -1,5 +1,6 @@
 """The distillation objective: AttMask's acceptance list, as far as it belongs to the objective."""
 
+import math
 from typing import Any
 
 import pytest
@@ -171,6 +172,23 @@ def test_10_the_teacher_follows_every_common_parameter() -> None:
     assert cosine(0.996, 1.0, 0.0) == 0.996
     assert cosine(0.996, 1.0, 1.0) == 1.0
     assert cosine(0.0, 1.0, 0.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("step", [1, 20, 50])
+def test_10_after_a_step_the_teacher_follows_by_that_steps_momentum(step: int) -> None:
+    """The momentum rises on half a cosine over the run, from the first step's own value on."""
+    run = learner("teacher_momentum=0.9")
+    run.loss(run.student, batch(), at(step - 1))
+    before = {n: p.clone() for n, p in run.teacher.named_parameters()}
+    with torch.no_grad():
+        for p in run.student.parameters():
+            p.add_(torch.randn(p.shape, generator=rng()))
+    own = dict(run.student.named_parameters())
+    # the loop hands over a place that counts the step just taken
+    run.after_update(at(step))
+    keep = 1 - 0.1 * (1 + math.cos(math.pi * (step - 1) / 50)) / 2
+    for name, p in run.teacher.named_parameters():
+        torch.testing.assert_close(p, keep * before[name] + (1 - keep) * own[name])
 
 
 def test_12_other_sizes_nothing_hidden_and_every_mask() -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,14 @@ def test_crops(colour: bool) -> None:
     assert len({tuple(v.flatten().tolist()) for v in views["local"]}) == 4
     none = MultiCrops(Flat(), replace(config, locals=0))[0]
     assert none.keys() == {"global"}
+
+
+def test_each_kind_of_crop_is_distorted_as_often_as_in_dinos_code() -> None:
+    """Jitter, grey, blur, solarisation: of both global crops and of the local ones."""
+    crops = MultiCrops(Flat(), ViewsConfig(image_size=32, local_size=16, locals=1))
+    views: list[Any] = [*crops.globals, crops.local]
+    drawn = [[t.p for t in view.transforms[-1].transforms] for view in views]
+    assert drawn == [[0.8, 0.2, 1.0, 0.0], [0.8, 0.2, 0.1, 0.2], [0.8, 0.2, 0.5, 0.0]]
 
 
 def test_base_spells_out_every_default() -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from docs.tools.chart import PICTURE, read_table
-
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += [ROOT / "CHANGELOG.md"]
@@ -167,19 +165,6 @@ def test_words_are_defined_once() -> None:
     words = [row.split("|")[1].strip() for row in text.splitlines() if row.count("|") == 4]
     words = [word for word in words if word not in {"word", "---"}]
     assert len(words) == len(set(words))
-
-
-def test_the_picture_shows_the_readmes_table() -> None:
-    """Draw it again after a change of the table: python docs.tools.chart.py."""
-    columns, values = read_table((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert {"k-NN", "fine-tune", "box AP", "mIoU"} <= set(columns)
-    svg = PICTURE.read_text(encoding="utf-8")
-    drawn = re.findall(r">\s*([\d.]+)\s*</text>", svg)
-    expected = [str(value) for pairs in values.values() for value, _ in pairs]
-    assert [number for number in drawn if "." in number] == expected
-    # a long name stands on two lines
-    assert all(name in svg or all(f">{p}<" in svg for p in name.split(" ", 1)) for name in columns)
-    assert all(name in svg for name in values)
 
 
 PRIVATE = re.compile(

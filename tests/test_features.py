@@ -1,5 +1,6 @@
 """The feature bank: right features, right key, safe against kills, the same from any process count."""
 
+import itertools
 import json
 import subprocess
 import time
@@ -24,6 +25,7 @@ from mimbench.features.extract import extract
 from mimbench.system.errors import UserError
 from mimbench.system.memory import Halving
 from mimbench.system.runtime import process_group
+from mimbench.system.seeds import derive_seed
 from mimbench.task import Machine
 from mimbench.vit.backbone import Backbone, build_backbone
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
@@ -267,6 +269,27 @@ def test_preprocessing_is_torchvisions(mode: Any):
     torch.testing.assert_close(ours.float() / 255, reference(image))
 
 
+def test_a_random_view_is_torchvisions():
+    """The crop and flip that torchvision's transforms draw from the same state, 35 to 100 % of the area."""
+    rng = np.random.default_rng(1)
+    image = Image.fromarray(rng.integers(0, 255, (45, 61, 3), dtype=np.uint8))
+    bicubic = transforms.InterpolationMode("bicubic")
+    reference: Any = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(32, scale=(0.35, 1.0), interpolation=bicubic),
+            transforms.RandomHorizontalFlip(0.5),
+            transforms.PILToTensor(),
+        ]
+    )
+    before = torch.get_rng_state()
+    for view, index in itertools.product((1, 2, 7), range(12)):
+        ours = Preprocess(size=32, resize=None, view=view)(image, index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(view, index))
+            assert torch.equal(ours, reference(image)), (view, index)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_views_are_fixed_and_differ():
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
@@ -290,7 +313,10 @@ def test_classes_that_differ_are_listed(painted_images: Callable[..., Path], tmp
 
 def test_folders_say_what_is_wrong(painted_images: Callable[..., Path], tmp_path: Path):
     root = painted_images(tmp_path / "data", train=2, val=2)
-    with pytest.raises(UserError, match=r"no folder 'test' .*folders there: train, val"):
+    for name in ("zebra", "aardvark", "mule", "bat"):
+        (root / name).mkdir()
+    there = "folders there: aardvark, bat, mule, train, val, zebra"
+    with pytest.raises(UserError, match=rf"no folder 'test' .*{there}"):
         read_folder(root, "test")
     (root / "val/class_9").mkdir()
     with pytest.raises(UserError, match="class_9 holds no image"):

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from mimbench.system.files import atomic_path, file_digest, value_digest, write_json, write_text
+from mimbench.system.files import (
+    append_json_line,
+    atomic_path,
+    file_digest,
+    json_lines,
+    value_digest,
+    write_json,
+    write_text,
+)
 from mimbench.system.progress import Progress, clock
 
 
@@ -28,6 +36,19 @@ def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"top1": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_lines_are_on_the_disk_at_once_and_one_that_was_cut_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    assert list(json_lines(path)) == []
+    with path.open("a", encoding="utf-8") as file:
+        append_json_line(file, {"name": "é\udcff"})
+        append_json_line(file, [1, 2])
+        assert [value for _, value in json_lines(path)] == [{"name": "é\udcff"}, [1, 2]]
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            append_json_line(file, float("inf"))
+    path.write_bytes(path.read_bytes()[:-4] + b"\n\xff\n3\n")
+    assert list(json_lines(path))[1:] == [("3", 3)]
 
 
 def test_digests_depend_on_content_alone(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_golden_layer_decay_of_the_optimizer(golden: Path, tmp_path: Path):
     with torch.device("meta"):
         model = build_vit(spec, num_classes=1000, pool="avg", fc_norm=True)
     recipe = replace(recipe_for("hpm", 768), layer_decay=0.8)
-    groups = make_optimizer(model, from_mapping(Config, {"data": "x"}), recipe, spec).param_groups
+    groups = make_optimizer(model, recipe, spec).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found.keys() == expected.keys()

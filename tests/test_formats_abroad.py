@@ -1,5 +1,6 @@
 """Files of other people's code: read exactly where a rule says how, else told what they are."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionVit
 
+from mimbench.checkpoints.export import export
 from mimbench.checkpoints.files import read_vit, read_weights
 from mimbench.networks.frozen import LevelNetwork
 from mimbench.networks.levels import LevelWeights
 from mimbench.system.errors import UserError
 from mimbench.vit.backbone import build_backbone
+from mimbench.vit.classifier import build_classifier
 from mimbench.vit.weights import VitSpec
 from tests.support.abroad_layouts import CLIP, READ, REFUSED, hf_clip, pe, pe_core, prefixed
 from tests.support.checkpoint_layouts import TINY, canonical
@@ -205,6 +208,83 @@ def test_a_perception_encoder_sees_what_timms_sees(name: str, tmp_path: Path) ->
     # the step is 1 at any size: a wider picture turns its further columns further
     swapped = build_backbone(weights)(images.transpose(2, 3)).patches.transpose(1, 2)
     assert (swapped - found.patches).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(6, 6), (3, 7), (7, 3)])
+@pytest.mark.parametrize("token", [True, False])
+def test_a_perception_encoder_at_other_sizes(
+    grid: tuple[int, int], token: bool, tmp_path: Path
+) -> None:
+    """Meta's rule at any size: steps of 1 and a table resized bilinearly.
+
+    The reference is timm's own network built for that size, its rotation told that nothing is stretched
+    (`ref_feat_shape` is the grid itself); timm's default would stretch it to the grid of training.
+    """
+    name = "vit_pe_spatial_small_patch16_512"
+    shape: dict[str, Any] = {
+        "class_token": token,
+        "no_embed_class": False,
+        "rope_grid_offset": float(token),
+    }
+    model: Any = randomised(timm.create_model(name, num_classes=0, **PE_ARGUMENTS, **shape))
+    # attention sharp enough for positions to matter
+    state = {n: t * (6 if "attn.qkv" in n else 1) for n, t in model.state_dict().items()}
+    torch.save(pe(state), tmp_path / "pe.pt")
+    weights = read_vit(tmp_path / "pe.pt", num_heads=3)
+    size = (16 * grid[0], 16 * grid[1])
+    arguments: dict[str, Any] = PE_ARGUMENTS | {"img_size": size, "ref_feat_shape": grid} | shape
+    there: Any = timm.create_model(name, num_classes=0, **arguments).eval()
+    first = int(token)
+    table = state["pos_embed"][:, first:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    table = nn.functional.interpolate(table, size=grid, mode="bilinear", align_corners=False)
+    resized = torch.cat([state["pos_embed"][:, :first], table.flatten(2).transpose(1, 2)], dim=1)
+    there.load_state_dict({**state, "pos_embed": resized})
+    images = torch.rand(2, 3, *size)
+    wanted = there.forward_features(normalised(weights, images))
+    found = build_backbone(weights)(images)
+    torch.testing.assert_close(found.patches.flatten(1, 2), wanted[:, first:], atol=1e-5, rtol=0)
+    if token:
+        torch.testing.assert_close(found.cls, wanted[:, 0], atol=1e-5, rtol=0)
+    arguments["ref_feat_shape"] = (4, 4)
+    stretched: Any = timm.create_model(name, num_classes=0, **arguments)
+    stretched.eval().load_state_dict({**state, "pos_embed": resized})
+    other = stretched.forward_features(normalised(weights, images))
+    assert (other - wanted).abs().max() > 1e-3
+
+
+def capi(golden: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    """The golden file with changed frequencies."""
+    state = torch.load(golden / "backbone_capi.pth", weights_only=True)
+    return {n: change(t) if n.endswith("freqs") else t for n, t in state.items()}
+
+
+def test_capis_frequencies_are_its_own_or_the_file_is_refused(golden: Path, tmp_path: Path) -> None:
+    path = tmp_path / "capi.pth"
+    torch.save(capi(golden, lambda f: f.bfloat16().float()), path)
+    weights = read_vit(path, num_heads=3)
+    assert any("frequencies are stored rounded" in note for note in weights.notes)
+    assert weights.extras["predictor"] == 9
+    assert weights.extras["rotation (fixed)"] == 3
+    torch.save(capi(golden, lambda f: f * 1.1), path)
+    with pytest.raises(UserError, match="a rotation that was trained"):
+        read_vit(path, num_heads=3)
+    with pytest.raises(UserError, match="wrong number of heads"):
+        read_vit(golden / "backbone_capi.pth", num_heads=6)
+    with pytest.raises(UserError, match="registers are turned too: use --to native"):
+        export(weights, "timm", tmp_path / "timm.pth")
+
+
+def test_capi_is_fine_tuned(golden: Path) -> None:
+    weights = read_vit(golden / "backbone_capi.pth", num_heads=3)
+    build: dict[str, Any] = {"pool": "avg", "drop_path": 0.1, "init_head": lambda head: None}
+    model, dropped = build_classifier(weights, 5, **build)
+    model.train()(torch.randn(2, 3, 56, 84)).square().mean().backward()
+    assert dropped == ["norm.weight", "norm.bias"]
+    learns = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert learns == {n for n, _ in model.named_parameters()}
+    with pytest.raises(UserError, match="no class token to pool"):
+        build_classifier(weights, 5, **{**build, "pool": "cls"})
 
 
 def test_a_clip_with_a_text_tower_is_no_perception_encoder(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_published_sizes_fit_without_being_told_heads(name: str, size: VitSpec) 
 
 ELSEWHERE = {
     "mimbench", "eva02", "aimv2", "ijepa", "convnext", "swin", "hiera", "resnet",
-    "pe", "torchvision", "sam", "hf-clip", "timm-architecture",
+    "pe", "capi", "torchvision", "sam", "hf-clip", "timm-architecture",
 }  # fmt: skip
 """Read in test_golden_backbones.py, test_level_formats.py and test_formats_abroad.py."""
 

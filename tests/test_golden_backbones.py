@@ -21,7 +21,7 @@ from mimbench.vit.rotary import rotation_angles
 from mimbench.vit.weights import VitWeights
 
 VITS = [
-    "dinov3", "dinov3_hf", "dinov3_swiglu", "dinov2_swiglu_reg", "eva02", "beit", "clip", "aimv2", "ijepa",
+    "dinov3", "dinov3_hf", "dinov3_swiglu", "dinov2_swiglu_reg", "eva02", "beit", "clip", "aimv2", "ijepa", "capi",
 ]  # fmt: skip
 LEVELS = ["convnextv2", "swin_simmim", "hiera"]
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -53,12 +53,12 @@ def test_a_vit_of_any_positions_sees_what_the_reference_sees(
     final = backbone(images)
     close(final.patches, wanted[f"{shape}/final/patches"])
     if f"{shape}/final/prefix" in wanted:
-        prefix = wanted[f"{shape}/final/prefix"]
-        close(final.cls, prefix[:, 0])
-        close(final.registers, prefix[:, 1:])
+        prefix, first = wanted[f"{shape}/final/prefix"], backbone.spec.first_tokens
+        close(final.cls, prefix[:, 0] if first else final.patches.mean(dim=(1, 2)))
+        close(final.registers, prefix[:, first:])
 
 
-@pytest.mark.parametrize("name", ["eva02", "aimv2", "ijepa"])
+@pytest.mark.parametrize("name", ["eva02", "aimv2", "ijepa", "capi"])
 def test_our_own_file_keeps_a_modern_vit(name: str, golden: Path, tmp_path: Path) -> None:
     weights = vit(golden, name)
     write_weights(tmp_path / "own.safetensors", weights)
@@ -76,6 +76,7 @@ FAULTS = {
     "neighbouring for half pairs": ("dinov3", {"rotation": "stretched", "rotation_grid": 4}),
     "gelu for quick gelu": ("clip", {"activation": "gelu"}),
     "no rotation": ("eva02", {"position": "absolute"}),
+    "registers without places": ("capi", {"rotation": "centred"}),
 }
 
 
@@ -103,12 +104,12 @@ def test_an_exchanged_table_shows_at_a_wide_size(name: str, golden: Path) -> Non
     assert (found.patches - wanted["wide/final/patches"]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["dinov3", "eva02"])
+@pytest.mark.parametrize("name", ["dinov3", "eva02", "capi"])
 def test_an_exchanged_rotation_shows_at_a_wide_size(
     name: str, golden: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exchanged(grid: tuple[int, int], width: int, *rest: Any) -> torch.Tensor:
-        return rotation_angles(grid, width, *rest).unflatten(1, (2, -1)).flip(1).flatten(1)
+    def exchanged(grid: tuple[int, int], width: int, *rest: Any, **more: Any) -> torch.Tensor:
+        return rotation_angles(grid, width, *rest, **more).unflatten(1, (2, -1)).flip(1).flatten(1)
 
     wanted = arrays(golden, name)
     backbone = build_backbone(vit(golden, name))

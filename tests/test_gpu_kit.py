@@ -39,6 +39,7 @@ def test_the_whole_run_rehearses_on_a_cpu(tmp_path: Path) -> None:
     assert figures["pretrain"]["plain"]["plain_over_ours"] > 0.8
     assert figures["segmentation"]["fp32"]["train_images_per_second"] > 0
     assert figures["classification"]["features"]["images_per_second_from_jpeg"] > 0
+    assert figures["classification"]["attentive probe"]["images_per_second"] > 0
     assert figures["neighbours"]["faiss"]["agreement"] == 1.0
     assert found["commit"]
     assert (out / "summary.md").read_text().count("## ") == len(PARTS)

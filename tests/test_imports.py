@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -213,17 +214,21 @@ def test_no_top_level_name_hides_a_dependency() -> None:
     names = {path.stem for path in ROOT.glob("*.py")} | {
         path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))
     }
-    foreign = set(packages_distributions()) | set(sys.stdlib_module_names)
+    foreign = installed() | set(sys.stdlib_module_names)
     assert names & (foreign - OURS) == set()
     assert OURS & (set(sys.stdlib_module_names) | HEAVY) == set()
+
+
+@cache
+def installed() -> frozenset[str]:
+    """Top-level names of all installed packages: asked once, not for each file."""
+    return frozenset(packages_distributions())
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_is_named_like_the_standard_library_or_a_dependency(path: Path) -> None:
     name = path.parent.name if path.stem == "__init__" else path.stem
-    taken = (
-        set(sys.stdlib_module_names) | {*packages_distributions(), "datasets", "evaluate"}
-    ) - OURS
+    taken = (set(sys.stdlib_module_names) | installed() | {"datasets", "evaluate"}) - OURS
     # Formats and verbs carry the name of what they read or do; they are only reached by full name.
     if path.parent.name not in {"formats", "commands"}:
         assert name == "__main__" or name not in taken

@@ -11,7 +11,7 @@ import torch
 from knn import classify, vote
 from knn.classify import Config
 from knn.vote import VoteConfig, predict
-from mimbench.features.search import search
+from mimbench.features.search import search, search_approximate
 from mimbench.scores.metrics import rank_classes
 from mimbench.scores.neighbours import Neighbours, weighted_votes
 from mimbench.system.config import from_mapping
@@ -92,6 +92,28 @@ def test_an_approximate_index_takes_the_same_options(
         found = classify.run(weights, config(data, index=index, **options), out)
         assert found.metrics == pytest.approx(exact)
         assert (found.notes["recall_at_20"], found.notes["recall_queries"]) == (100, 40)
+
+
+def test_recall_is_asked_of_the_whole_range_of_queries(
+    painted_images: Callable[..., Path],
+    small_spec: VitSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Of so few, of every one: the first, the last and each in between once."""
+    asked = []
+
+    def note(index: Any, queries: Any, k: int, **options: Any) -> Any:
+        asked.append(queries)
+        return search_approximate(index, queries, k, **options)
+
+    monkeypatch.setattr(classify, "search_approximate", note)
+    data = painted_images(tmp_path / "data", train=40, val=10)
+    index = {"kind": "ivf", "lists": 4, "probes": 4}
+    classify.run(random_weights(small_spec, 0), config(data, index=index), tmp_path / "out")
+    recalled, voted = asked[0], np.concatenate(asked[1:])
+    assert len(recalled) == 40
+    np.testing.assert_array_equal(recalled, voted[:40])
 
 
 def test_pieces_and_halving_change_nothing():

@@ -75,8 +75,7 @@ def test_layer_decay_reaches_the_stem_last(family: str) -> None:
     weights = random_levels(spec, seed=0)
     model, _ = build_classifier(weights, 3, pool="avg", drop_path=0.0, seed=0)
     recipe = replace(staged_recipe("fcmae", "ConvNeXtV2-T"), layer_decay=0.5)
-    config = from_mapping(finetune.Config, {"data": "x"})
-    groups = make_optimizer(model, config, recipe, spec).param_groups
+    groups = make_optimizer(model, recipe, spec).param_groups
     scales = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
     named = {n: scales[id(p)] for n, p in model.named_parameters()}
     assert set(scales) == {id(p) for p in model.parameters()}
@@ -143,6 +142,24 @@ def test_the_average_of_the_weights_is_scored_and_resumed(data: Path) -> None:
     plain = settings(finetune, data, recipe="mae")
     assert plain.canonical().ema is None, "other recipes keep their protocol"
     assert settings(finetune, data, recipe="spark").canonical().ema == 0.9999
+
+
+def test_sparks_convnexts_repeat_their_pictures(data: Path) -> None:
+    """Three views of a third of the pictures, and L's own weight decay."""
+    config = settings(finetune, data, recipe="spark", weight_decay=None)
+    small, large = (config.resolve(0, f"ConvNeXt-{size}") for size in "SL")
+    assert (small.weight_decay, large.weight_decay) == (0.01, 0.02)
+    assert config.resolve(0, "ResNet-50").weight_decay == 0.02
+    repeats = config.repeats(small)
+    assert repeats is not None
+    assert repeats.views == 3
+    keys = repeats.order(torch.randperm(4096), 1024)
+    pictures = (keys % 4096).bincount(minlength=4096)
+    assert len(keys) == 4096
+    assert set(pictures.tolist()) == {0, 1, 3}
+    assert config.repeats(config.resolve(0, "ResNet-50")) is None
+    assert replace(config, weight_decay=0.3).resolve(0, "ConvNeXt-S").weight_decay == 0.3
+    assert "TrivialAugment" in small.note
 
 
 def test_sparks_resnets_are_trained_by_lamb_under_a_binary_loss(data: Path) -> None:

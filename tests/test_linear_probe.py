@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.features.bank import PARTS
+from mimbench.scores.metrics import rank_classes
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks
@@ -53,6 +55,33 @@ def config(data: Path, **changes: Any) -> Config:
 @pytest.fixture
 def weights(small_spec: VitSpec) -> VitWeights:
     return random_weights(small_spec, 0)
+
+
+def test_two_processes_that_would_change_batch_norm_are_refused(tmp_path: Path):
+    whole = config(tmp_path, batch=8, norm_batch=8)
+    linear.check_groups(whole, 1)
+    with pytest.raises(UserError, match="over 8 images, but 2 processes see 4"):
+        linear.check_groups(whole, 2)
+    linear.check_groups(replace(whole, norm_batch=4), 2)
+    linear.check_groups(replace(whole, batch_norm=False), 2)
+
+
+def test_every_head_ranks_every_image_however_many_there_are(tmp_path: Path):
+    """They are scored 4096 at a time; heads come first, images stay in their order."""
+    heads = Heads(
+        config(tmp_path, learning_rates=[0.1, 1.0, 2.0], choices=["avg"]), {"avg": 7}, 6, 0
+    )
+    torch.manual_seed(0)
+    for weight in heads.weights:
+        torch.nn.init.normal_(weight)
+    vectors = {"avg.1": torch.randn(4100, 7)}
+    scored: Any = SimpleNamespace(labels=torch.zeros(4100), vectors=vectors)
+    learner: Any = SimpleNamespace(heads=heads)
+    found = ProbeLearner.ranked(learner, scored)
+    assert heads.training
+    wanted = torch.stack([rank_classes(one) for one in heads.eval()(vectors)])
+    assert found.shape == (3, 4100, 5)
+    assert torch.equal(found, wanted)
 
 
 def test_mae_recipe_learns_and_says_what_it_did(

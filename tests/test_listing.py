@@ -1,6 +1,6 @@
 """Long lists in messages are cut alike everywhere."""
 
-from mimbench.system.listing import first_few
+from mimbench.system.listing import and_more, first_few
 
 
 def test_short_lists_are_whole_and_long_ones_say_how_much_is_left() -> None:
@@ -11,6 +11,15 @@ def test_short_lists_are_whole_and_long_ones_say_how_much_is_left() -> None:
     assert first_few(range(1_000_001), 1) == "0 and 1,000,000 more"
     assert first_few(["missing a", "missing b"], 1, separator="; ") == "missing a and 1 more"
     assert first_few(["missing a", "missing b"], separator="; ") == "missing a; missing b"
+
+
+def test_nothing_is_added_where_all_are_shown() -> None:
+    assert [and_more(count, 3) for count in (0, 3, 4, 1_003)] == [
+        "",
+        "",
+        "and 1 more",
+        "and 1,000 more",
+    ]
 
 
 def test_an_item_of_a_damaged_file_cannot_flood_a_message() -> None:

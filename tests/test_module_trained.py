@@ -107,7 +107,7 @@ def test_a_segmenter_trains_a_copy() -> None:
     learns = {n: p.grad is not None for n, p in trunk.body.body.named_parameters()}
     assert all(learned != name.startswith("stem") for name, learned in learns.items())
     bare = adapt(Pyramid(), name="bare", image_size=32)
-    with pytest.raises(UserError, match="UperNet reads 4 levels"):
+    with pytest.raises(UserError, match="gives an image vector alone; UperNet reads maps"):
         upernet.model_recipe(bare.spec, config)
 
 

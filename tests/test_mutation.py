@@ -201,8 +201,14 @@ def test_the_page_counts_and_names() -> None:
         "- `a.b:f` line 7, sign: `-v -> v` (no test enters it)",
     ]
     text = "Before.\n<!-- seed 0: begin -->\nold\n<!-- seed 0: end -->\nAfter.\n"
-    filled = page(text, {"seed 0": found}, "")
+    filled = page(text, {"seed 0": found}, "", commit="c0ffee1")
     assert filled.startswith("Before.\n<!-- seed 0: begin -->\n1 modules: 2 of 4")
+    assert "not counted. Measured at `c0ffee1`.\n\nSurvivors:\n\n- `a.b:f` line 7" in filled
     assert filled.endswith("<!-- seed 0: end -->\nAfter.\n")
-    assert "| scores | `a.b` | 20 | 5 | 1 | 2 | 2 |" in filled
-    assert page(filled, {"seed 0": found}, "") == filled
+    row = "| scores | `a.b` | 20 | 5 | 1 | 2 | 2 |"
+    assert row not in filled, "the page has no place for the table"
+    marks = "<!-- seed 0: modules: begin -->\n<!-- seed 0: modules: end -->\n"
+    filled = page(filled + marks, {"seed 0": found}, "", commit="c0ffee1")
+    assert row in filled
+    assert page(filled, {"seed 0": found}, "", commit="c0ffee1") == filled
+    assert "- none\n" in page(text, {"seed 0": found[:1]}, "")

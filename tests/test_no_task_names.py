@@ -21,6 +21,9 @@ NAMES = frozenset(
 FOREIGN = {
     # a key of COCO's annotation format, and words of other libraries' interfaces
     "scores/matches.py": {"segmentation"},
+    # columns and words of the files that are imported
+    "tables/foreign/efficient_probing.py": {"knn"},
+    "tables/foreign/visbench_records.py": {"finetune"},
     # folders of PASCAL VOC
     "data/label_maps.py": {"segmentation"},
 }

@@ -225,7 +225,7 @@ def test_the_verb_prints_the_papers_shape(
 ) -> None:
     write_result(tmp_path / "a" / "b" / "result.json", measured(84.3, "hpm_0799"))
     args = SimpleNamespace(
-        results=tmp_path, format="markdown", benchmarks=ROOT / "benchmarks.yaml", reference=[], table="hpm.main"
+        results=tmp_path, format="markdown", benchmarks=ROOT / "benchmarks.yaml", reference=[], table="hpm.main", imported=[]
     )  # fmt: skip
     assert table_command.main(args) == 0  # pyright: ignore[reportArgumentType]
     assert (

@@ -87,6 +87,8 @@ def test_files(picture: Image.Image, tmp_path: Path) -> None:
 def test_sixteen_bits_become_eight() -> None:
     """They came as they were, up to 65535, and were normalised as bytes: wrong by a factor of 257."""
     levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    found = decode(encoded(Image.fromarray(levels * 257), "PNG"), "x")
+    # steps in between as well: modulo 256, a whole multiple of 257 is itself whatever it is scaled by
+    between = np.arange(256, dtype=np.uint16)[::-1].reshape(16, 16)
+    found = decode(encoded(Image.fromarray(levels * 257 + between), "PNG"), "x")
     assert found.dtype == torch.uint8
     assert torch.equal(found, torch.from_numpy(levels.astype(np.uint8)).expand(3, -1, -1))

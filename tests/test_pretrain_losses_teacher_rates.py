@@ -8,11 +8,12 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
 
 from mimbench.training.learner import StepInfo
 from mimbench.training.optim import Schedule
 from pretrain.config import read_config
-from pretrain.models.autoencoder import split, take, to_patches
+from pretrain.models.autoencoder import from_patches, split, take, to_patches
 from pretrain.models.decoders import Decoder
 from pretrain.models.options import TeacherConfig
 from pretrain.models.reconstruction import (
@@ -22,6 +23,7 @@ from pretrain.models.reconstruction import (
     relative_loss,
 )
 from pretrain.objectives.learner import Pretraining, parameter_groups
+from pretrain.objectives.looking import Given
 from tests.support.tiny_pretrain import images, learner, rng, scored, step_info, tiny
 
 # 7 ------------------------------------------------------------------------------------------------
@@ -214,6 +216,63 @@ def test_a_glance_at_a_smaller_image() -> None:
     assert run.teacher.glance(patches, 0.3).shape == (4, 16)
     full = run.teacher(patches, difficulty=True).difficulty
     torch.testing.assert_close(run.teacher.glance(patches, 1.0), full)
+    # half the side: torchvision's antialiased resize, a network's look at it, and back
+    image = from_patches(patches, 8, (4, 4))
+    small = TF.resize(image, [16, 16], antialias=True)
+    seen = run.teacher(to_patches(small, 8), difficulty=True, grid=(2, 2)).difficulty
+    assert seen is not None
+    wide = TF.resize(seen.reshape(-1, 1, 2, 2), [4, 4], antialias=False)
+    torch.testing.assert_close(run.teacher.glance(patches, 0.25), wide.flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["cross", "self"])
+def test_what_a_teacher_sees_is_told_from_what_it_predicts(kind: str) -> None:
+    run = learner(f"decoder.kind={kind}")
+    teacher = run.teacher
+    assert teacher is not None
+    patches = to_patches(images().data.float() / 255, 8)
+    views = teacher(patches, difficulty=True, attention=True)
+    tokens = teacher.encoder.outputs(patches)[-1] if kind == "cross" else teacher.encoder(patches)
+    torch.testing.assert_close(views.features, tokens[:, teacher.spec.class_tokens :])
+    assert views.difficulty is not None
+    assert views.difficulty.shape == (4, 16)
+    assert torch.equal(views.attention, teacher.attend(patches))
+    alone = teacher(patches, difficulty=False)
+    assert torch.equal(alone.features, views.features)
+    assert (alone.difficulty, alone.attention) == (None, None)
+    # with everything seen, a sample's predictions are those of the whole image
+    keys = torch.rand(4, 16, generator=rng())
+    everything = teacher.sample(patches, keys, share=1.0)
+    if kind == "cross":
+        torch.testing.assert_close(everything, views.difficulty)
+    assert not torch.equal(teacher.sample(patches, keys, share=0.25), everything)
+
+
+@pytest.mark.parametrize(
+    ("mask", "field"),
+    [
+        ("hard", "difficulty"),
+        ("attention", "attention"),
+        ("contrast", "images"),
+        ("salience", "salience"),
+        ("harder", "trial"),
+        ("random", None),
+    ],
+)
+def test_a_mask_is_given_what_it_needs_and_nothing_else(mask: str, field: str | None) -> None:
+    run = learner(f"mask.name={mask}", "objective.predict_loss=relative")
+    normalised, patches = run.prepare(images().data)
+    inp, _ = run.look(patches, normalised, Given.of(images()), step_info())
+    known = ("difficulty", "attention", "images", "salience", "trial", "keep", "log_probability")
+    assert [name for name in known if getattr(inp, name) is not None] == ([field] if field else [])
+    assert (inp.batch, inp.grid, inp.first, inp.whole) == (4, (4, 4), 0, 4)
+    assert inp.epoch_progress == pytest.approx(151 / 200)
+    assert inp.step_progress == pytest.approx(1501 / 2000)
+    if field == "salience":
+        assert inp.salience is not None
+        torch.testing.assert_close(inp.salience, run.outgoing(patches))
+    if field == "images":
+        assert inp.images is normalised
 
 
 # 10, 11 -------------------------------------------------------------------------------------------

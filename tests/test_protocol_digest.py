@@ -12,7 +12,7 @@ from mimbench.benchmarks.run_config import task_protocol
 from mimbench.data.digest import data_digest
 from mimbench.system.config import from_mapping, merge
 from mimbench.task import load_task, traits_of
-from mimbench.vit.published import published_spec as spec_of
+from mimbench.vit.named import published_spec as spec_of
 from mimbench.vit.weights import VitSpec
 
 LIGHT = ["in-knn", "in-logreg", "in-lin-mae", "in-ft-hpm", "in-shot-5", "in-1pct"]

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import mimbench
 from mimbench.checkpoints.files import write_weights
+from mimbench.results.record import read_result
 from mimbench.system.errors import UserError
+from mimbench.system.runtime import callers_tf32
 from mimbench.vit.network import build_vit, load_encoder
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 
@@ -98,6 +100,29 @@ def test_what_is_done_is_read_and_not_computed_again(
         "mimbench.benchmarks.lifecycle.evaluate", lambda *a: pytest.fail("computed again")
     )
     assert run(weights, data, tmp_path / "runs") == first
+
+
+def test_tf32_is_the_callers_again_and_a_run_with_it_says_so(
+    weights: VitWeights,
+    painted_images: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = painted_images(tmp_path / "data/imagenet", classes=3, train=8, val=4)
+    found = {}
+    for used in (False, True):
+        monkeypatch.setattr("mimbench.benchmarks.evaluation.tf32_used", lambda _, used=used: used)
+        with callers_tf32():
+            torch.backends.cuda.matmul.allow_tf32 = True
+            run(weights, data, tmp_path / f"runs-{used}")
+            assert torch.backends.cuda.matmul.allow_tf32
+        [path] = (tmp_path / f"runs-{used}").glob("*/*/result.json")
+        found[used] = read_result(path)
+    assert (found[False].provenance.tf32, found[True].provenance.tf32) == (False, True)
+    assert "fp32" not in found[False].ran
+    assert found[True].ran["fp32"] == "rounded to TF32"
+    assert "rounded to TF32" in str(mimbench.table(tmp_path / "runs-True"))
+    assert found[True].protocol == found[False].protocol
 
 
 def test_what_cannot_be_is_refused_before_anything_runs(

@@ -124,11 +124,11 @@ def segmenter(kind: str) -> Chain:
 def detector(part: str) -> Chain:
     from detectron2.structures import BoxMode
 
-    from transfer.detection import recipe
-    from transfer.detection.protocol import DetectorConfig
+    from transfer.detection import loading, recipe
+    from transfer.detection.detector import DetectorConfig
 
     config = DetectorConfig(data=Path(), image_size=160, resize=(0.5, 2.0), flip=0.5)
-    built: Any = recipe.build_data_config(config, {"train": "x", "val": "y"}, bitmask=True)
+    built: Any = loading.build_data_config(config, {"train": "x", "val": "y"}, bitmask=True)
     mapper = recipe.instantiate(built[part].mapper)
 
     def chain(picture: Path, labels: Path, seed: int) -> tuple[Tensor, np.ndarray]:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mimbench.system.errors import UserError
-from mimbench.system.runtime import pick_device, process_group
+from mimbench.system.runtime import callers_tf32, pick_device, process_group, tf32_used
 from tests.support.processes import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -122,3 +122,18 @@ def test_picking_a_device_turns_tf32_off() -> None:
     pick_device("cpu")
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("product", [False, True])
+@pytest.mark.parametrize("convolution", [False, True])
+def test_a_callers_tf32_comes_back(product: bool, convolution: bool) -> None:
+    """`mimbench.evaluate` in a training script must not make the rest of the training slower."""
+    with callers_tf32():
+        torch.backends.cuda.matmul.allow_tf32 = product
+        torch.backends.cudnn.allow_tf32 = convolution
+        with callers_tf32():
+            pick_device("cpu")
+        assert torch.backends.cuda.matmul.allow_tf32 == product
+        assert torch.backends.cudnn.allow_tf32 == convolution
+        assert tf32_used(torch.device("cuda")) == (product or convolution)
+        assert not tf32_used(torch.device("cpu"))

@@ -22,7 +22,7 @@ from transfer.segmentation.recipe import backbone_config
 
 TAPS = (0, 1, 2, 3)
 GOLDEN = [
-    "dinov3", "dinov3_swiglu", "dinov2_swiglu_reg", "eva02", "clip", "aimv2", "ijepa", "beit",
+    "dinov3", "dinov3_swiglu", "dinov2_swiglu_reg", "eva02", "clip", "aimv2", "ijepa", "beit", "capi",
 ]  # fmt: skip
 SPEC = VitSpec(embed_dim=48, depth=4, num_heads=3, mlp_dim=192, patch_size=16, grid=(4, 4))
 

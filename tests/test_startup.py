@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mimbench.commands import command_summaries
+from tests.support.foreign_files import EP
 from tests.support.results_folder import write_manifest, write_run
 from tests.test_comparison import TASK
 
@@ -36,6 +37,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "toy_task.py").write_text(TASK)
     write_run(folder / "runs", "good", share=0.8)
     write_run(folder / "runs", "bad", share=0.6, draw=1)
+    write_run(folder / "one", "good", share=0.8)
+    (folder / "results.csv").write_text(EP)
     return folder
 
 
@@ -70,7 +73,10 @@ COMMANDS = {
         "--benchmarks",
         "benchmarks.yaml",
     ],
+    "ladder": ["ladder", "runs"],
     "bundle": ["bundle", "runs", "--benchmarks", "benchmarks.yaml"],
+    "publish": ["publish", "one", "-o", "hub", "--benchmarks", "benchmarks.yaml"],
+    "import": ["import", "results.csv", "--as", "ep", "--source", "somewhere"],
     "bash": ["completion", "bash"],
     "zsh": ["completion", "zsh"],
     **{f"{verb} --help": [verb, "--help"] for verb in command_summaries()},

@@ -16,7 +16,9 @@ from mimbench.benchmarks.manifest import (
 from mimbench.results.record import Provenance, Result
 from mimbench.tables.formats import FORMATS, comma, latex, markdown, terminal
 from mimbench.tables.published import match, method_of
+from mimbench.tables.rows import Value
 from mimbench.tables.table import Table, make_table
+from mimbench.tables.ties import difference_p, ties
 
 GOLDEN = Path(__file__).parent / "golden_tables"
 SOURCE = Provenance(
@@ -328,7 +330,7 @@ def test_the_spread_over_draws_stands_beside_that_over_seeds() -> None:
 
 def test_names_from_the_user_are_escaped() -> None:
     assert r"a_b & <c>\|d" in markdown(example())
-    assert r"a\_b \& <c>|d" in latex(example())
+    assert r"a\_b \& \textless{}c\textgreater{}\textbar{}d" in latex(example())
     assert "a_b & <c>|d" in comma(example())
     assert json.loads(FORMATS["json"](example()))["rows"][0]["label"]
 
@@ -352,3 +354,22 @@ def test_a_profile_that_all_columns_share_is_said_once() -> None:
     assert lines[-1].startswith("[demo] sample data")
     assert markdown(table).splitlines()[0] == "| [demo] | Fine-tune | k-NN |"
     assert "- bold: best measured value" in markdown(table)
+
+
+def test_the_stars_of_a_whole_table_are_corrected_together() -> None:
+    """A difference that one comparison shows (p = 0.04) is none among twenty."""
+    z, half = 2.054, 1.0
+    gap = z * half * 2**0.5 / 1.96
+    pair = (Value(value=50.0, interval=half), Value(value=50.0 + gap, interval=half))
+    clear = (Value(value=50.0, interval=half), Value(value=60.0, interval=half))
+    assert difference_p(*pair) == pytest.approx(0.04, abs=1e-3)
+    assert ties([pair]) == [False]
+    assert ties([pair, *[clear] * 19]) == [False] * 20, (
+        "all but one are clear: nothing is left to pay"
+    )
+    assert ties([pair] * 20) == [True] * 20
+    assert ties([pair, (Value(value=1.0), Value(value=2.0))]) == [False, False], (
+        "not known: not counted"
+    )
+    same = (Value(value=1.0), Value(value=1.0))
+    assert ties([same]) == [True]

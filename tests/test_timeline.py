@@ -77,7 +77,9 @@ def test_every_state_is_scored_once_and_the_picture_shows_both_axes(
         assert all(row["loss"] > 0 and "in-knn top1" in row["scores"] for row in rows)
         drawn = (run / "timeline/timeline.svg").read_text()
         # loss, k-NN, and three figures of the masks
-        assert drawn.count("images 16") == drawn.count("seconds ") == 5
+        assert drawn.count(">images<") == drawn.count(">seconds<") == 5
+        assert drawn.count('stroke="var(--c0)"') == 2 * 5
+        assert ":root{--c0:#" in drawn, "a picture of its own brings the colours that it uses"
         patch.setattr(lifecycle, "evaluate", lambda *_: pytest.fail("scored again"))
         assert timeline.main(arguments) == 0
 

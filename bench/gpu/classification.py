@@ -1,4 +1,4 @@
-"""Part 5: fine-tuning steps, linear probes on cached features, and the rate of frozen features."""
+"""Part 5: fine-tuning steps, frozen features, and the rates of a linear and an attentive probe."""
 
 import sys
 import tempfile
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bench.attentive_probe import CLASSES, make_probe, one_pass
 from bench.gpu.measure import BenchSetting, forget, part_setting, peak_mib, seconds
+from bench.token_bank import write_bank
 from mimbench.data.lists import read_folder
 from mimbench.data.preprocess import Decoded, Preprocess
 from mimbench.system.runtime import Ranks, autocast
@@ -21,6 +23,7 @@ from mimbench.training.learner import StepInfo
 from mimbench.training.optim import set_lr
 from mimbench.vit.backbone import build_backbone
 from mimbench.vit.weights import VitSpec, random_weights
+from transfer.classification.tokens import CachedTokens
 from transfer.classification.tuner import Config, FineTune
 
 BASE = VitSpec(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, patch_size=16, grid=(14, 14))
@@ -86,6 +89,24 @@ def probe(setting: BenchSetting) -> dict[str, Any]:
     return {"features_per_second": rows / seconds(step, setting.device, setting.pick(10, 1))}
 
 
+def attentive(setting: BenchSetting, folder: Path) -> dict[str, Any]:
+    """Return images a second of efficient probing's head on cached ViT-B tokens, read from the disk."""
+    forget(setting.device)
+    count, batch = setting.pick(4096, 16), setting.pick(512, 8)
+    tokens = torch.randn(count, 196, 768, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % CLASSES
+    bank = write_bank(folder / "bank", tokens)
+    head = make_probe(bank, labels, batch, str(setting.device))
+    samples = CachedTokens(bank, labels.tolist())
+    at = StepInfo(step=1, steps_per_epoch=count // batch, epochs=90, batch=batch)
+
+    def work() -> None:
+        one_pass(head, samples, batch, at, setting.pick(8, 0))
+
+    took = seconds(work, setting.device, setting.pick(3, 1), warm=1)
+    return {"images_per_second": count / took, "peak_mib": peak_mib(setting.device)}
+
+
 def frozen(setting: BenchSetting, root: Path) -> dict[str, Any]:
     """Return images a second of frozen features, pixels in memory and from JPEG files."""
     forget(setting.device)
@@ -129,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found["features"] = frozen(setting, root)
         setting.write("classification", found)
         found["linear probe"] = probe(setting)
+        setting.write("classification", found)
+        found["attentive probe"] = attentive(setting, Path(folder))
         setting.write("classification", found)
     return 0
 

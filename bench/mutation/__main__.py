@@ -28,6 +28,7 @@ from bench.mutation.reach import FileReach, reach_of
 from bench.mutation.trials import Chooser, Verdict, try_tree
 from mimbench.system.files import write_text
 from mimbench.system.options import Parser, add_option
+from mimbench.system.source import source_state
 
 EQUIVALENT = ROOT / "bench" / "mutation" / "equivalent.yaml"
 
@@ -131,6 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--write-page", type=Path, metavar="FILE", help="write the tables into this page"
     )
     parser.add_argument(
+        "--section", default="", metavar="NAME", help="the page's section (seed N by default)"
+    )
+    parser.add_argument(
         "--trust", action="store_true", help="choose tests by what they entered when last watched"
     )
     add_option(parser, "--fresh")
@@ -145,17 +149,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     memory = KeptResults(fresh=options.fresh)
     chooser = Chooser(watch(memory, trust=options.trust))
     faults, alive, runs = "", 0, {}
-    if options.planted is not None or options.write_page:
+    if options.planted is not None or (options.write_page and not options.section):
         faults, alive = judge_planted(memory, chooser, options.planted or ())
     if options.planted is None:
         found = judge_all(options, memory, chooser)
         say("\n".join(["", summary(found), "", *table(found), "", *survivors(found)]))
         alive += sum(one.alive for one in found)
-        runs = {f"seed {options.seed}": found}
+        runs = {options.section or f"seed {options.seed}": found}
     if options.write_page:
-        write_text(
-            options.write_page, page(options.write_page.read_text(encoding="utf-8"), runs, faults)
-        )
+        commit, dirty = source_state()
+        text = options.write_page.read_text(encoding="utf-8")
+        where = commit[:7] + " with changes" * dirty
+        write_text(options.write_page, page(text, runs, faults, commit=where))
     return int(alive > 0)
 
 

@@ -45,8 +45,20 @@ NO_VALUE_MOVED = frozenset(
 CASTS = frozenset(
     {"isinstance", "super", "float", "str", "bool", "list", "tuple", "Path", "iter", "repr"}
 )
+UNORDERED = frozenset({"isinstance", "getattr", "hasattr", "max", "min", "maximum", "minimum"})
+"""Functions whose arguments may change places, or must not."""
 NO_VALUE_KEYWORDS = frozenset(
-    {"strict", "non_blocking", "device", "pin_memory", "num_workers", "daemon", "encoding", "copy"}
+    {
+        "strict",
+        "non_blocking",
+        "device",
+        "pin_memory",
+        "num_workers",
+        "daemon",
+        "encoding",
+        "copy",
+        "fused",
+    }
     | {"kw_only", "frozen", "repr", "maxsize", "newline", "prefetch_factor", "mode_of_progress"}
 )
 """Keywords about places, speed and declarations (and zip's `strict`, an assertion of ours)."""
@@ -128,7 +140,7 @@ def call(node: ast.Call) -> Iterator[Fault]:
         yield "call left out", copy.deepcopy(node.func.value)
     elif len(node.args) == 1 and not node.keywords and name not in CASTS and not starred(node):
         yield "call left out", copy.deepcopy(node.args[0])
-    if len(node.args) >= 2 and name not in {"isinstance", "getattr", "hasattr", "max", "min"}:
+    if len(node.args) >= 2 and name not in UNORDERED:
         changed = copy.deepcopy(node)
         changed.args[0], changed.args[1] = changed.args[1], changed.args[0]
         yield "arguments swapped", changed

@@ -81,12 +81,23 @@ def survivors(found: Sequence[JudgedMutant]) -> list[str]:
     ]
 
 
-def page(text: str, runs: Mapping[str, Sequence[JudgedMutant]], faults: str) -> str:
-    """Fill the places between markers of the page; what stands around them is written by hand."""
+def page(
+    text: str, runs: Mapping[str, Sequence[JudgedMutant]], faults: str, *, commit: str = ""
+) -> str:
+    """Fill the places between markers of the page; what stands around them is written by hand.
+
+    Args:
+        text: The page.
+        runs: Name -> what was found. `name` takes rate and survivors, `name: modules` the table.
+        faults: The table of planted faults.
+        commit: Where the runs were measured.
+    """
     parts = {"planted": faults}
     for name, found in runs.items():
-        lines = [summary(found), "", *table(found), "", "Survivors:", "", *survivors(found)]
-        parts[name] = "\n".join(lines)
+        head = f"{summary(found)} Measured at `{commit}`." if commit else summary(found)
+        named = survivors(found) or ["- none"]
+        parts[name] = "\n".join([head, "", "Survivors:", "", *named])
+        parts[f"{name}: modules"] = "\n".join(table(found))
     for name, body in parts.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin in text and body:

@@ -40,7 +40,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "mimbench.data.label_maps", "transfer.segmentation.data", "transfer.segmentation.labels",
     ),
     "boxes": (
-        "transfer.detection.crop", "transfer.detection.data", "transfer.detection.order",
+        "transfer.detection.crop", "transfer.detection.data", "transfer.detection.detector",
+        "transfer.detection.edges", "transfer.detection.order",
         "transfer.detection.protocol", "transfer.detection.score",
     ),
     "digests": ("mimbench.benchmarks.run_config",),
@@ -59,15 +60,17 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
 
 HOLDING: tuple[str, ...] = (
     "attentive", "attentive_golden", "attmask", "augmentation", "automae", "automae_golden",
-    "automae_learner", "backbone", "comparison", "confidence", "dense_golden", "dense_tasks",
-    "detection_data", "detection_order", "detection_pipeline", "detection_recipe", "detection_score",
-    "distill", "distill_golden", "distill_recipes", "features", "finetune", "golden_backbones",
-    "golden_core", "golden_recipes", "hpm_cheap", "image_targets", "knn", "knn_task", "linear_logreg",
-    "linear_probe", "lowshot", "masks_baselines", "masks_contract", "masks_golden", "masks_shapes",
-    "neighbours", "normalise", "numbers_*", "optim", "patches", "pretrain_accumulation_features",
-    "pretrain_golden", "pretrain_images", "pretrain_odd_images", "pretrain_linear", "pretrain_losses_teacher_rates",
-    "pretrain_shapes_targets_masks", "protocol_digest", "runtime", "segmentation_data",
-    "segmentation_multiscale", "segmentation_pipeline", "segmentation_recipe", "segmentation_score", "sizes", "spectra",
+    "automae_learner", "backbone", "bank", "clmae", "comparison", "confidence", "cross_decoder",
+    "dense_golden", "dense_tasks", "detection_data", "detection_fpn36", "detection_order",
+    "detection_pipeline", "detection_recipe", "detection_score", "distill", "distill_golden",
+    "distill_recipes", "encoder_options", "features", "finetune", "golden_backbones", "golden_core",
+    "golden_recipes", "hpm_cheap", "image_targets", "knn", "knn_task", "linear_logreg", "linear_probe",
+    "lowshot", "masks_baselines", "masks_contract", "masks_golden", "masks_shapes", "neighbours",
+    "normalise", "numbers_*", "optim", "patches", "pretrain_accumulation_features", "pretrain_golden",
+    "pretrain_images", "pretrain_linear", "pretrain_losses_teacher_rates", "pretrain_odd_images",
+    "pretrain_shapes_targets_masks", "pretrain_sources", "protocol_digest", "runtime", "segmentation_data",
+    "segmentation_multiscale", "segmentation_pipeline", "segmentation_recipe", "segmentation_score",
+    "several_masks", "sizes", "spectra",
 )  # fmt: skip
 """The test files that hold numbers (`tests/test_*.py`); others are about commands, processes, pages."""
 

@@ -76,6 +76,8 @@ class Request:
     fresh: bool = False
     dry_run: bool = False
     canary: bool = True
+    gap: bool = False
+    """Measure the recipe gap of cheap cells too."""
     twin: bool = False
     """Evaluate a random-weight twin of each checkpoint too."""
     room: bool = True
@@ -86,6 +88,8 @@ class Request:
     """Where the benchmarks came from, for the report."""
     paper_table: str = ""
     """Print the results in the shape of a paper's table."""
+    track: str = ""
+    """The client that cells are followed in; empty: none."""
 
     def __post_init__(self) -> None:
         """Refuse a batch of nothing."""
@@ -129,6 +133,8 @@ class Cell:
     """The data is a folder of images by class, which the canary may use."""
     free_fields: frozenset[str] = frozenset()
     """Fields of the configuration that move no number: a run goes on when they change."""
+    nearby: bool = False
+    """Its recipe gap can be measured."""
     footprint: Footprint = field(default_factory=Footprint)
     """What the run takes at least."""
 
@@ -331,4 +337,5 @@ def _cell(
         labelled_images=report.labelled_images,
         footprint=_own(report.footprints, specs, who.spec, Footprint()),
         free_fields=frozenset(report.free_fields),
+        nearby=report.nearby,
     )

@@ -28,7 +28,7 @@ from mimbench.system.config import from_mapping, to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
 from mimbench.system.memory import peak_memory
-from mimbench.system.runtime import pick_device
+from mimbench.system.runtime import pick_device, tf32_used
 from mimbench.task import Task, TaskResult, load_task, traits_of
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,13 @@ def evaluate(run: RunConfig, out: Path, weights: Weights | None = None) -> Resul
     return result
 
 
-def _evaluate(run: RunConfig, out: Path, weights: Weights | None) -> Result:
+def ready(run: RunConfig, weights: Weights | None = None) -> tuple[Task, Any, Weights]:
+    """Return a run's task, its configuration and its weights, which are still those it was planned for.
+
+    Args:
+        run: What to run.
+        weights: The checkpoint, where it is in memory already; by default its file is read.
+    """
     task = load_task(run.task)
     config = from_mapping(task.Config, run.config, f"{run.benchmark}.config")
     if weights is None:
@@ -60,6 +66,11 @@ def _evaluate(run: RunConfig, out: Path, weights: Weights | None) -> Result:
             f"{run.checkpoint} changed since the run was planned: digest {weights.digest[:12]}, "
             f"expected {run.weights_digest[:12]}; start the run again"
         )
+    return task, config, weights
+
+
+def _evaluate(run: RunConfig, out: Path, weights: Weights | None) -> Result:
+    task, config, weights = ready(run, weights)
     began = time.monotonic()
     found = task.run(weights, config, out)
     check_result(run.task, task.MAIN_METRIC, found)
@@ -80,6 +91,7 @@ def make_result(
 ) -> Result:
     """Return the record of a finished run, without what lies in files of its own."""
     device = _device_of(config)
+    rounded = tf32_used(device)
     traits = traits_of(task)
     return Result(
         benchmark=run.benchmark,
@@ -88,7 +100,7 @@ def make_result(
         main_metric=task.MAIN_METRIC,
         lower_is_better=traits.lower_is_better,
         trains=traits.trains(config) if callable(traits.trains) else traits.trains,
-        ran=dict(found.ran),
+        ran={**found.ran, **({"fp32": "rounded to TF32"} if rounded else {})},
         profile=run.profile,
         protocol=task_protocol(
             run.task, task.VERSION, run.dataset, config, traits, weights.spec, run.overrides
@@ -102,6 +114,7 @@ def make_result(
             seed=int(getattr(config, "seed", 0)),
             seconds=round(seconds, 3),
             peak_memory_mb=peak_memory(device) / 2**20,
+            tf32=rounded,
         ),
         draws=found.draws,
         beside=dict(traits.beside),

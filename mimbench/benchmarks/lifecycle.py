@@ -6,9 +6,9 @@ and record a failure where no result came back. Nothing else writes a run's conf
 
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
+from mimbench.benchmarks.basis import number_in, outdated
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.evaluation import evaluate
 from mimbench.benchmarks.run_config import (
@@ -79,23 +79,6 @@ def finished(cell: Cell) -> Result | None:
     if outdated(result, cell.folder.parent):
         return None
     return result if result.weights["digest"] == cell.run.weights_digest else None
-
-
-def outdated(result: Result, place: Path) -> bool:
-    """Return whether a run that the result was built on has another result by now."""
-    for name, checksum in result.built_on.items():
-        if (place / name / RESULT_FILE).is_file():
-            now = number_in(place / name)
-            if now is not None and now.checksum != checksum:
-                return True
-    return False
-
-
-def number_in(folder: Path) -> Result | None:
-    """Return the result in a folder if it holds a number, under whichever protocol."""
-    path = folder / RESULT_FILE
-    result = read_result(path) if path.is_file() else None
-    return result if result is not None and result.status == "done" else None
 
 
 def set_aside(cell: Cell, *, fresh: bool = False) -> None:

@@ -24,6 +24,16 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rungs:
+    """From which cheap dense benchmarks an expensive one is predicted (`mimbench ladder`)."""
+
+    cheap: tuple[str, ...]
+    """Ids, chosen beforehand and never by their fit."""
+    top1: str
+    """The id that people would look at instead: a ladder has to do better than it alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """One entry: a task with a recipe, one column of the table."""
 
@@ -41,6 +51,8 @@ class Benchmark:
     """Benchmarks whose run on the same checkpoint comes first: they leave something to reuse."""
     with_levels: str = ""
     """The benchmark that networks with several levels run in this one's place: a column of its own."""
+    ladder: Rungs | None = None
+    """What predicts this one, where it is expensive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +82,8 @@ class Protocol:
     source: str
     group: str = ""
     """The group of the benchmarks whose numbers this protocol's are of a kind with."""
+    also: tuple[str, ...] = ()
+    """What imported files call it (mimbench.tables.foreign): only their rows may stand in its column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +98,41 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubDataset:
+    """A data set as the Hugging Face Hub calls it."""
+
+    id: str
+    name: str
+    split: str
+    """The part that is scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubMetric:
+    """A metric as model cards call it."""
+
+    type: str
+    name: str
+    task: str
+    """The Hub's own name for what the model does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """What the Hugging Face Hub has a name for; what is not here has none, and none is made up."""
+
+    datasets: Mapping[str, HubDataset] = field(default_factory=dict)
+    metrics: Mapping[str, HubMetric] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """The reference file."""
 
     protocols: Mapping[str, Protocol]
     references: tuple[Reference, ...]
     effects: tuple[Effect, ...] = ()
+    hub: Hub = field(default_factory=Hub)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +145,11 @@ class Manifest:
     reference_file: str | None = None
     sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Named choices of benchmarks under their published recipes: --profile takes these names too."""
-    """A second file, relative to this one, that holds the three fields below."""
+    """A second file, relative to this one, that holds the fields below."""
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     references: tuple[Reference, ...] = ()
     effects: tuple[Effect, ...] = ()
+    hub: Hub = field(default_factory=Hub)
 
     @property
     def tasks(self) -> frozenset[str]:
@@ -230,16 +274,23 @@ def _check(manifest: Manifest, path: Path) -> None:
                     + did_you_mean(name, manifest.benchmarks)
                 )
             manifest.change(name, "paper")
+    _check_named(manifest, path)
+    _check_published(manifest)
+
+
+def _check_named(manifest: Manifest, path: Path) -> None:
+    """Refuse benchmarks that others name but nobody defines."""
     for name, benchmark in manifest.benchmarks.items():
         named = [("after", other) for other in benchmark.after]
         named += [("with_levels", benchmark.with_levels)] if benchmark.with_levels else []
+        if rungs := benchmark.ladder:
+            named += [("ladder", other) for other in (*rungs.cheap, rungs.top1)]
         for key, other in named:
             if other not in manifest.benchmarks:
                 raise UserError(
                     f"{path.name}.{name}.{key}: no benchmark '{other}'"
                     + did_you_mean(other, manifest.benchmarks)
                 )
-    _check_published(manifest)
 
 
 def _check_published(manifest: Manifest) -> None:

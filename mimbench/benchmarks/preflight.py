@@ -24,7 +24,7 @@ from mimbench.system.files import write_json
 from mimbench.system.logs import configure_logging
 from mimbench.system.options import Parser
 from mimbench.system.source import ROOT
-from mimbench.task import load_task, traits_of
+from mimbench.task import Task, load_task, traits_of
 from mimbench.vit.footprint import Footprint, trained
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class RecipeReport:
     """The data is a folder of images by class."""
     free_fields: tuple[str, ...] = ()
     """Fields of the configuration that move no number."""
+    nearby: bool = False
+    """It declares neighbouring settings: its recipe gap can be measured."""
     footprints: tuple[Footprint, ...] = ()
     """What a run takes at least, for each architecture that was asked about."""
 
@@ -173,6 +175,24 @@ def inspect_recipe(
     images = found.files if traits.whole_folder else 0
     if query.needs_data and traits.labelled_images:
         images = count_images(folder)
+    try:
+        return _report(query, task, config, dataset, specs, found, images)
+    except UserError as error:
+        # a recipe of one family refuses the others
+        return RecipeReport(problem=str(error))
+
+
+def _report(
+    query: RecipeQuery,
+    task: Task,
+    config: Any,
+    dataset: str,
+    specs: "Sequence[Spec]",
+    found: DataDigest,
+    images: int,
+) -> RecipeReport:
+    """Return what a task says of a configuration that can run."""
+    traits = traits_of(task)
     estimate = traits.footprint or trained
     return RecipeReport(
         version=task.VERSION,
@@ -187,12 +207,13 @@ def inspect_recipe(
         resolved=tuple(to_mapping(traits.resolved(s, config)) for s in specs)
         if traits.resolved
         else (),
-        config=plain,
+        config=to_mapping(config),
         rehearsal=to_mapping(traits.rehearsal(config)) if traits.rehearsal else {},
         effort=traits.effort,
         uses=traits.uses(config) if traits.uses else (),
         labelled_images=traits.labelled_images,
         free_fields=tuple(sorted(traits.free_fields)),
+        nearby=traits.nearby is not None,
         footprints=tuple(estimate(spec, config, images) for spec in specs),
     )
 
@@ -209,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     queries = [from_mapping(RecipeQuery, q) for q in asked["queries"]]
     # the parent asks without torch
     from mimbench.networks.kinds import spec_from_json  # noqa: PLC0415
-    from mimbench.vit.published import published_spec  # noqa: PLC0415
+    from mimbench.vit.named import published_spec  # noqa: PLC0415
 
     specs: list[Spec] = [spec_from_json(spec) for spec in asked["specs"]]
     specs += [spec for model in asked["models"] if (spec := published_spec(model))]

@@ -81,6 +81,8 @@ def timm_state(weights: VitWeights) -> tuple[Tensors, list[str]]:
         return dict(weights.tensors), [f"a timm VisionTransformer {_timm_arguments(spec)}"]
     if spec.rotation == "stepped":
         raise UserError("timm's PE stretches its rotation to the picture: use --to native")
+    if spec.rotation == "bordered":
+        raise UserError("timm has no CAPI, whose registers are turned too: use --to native")
     state: Tensors = {}
     for name, tensor in weights.tensors.items():
         state |= _unfused(name, tensor, spec)

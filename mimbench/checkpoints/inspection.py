@@ -10,6 +10,7 @@ from torch import Tensor
 from mimbench.checkpoints.files import Reading
 from mimbench.checkpoints.reading.plausibility import doubts
 from mimbench.system.errors import printable
+from mimbench.system.listing import and_more
 
 LINE = 400
 """Longest note or fault shown: a file may hold longer ones."""
@@ -113,8 +114,8 @@ def text(description: Mapping[str, Any], *, limit: int) -> str:
         items = description.get(key, [])
         if items:
             out += ["", title, *(f"  - {printable(item, LINE)}" for item in items[:limit])]
-            if len(items) > limit:
-                out.append(f"  ... and {len(items) - limit} more (--all shows them)")
+            if more := and_more(len(items), limit):
+                out.append(f"  ... {more} (--all shows them)")
     return "\n".join([*out, "", f"{'verdict':<13}{_verdict(description)}"]) + "\n"
 
 

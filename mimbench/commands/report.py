@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.commands.table import add_results, parse_choices
@@ -21,6 +22,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--no-compute", action="store_true", help="nothing that needs checkpoints or data"
     )
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        metavar="FOLDER",
+        help="also write the plots for a paper: SVG and PDF, a column or a page wide",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -28,10 +35,14 @@ def main(args: argparse.Namespace) -> int:
     from mimbench.suite.report.page import make_report
 
     path = args.out or args.results / "report.html"
-    choice = parse_choices(args.reference)
-    page = make_report(
-        args.results, load_manifest(args.benchmarks), choice=choice, compute=not args.no_compute
-    )
+    manifest, choice = load_manifest(args.benchmarks), parse_choices(args.reference)
+    page = make_report(args.results, manifest, choice=choice, compute=not args.no_compute)
     write_text(path, page)
     logger.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    if args.figures:
+        from mimbench.suite.report.gathered import gather
+        from mimbench.suite.report.paper.figures import write_figures
+
+        written = write_figures(gather(args.results, manifest, choice), args.figures)
+        logger.info("figures: %d files in %s", len(written), args.figures)
     return 0

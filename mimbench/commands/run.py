@@ -41,6 +41,7 @@ def add_arguments(parser: Parser) -> None:
     run.add_argument(
         "--twin", action="store_true", help="evaluate a random-weight twin of each checkpoint too"
     )
+    add_option(run, "--gap", "of cells that are cheap; finished cells stay as they are")
     add_option(run, "--gpus", "default: one, if there is one")
     run.add_argument(
         "--per-task", type=int, metavar="N", help="GPUs for one task (default: all of --gpus)"
@@ -61,6 +62,9 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="submitit's parameters: slurm_partition=gpu",
+    )
+    add_option(
+        run, "--track", "as its own settings say: WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_DIR"
     )
     add_option(run, "--reference")
 
@@ -207,7 +211,9 @@ def main(args: argparse.Namespace) -> int:
     """Run the suite."""
     from mimbench.suite.demo import NAME, demo_checkpoint
     from mimbench.suite.suite import run_suite
+    from mimbench.suite.tracking.session import require_client
 
+    require_client(args.track)
     manifest = load_manifest(args.benchmarks)
     request = replace(
         request_of(args, manifest),
@@ -215,14 +221,21 @@ def main(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         canary=not args.no_canary,
         twin=args.twin or args.demo,
+        gap=args.gap,
         gpus=args.gpus,
         per_task=args.per_task,
         room=not args.no_room_check,
         choice=parse_choices(args.reference),
+        track=args.track,
     )
+    if args.gap and args.launcher != "local":
+        raise UserError(
+            "--gap runs on this machine only; when the cells are done, start the same command with "
+            "--launcher local --gap: it reads their results and measures the neighbours"
+        )
     checkpoints = [parse_checkpoint(text) for text in args.checkpoints]
     if args.demo:
-        checkpoints.insert(0, (NAME, demo_checkpoint(request.out)))
+        checkpoints.insert(0, (NAME, demo_checkpoint(request.out, track=args.track)))
     if not checkpoints:
         raise UserError("name at least one checkpoint, or --demo: ./run_all.sh ckpt.pth")
     return run_suite(manifest, checkpoints, request, _cluster(args))

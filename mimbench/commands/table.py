@@ -7,7 +7,8 @@ from pathlib import Path
 from mimbench.benchmarks.manifest import DEFAULT_FILE, load_manifest
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser, add_option
-from mimbench.tables.formats import FORMATS
+from mimbench.tables.foreign.shown import read_all, with_imported
+from mimbench.tables.formats import FORMATS, on_screen
 from mimbench.tables.paper_view import PAPER_FORMATS, view_of
 from mimbench.tables.papers import load_papers
 from mimbench.tables.table import make_table, read_results
@@ -22,6 +23,7 @@ def add_arguments(parser: Parser) -> None:
     add_option(parser, "--benchmarks", default=DEFAULT_FILE)
     add_option(parser, "--reference")
     add_option(parser, "--table")
+    add_option(parser, "--imported")
 
 
 def add_results(parser: Parser) -> None:
@@ -43,6 +45,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"no results in {args.results}; name the folder that a run wrote (--out)")
     manifest, choice = load_manifest(args.benchmarks), parse_choices(args.reference)
     if args.table:
+        if args.imported:
+            raise UserError("--imported has no place in a paper's own table (--table)")
         if args.format not in PAPER_FORMATS:
             raise UserError(
                 f"--table is written as {' or '.join(PAPER_FORMATS)}, not {args.format}"
@@ -53,7 +57,8 @@ def main(args: argparse.Namespace) -> int:
         sys.stdout.write(PAPER_FORMATS[args.format](view))
         return 0
     table = make_table(results, manifest, choice=choice)
-    sys.stdout.write(FORMATS[args.format](table))
+    table = with_imported(table, read_all(args.imported), manifest)
+    sys.stdout.write(on_screen(table) if args.format == "terminal" else FORMATS[args.format](table))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The colour of a class in a palette: VOC's rule, which gives any number of classes colours far apart."""
+"""The colour of a class in a palette: VOC's rule."""
 
 Colour = tuple[int, int, int]
 
@@ -10,8 +10,3 @@ def label_colour(label: int) -> Colour:
         for channel in range(3):
             channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
     return channels[0], channels[1], channels[2]
-
-
-def class_colours(count: int) -> list[Colour]:
-    """Return a colour for each class; black is left for what is not labelled."""
-    return [label_colour(label + 1) for label in range(count)]

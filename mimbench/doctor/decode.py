@@ -5,7 +5,7 @@ kept by name, size and time, a few hundred images a line, so a pass that was int
 after a repair only the neighbours of what changed are decoded again.
 """
 
-import json
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -23,7 +23,14 @@ from PIL import Image
 from mimbench.data.lists import SUFFIXES, UNDECODABLE
 from mimbench.doctor.check import Check, fault, ok
 from mimbench.system.errors import UserError, printable
-from mimbench.system.files import cache_folder, value_digest, write_text
+from mimbench.system.files import (
+    append_json_line,
+    cache_folder,
+    json_lines,
+    value_digest,
+    write_text,
+)
+from mimbench.system.listing import and_more
 from mimbench.system.progress import Progress
 from mimbench.system.signals import leave_signals_to_parent
 
@@ -169,8 +176,7 @@ def _decode_all(
     with record.open("w" if fresh else "a", encoding="utf-8") as file:
         for group, found in _in_processes(groups, jobs):
             broken += found
-            file.write(json.dumps([_stamp(group), found]) + "\n")
-            file.flush()
+            append_json_line(file, [_stamp(group), found])
             bar.step(len(group), broken=len(broken))
     bar.close()
     return broken
@@ -209,15 +215,12 @@ def _alone(picture: ImageEntry) -> list[Broken]:
 
 
 def _read(record: Path) -> dict[str, list[Broken]]:
-    """Return stamp -> broken images; a line that an interruption cut is not there."""
+    """Return stamp -> broken images; a line that says anything else is not there."""
     known: dict[str, list[Broken]] = {}
-    if record.is_file():
-        for line in record.read_text(encoding="utf-8").splitlines():
-            try:
-                stamp, found = json.loads(line)
-                known[stamp] = [(str(name), str(reason)) for name, reason in found]
-            except (ValueError, TypeError):
-                continue
+    for _, entry in json_lines(record):
+        with contextlib.suppress(ValueError, TypeError):
+            stamp, found = entry
+            known[stamp] = [(str(name), str(reason)) for name, reason in found]
     return known
 
 
@@ -227,10 +230,11 @@ def _finding(root: Path, total: int, broken: Sequence[Broken], listed: Path) -> 
         return ok("images", f"all {total:,} below {root} can be decoded")
     write_text(listed, "".join(f"{name}\t{reason}\n" for name, reason in broken))
     lines = [f"# {name}: {reason}" for name, reason in broken[:SHOWN]]
-    more = [f"# and {len(broken) - SHOWN:,} more"] if len(broken) > SHOWN else []
+    if more := and_more(len(broken), SHOWN):
+        lines.append(f"# {more}")
     return fault(
         "images",
         f"{len(broken):,} of {total:,} cannot be decoded; replace them, or remove them, then check "
         f"again; all of them: {listed}",
-        "\n".join([*lines, *more, f"cut -f1 {shlex.quote(str(listed))}"]),
+        "\n".join([*lines, f"cut -f1 {shlex.quote(str(listed))}"]),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mimbench.data.digest import DataDigest
+from mimbench.results.gap import Gap, read_gap
 from mimbench.results.legacy import upgrade
 from mimbench.scores.figures import Figure
 from mimbench.system.config import from_mapping, to_mapping
@@ -42,6 +43,8 @@ class Provenance:
     seconds: float
     peak_memory_mb: float
     argv: tuple[str, ...]
+    tf32: bool | None = None
+    """fp32 products or convolutions were rounded to TF32; None in results from before it was kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,8 @@ class Result:
     format: int = FORMAT
     checksum: str = ""
     """Over everything else in the file; files from before there was one have none."""
+    gap: Gap | None = None
+    """What lies beside the file, in one of its own: neighbouring settings of a cheap recipe."""
 
 
 def protocol_digest(task: str, task_version: int, config: Mapping[str, Any]) -> str:
@@ -131,6 +136,8 @@ def checksum(value: Mapping[str, Any]) -> str:
 def write_result(path: Path, result: Result) -> None:
     """Write a result atomically, with the checksum that tells it from an edited one."""
     value = to_mapping(result)
+    # in a file of its own: it is measured later, and the result stays what it was
+    value.pop("gap", None)
     write_json(path, {**value, "checksum": checksum(value)})
 
 
@@ -157,12 +164,12 @@ def read_result(path: Path) -> Result:
             f"{path} is a result of format {value['format']}, this version reads {FORMAT}; "
             "read it with the version that wrote it"
         )
-    result = from_mapping(Result, value, str(path))
+    result = from_mapping(Result, {k: v for k, v in value.items() if k != "gap"}, str(path))
     if edited:
         logger.warning("%s was %s", path, EDITED)
         return replace(result, status="failed", error=EDITED, metrics={}, intervals={})
     _check(result, path)
-    return result
+    return replace(result, gap=read_gap(path.parent, result.checksum))
 
 
 def _check(result: Result, path: Path) -> None:
@@ -179,7 +186,9 @@ def _check(result: Result, path: Path) -> None:
         )
 
 
-def provenance(*, device: str, seed: int, seconds: float, peak_memory_mb: float) -> Provenance:
+def provenance(
+    *, device: str, seed: int, seconds: float, peak_memory_mb: float, tf32: bool | None = None
+) -> Provenance:
     """Return the provenance of a run that ends now; `device` is the GPU's name, empty for the CPU."""
     commit, dirty = source_state()
     return Provenance(
@@ -193,4 +202,5 @@ def provenance(*, device: str, seed: int, seconds: float, peak_memory_mb: float)
         seconds=seconds,
         peak_memory_mb=peak_memory_mb,
         argv=tuple(sys.argv),
+        tf32=tf32,
     )

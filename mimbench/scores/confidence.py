@@ -32,7 +32,11 @@ class Interval:
 
 
 def percentile_interval(draws: np.ndarray) -> Interval:
-    """Return the central 95 % of bootstrap draws, and how far other draws would move its ends."""
+    """Return the central 95 % of bootstrap draws, and how far other draws would move its ends.
+
+    Draws without a value (a resample of a few images that holds no object) are left out.
+    """
+    draws = draws[~np.isnan(draws)]
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     low, high = np.quantile(draws, ends)
     errors = []

@@ -102,10 +102,27 @@ class Hits(Outcomes):
     def classes(self) -> Mapping[str, float]:
         """Return each class's top-1; a class is named by its images' folder."""
         hits = self.right().mean(axis=0)
+        names = self._names()
+        return {names[label]: 100 * float(hits[self.labels == label].mean()) for label in names}
+
+    def taken_for(self) -> Mapping[str, Mapping[str, float]]:
+        """Return for each class how many percent of its images were taken for which, over all draws."""
+        best = self.top5[None, :, 0] if self.draws is None else self.draws
+        names = self._names()
+        found = {}
+        for label, name in names.items():
+            predicted, counts = np.unique(best[:, self.labels == label], return_counts=True)
+            shares = 100 * counts / counts.sum()
+            found[name] = {
+                names.get(int(p), f"class {p}"): float(share)
+                for p, share in zip(predicted, shares, strict=True)
+            }
+        return found
+
+    def _names(self) -> dict[int, str]:
+        """Return label -> its class's name."""
         found = {}
         for label in np.unique(self.labels):
-            mine = self.labels == label
-            name = self.images[int(np.argmax(mine))]
-            title = name.split("/")[0] if "/" in name else f"class {label}"
-            found[title] = 100 * float(hits[mine].mean())
+            name = self.images[int(np.argmax(self.labels == label))]
+            found[int(label)] = name.split("/")[0] if "/" in name else f"class {label}"
         return found

@@ -152,7 +152,10 @@ def average_precision(classes: list[ClassMatches]) -> Callable[[np.ndarray], np.
 
     def value(weights: np.ndarray) -> np.ndarray:
         found = np.stack([_class_precision(matches, weights) for matches in classes])
-        return 100 * np.nanmean(found, axis=0)
+        known = ~np.isnan(found)
+        with np.errstate(invalid="ignore"):
+            # a resample without any object has no value
+            return 100 * np.where(known, found, 0.0).sum(axis=0) / known.sum(axis=0)
 
     return value
 

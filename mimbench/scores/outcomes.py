@@ -95,6 +95,10 @@ class Outcomes(ABC):
         """Return class -> score in percent for the report, if the outcomes tell; {} if not."""
         return {}
 
+    def taken_for(self) -> Mapping[str, Mapping[str, float]]:
+        """Return class -> predicted class -> share of it in percent, if the outcomes tell; {} if not."""
+        return {}
+
 
 K = TypeVar("K", bound=Outcomes)
 

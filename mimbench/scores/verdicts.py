@@ -21,6 +21,7 @@ from mimbench.scores.confidence import (
     bootstrap_p,
     percentile_interval,
 )
+from mimbench.scores.recipes import PairedGap
 
 
 class Seeds(NamedTuple):
@@ -153,6 +154,7 @@ def verdict(
     trains: bool = True,
     lower: bool = False,
     among: Sequence[float] = (),
+    gap: PairedGap | None = None,
 ) -> str:
     """Return one line that a person can quote.
 
@@ -163,13 +165,18 @@ def verdict(
         trains: The task trains: another seed gives another number.
         lower: The smaller number is the better one.
         among: The p-values of all verdicts that are given at once, this one's included.
+        gap: The difference under neighbouring settings of the recipe, where both were measured so.
     """
     p, text = found.p, evidence(name_a, name_b, found, trains=trains)
     if len(among) > 1:
         p = holm(among)[list(among).index(found.p)]
         text += f"; p = {p:.2g} by Holm over {len(among)} verdicts"
+    if gap is not None:
+        text += f"; {gap.words()}"
     if p >= 1 - LEVEL or found.difference == 0:
         return f"no difference shown between {name_a} and {name_b} ({text})"
+    if gap is not None and not gap.decided:
+        return f"cannot tell {name_a} from {name_b}: it depends on the recipe ({text})"
     better, worse = (name_a, name_b) if (found.difference > 0) != lower else (name_b, name_a)
     if trains and found.seeds is None:
         return (

@@ -18,14 +18,14 @@ ENCODER = "encoder.safetensors"
 NAME = "hpm-demo"
 
 
-def demo_checkpoint(out: Path) -> Path:
+def demo_checkpoint(out: Path, *, track: str = "") -> Path:
     """Return the checkpoint that the demo evaluates; pretrains it if it is not there yet."""
     logger.info("sample data: %s", sample_root())
     folder = out / "pretrain"
-    return pretrain_demo(folder) if RECIPE.is_file() else _stand_in(folder)
+    return pretrain_demo(folder, track=track) if RECIPE.is_file() else _stand_in(folder)
 
 
-def pretrain_demo(folder: Path, seed: int = 0) -> Path:
+def pretrain_demo(folder: Path, *, seed: int = 0, track: str = "") -> Path:
     """Return the encoder of the demo's pretraining in a folder, made if it is not there yet."""
     done = folder / ENCODER
     if done.is_file():
@@ -34,6 +34,7 @@ def pretrain_demo(folder: Path, seed: int = 0) -> Path:
     logger.info("pretraining a tiny HPM into %s", folder)
     command = [sys.executable, "-m", "pretrain", str(RECIPE), "--out", str(folder)]
     command += ["--set", f"training.seed={seed}"] if seed else []
+    command += ["--track", track] if track else []
     code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
     if code or not done.is_file():
         raise UserError(f"the demo's pretraining ended with exit code {code}; see the lines above")

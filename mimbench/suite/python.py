@@ -5,7 +5,7 @@ that tables are made of. Only a frozen module of the user's own has no file that
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mimbench.benchmarks.cells import Candidate, Cell
 from mimbench.benchmarks.evaluation import describe_weights
 from mimbench.benchmarks.lifecycle import run_here
 from mimbench.benchmarks.manifest import Manifest, Profile, load_manifest
+from mimbench.benchmarks.nearby import measure_gap
 from mimbench.benchmarks.preflight import RecipeQuery, RecipeReport, inspect_recipe
 from mimbench.benchmarks.run_config import RunConfig, safe_name
 from mimbench.checkpoints.files import read_weights, write_weights
@@ -25,6 +26,7 @@ from mimbench.networks.module import ModuleWeights, adapt, as_it_was
 from mimbench.results.record import Result
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.runtime import callers_tf32
 from mimbench.tables.comparison import (
     choose,
     describe_pair,
@@ -72,6 +74,7 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
     workers: int = 0,
+    gap: bool = False,
     **declared: Any,
 ) -> dict[str, Result]:
     """Return benchmark -> result of a model; what is done already under the same recipe is read.
@@ -88,11 +91,11 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         settings: Changes of the recipe: id or group -> fields.
         device: Where to compute.
         workers: Loader processes.
+        gap: Measure the recipe gap of cheap benchmarks too.
         declared: What a module says of itself: see `mimbench.networks.module.adapt`.
     """
     manifest = load_manifest()
     names = manifest.choose(profile, tuple(benchmarks))
-    root = Path(out)
     study = Study(
         manifest=manifest,
         profile=profile,
@@ -100,16 +103,18 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         data=Path(data) if data else None,
         own=own_data,
         machine=Machine(device=device, workers=workers),
+        gap=gap,
     )
-    if isinstance(model, nn.Module):
-        with as_it_was(model):
-            return _evaluate(adapt(model, name=name, **declared), names, root, name, study)
-    if declared:
+    if not isinstance(model, nn.Module) and declared:
         raise UserError(
             f"only a module declares {', '.join(declared)}; a checkpoint says it itself"
         )
-    weights = load(model) if isinstance(model, (str, Path)) else model
-    return _evaluate(weights, names, root, name, study)
+    with callers_tf32():
+        if isinstance(model, nn.Module):
+            with as_it_was(model):
+                return _evaluate(adapt(model, name=name, **declared), names, Path(out), name, study)
+        weights = load(model) if isinstance(model, (str, Path)) else model
+        return _evaluate(weights, names, Path(out), name, study)
 
 
 def _evaluate(
@@ -157,6 +162,7 @@ class Study:
     data: Path | None
     own: bool
     machine: Machine
+    gap: bool = False
 
     def inspect_recipe(
         self, benchmark: str, spec: Spec, read: Callable[[Parts], DataDigest]
@@ -202,7 +208,10 @@ class Study:
             main_metric=report.main_metric,
             protocol=protocol,
         )
-        return run_here(cell, weights=weights)
+        result = run_here(cell, weights=weights)
+        if self.gap and report.nearby:
+            return replace(result, gap=measure_gap(folder, weights))
+        return result
 
 
 def _kept(weights: Weights, row: Path) -> Path:

@@ -27,14 +27,16 @@ from mimbench.suite.costs.forecast_log import FORECAST, ForecastLog
 from mimbench.suite.costs.planning import PATIENCE, longest_first, plan_text
 from mimbench.suite.running.canary_check import check_checkpoints
 from mimbench.suite.running.cluster import Cluster, submit_cells
+from mimbench.suite.running.gaps import measure_gaps
 from mimbench.suite.running.launch import Slot, gpu_slot, hidden_gpus, make_slots
 from mimbench.suite.running.runner import FinishedCell, run_cells
+from mimbench.suite.tracking.session import TRACKING_LOG, tracked, tracked_cell
 from mimbench.system.errors import UserError
 from mimbench.system.exit_codes import ExitCode
 from mimbench.system.files import value_digest, write_text
 from mimbench.system.lock import folder_lock
 from mimbench.system.signals import Interrupts
-from mimbench.tables.formats import FORMATS, SUFFIXES
+from mimbench.tables.formats import FORMATS, SUFFIXES, on_screen
 from mimbench.tables.paper_view import as_text, view_of
 from mimbench.tables.papers import load_papers
 from mimbench.tables.table import TWIN, Table, make_table, read_results
@@ -63,6 +65,9 @@ def run_suite(
         slots = [Slot()] if cluster else _slots(request)
         if request.dry_run:
             sys.stdout.write(plan_text(cells, out, slots=slots, device=device))
+            if request.gap:
+                count = sum(cell.nearby and not cell.problem for cell in cells)
+                sys.stdout.write(f"then, not in this forecast: the recipe gap of {count} cells\n")
             return 1 if any(cell.problem for cell in cells) else 0
         if request.room and cluster is None:
             # slots with GPUs of their own share no memory
@@ -71,7 +76,10 @@ def run_suite(
         if request.canary:
             check_checkpoints(cells, device)
         try:
-            ended = _run(cells, slots, request, cluster)
+            with tracked(request.track, [tracked_cell(c) for c in cells], out / TRACKING_LOG):
+                ended = _run(cells, slots, request, cluster)
+            if request.gap:
+                measure_gaps(cells, slots)
         finally:
             table = write_tables(out, manifest, request.choice)
     _report(request)
@@ -82,7 +90,7 @@ def run_suite(
 def _printed(table: Table, manifest: Manifest, request: Request) -> str:
     """Return what goes to stdout: the table of all results, or a paper's table filled with them."""
     if not request.paper_table:
-        return FORMATS["terminal"](table)
+        return on_screen(table)
     found = load_papers(manifest).find(request.paper_table)
     results = read_results(request.out)
     return as_text(view_of(request.paper_table, found, results, manifest, request.choice))

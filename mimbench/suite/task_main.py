@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ def _evaluate(
     result = _run(task, args)
     if int(os.environ.get("RANK", "0")) == 0:
         lines = [f"{name}\t{value:.4f}\n" for name, value in result.metrics.items()]
+        if result.gap:
+            lines += [f"gap: {n.setting}\t{n.value:.4f}\n" for n in result.gap.settings]
         sys.stdout.write("".join(lines))
     return ExitCode.OK
 
@@ -86,8 +89,10 @@ def task_parser(
     add_option(parser, "--max-batch")
     add_option(parser, "--recompute")
     add_option(parser, "--no-lock")
+    add_option(parser, "--track")
     add_reading(parser)
     add_option(parser, "--fresh", "old results are kept aside")
+    add_option(parser, "--gap", "where the task is cheap")
     if extend:
         extend(parser)
     return parser
@@ -112,8 +117,18 @@ def pick_benchmark(manifest: Manifest, task: str, profile: Profile, name: str | 
 def _run(task: str, args: argparse.Namespace) -> "Result":
     from mimbench.benchmarks.cells import Request, make_cells, read_candidate  # noqa: PLC0415
     from mimbench.benchmarks.lifecycle import run_here  # noqa: PLC0415
+    from mimbench.benchmarks.nearby import measure_gap  # noqa: PLC0415
+    from mimbench.suite.tracking.session import (  # noqa: PLC0415
+        TRACKING_LOG,
+        require_client,
+        tracked,
+        tracked_cell,
+    )
     from mimbench.task import Machine  # noqa: PLC0415
 
+    if args.gap and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--gap takes one process; run the cell on several first, then --gap on one")
+    require_client(args.track)
     manifest = load_manifest(args.benchmarks)
     name = pick_benchmark(manifest, task, args.profile, args.benchmark)
     changed = parse_overrides(args.set)
@@ -134,4 +149,8 @@ def _run(task: str, args: argparse.Namespace) -> "Result":
     )
     who = read_candidate(args.checkpoint, which=args.which, num_heads=args.num_heads)
     [cell] = make_cells(manifest, [who], request)
-    return run_here(cell, fresh=args.fresh)
+    with tracked(args.track, [tracked_cell(cell)], args.out / TRACKING_LOG):
+        result = run_here(cell, fresh=args.fresh)
+    if args.gap and cell.nearby:
+        return replace(result, gap=measure_gap(cell.folder))
+    return result

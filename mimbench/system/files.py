@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mimbench.system.errors import UserError
 
@@ -86,6 +86,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 CACHE = "MIMBENCH_CACHE"
+
+
+def append_json_line(file: IO[str], value: Any) -> None:
+    """Write a value as one line of JSON, at once: a process that is killed loses the last at most."""
+    file.write(json.dumps(value, allow_nan=False) + "\n")
+    file.flush()
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each line and its value, but for one that was cut off when the process was killed."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            yield line, json.loads(line)
 
 
 def cache_folder() -> Path:

@@ -17,5 +17,9 @@ def first_few(items: Iterable[object], most: int = 5, *, separator: str = ", ") 
     shown = separator.join(
         printable(text, 197 if len(text) > 200 else None) for text in texts[:most]
     )
-    rest = len(texts) - most
-    return (shown or "none") + (f" and {rest:,} more" if rest > 0 else "")
+    return " ".join(filter(None, [shown or "none", and_more(len(texts), most)]))
+
+
+def and_more(count: int, most: int) -> str:
+    """Return "and 7 more" where `most` of `count` are shown; "" where that is all of them."""
+    return f"and {count - most:,} more" if count > most else ""

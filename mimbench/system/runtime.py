@@ -45,6 +45,22 @@ def fp32_means_fp32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+def tf32_used(device: torch.device) -> bool:
+    """Say whether fp32 products or convolutions on this device are rounded to TF32 now."""
+    allowed = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    return device.type == "cuda" and bool(allowed)
+
+
+@contextmanager
+def callers_tf32() -> Iterator[None]:
+    """Leave the caller's TF32 switches as they were: they belong to a training script, not to us."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """Return the device that the name asks for (auto, cpu, cuda or cuda:N), with TF32 off."""
     fp32_means_fp32()

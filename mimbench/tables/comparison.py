@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -9,12 +10,18 @@ from mimbench.benchmarks.manifest import Manifest, Reference
 from mimbench.benchmarks.records import statistics_of
 from mimbench.results.record import Result
 from mimbench.scores.outcomes import Statistic
+from mimbench.scores.recipes import PairedGap, paired_gap
 from mimbench.scores.verdicts import Comparison, compare_functions, compare_shares, verdict
 from mimbench.system.errors import UserError, did_you_mean
 from mimbench.tables.columns import ran_as
 from mimbench.tables.differences import differences, group_of, resolved, show
 from mimbench.tables.recipes import why
+from mimbench.tables.table import mean_gap
 
+HOLM = (
+    "{count} verdicts at once: each p is corrected for all of them (Holm), so that the chance of even one "
+    "false difference among them stays below 5 %"
+)
 Run = tuple[Path, Result]
 """A run's folder and what it found."""
 
@@ -93,7 +100,7 @@ def compare_measured(
 def describe_pair(a: Sequence[Run], b: Sequence[Run], manifest: Manifest) -> list[str]:
     """Return the lines of the comparison of two measured rows; several verdicts are corrected."""
     names = a[0][1].weights["name"], b[0][1].weights["name"]
-    lines: list[tuple[str, Comparison | str, Result]] = []
+    lines: list[tuple[str, Comparison | str, Result, PairedGap | None]] = []
     for benchmark in dict.fromkeys(r.benchmark for _, r in a):
         mine = [x for x in a if x[1].benchmark == benchmark]
         other = [x for x in b if x[1].benchmark == benchmark]
@@ -106,20 +113,32 @@ def describe_pair(a: Sequence[Run], b: Sequence[Run], manifest: Manifest) -> lis
         for pair in shared:
             found = compare_measured(pair[0], pair[1], manifest.tasks)
             what = found[1] if found else "no outcomes were kept: nothing to compare"
-            lines.append((benchmark, what, pair[0][0][1]))
+            lines.append((benchmark, what, pair[0][0][1], gap_of(*pair)))
         if other and not shared:
-            lines.append((benchmark, _apart(mine[0][1], other[0][1], manifest), mine[0][1]))
-    among = [what.p for _, what, _ in lines if isinstance(what, Comparison)]
+            apart = _apart(mine[0][1], other[0][1], manifest)
+            lines.append((benchmark, apart, mine[0][1], None))
+    among = [what.p for _, what, _, _ in lines if isinstance(what, Comparison)]
     shown = [
         f"{benchmark}: "
         + (
             what
             if isinstance(what, str)
-            else verdict(*names, what, trains=r.trains, lower=r.lower_is_better, among=among)
+            else verdict(
+                *names, what, trains=r.trains, lower=r.lower_is_better, among=among, gap=gap
+            )
         )
-        for benchmark, what, r in lines
+        for benchmark, what, r, gap in lines
     ]
+    if len(among) > 1:
+        shown.append(HOLM.format(count=len(among)))
     return shown or [f"{names[0]} and {names[1]} have no benchmark in common"]
+
+
+def gap_of(a: Sequence[Run], b: Sequence[Run]) -> PairedGap | None:
+    """Return the difference of two rows under each setting that all their seeds were measured with."""
+    sides = [[r for _, r in side] for side in (a, b)]
+    means = [fmean(r.metrics[r.main_metric] for r in side) for side in sides]
+    return paired_gap(means[0], mean_gap(sides[0]), means[1], mean_gap(sides[1]))
 
 
 def _by_recipe(runs: Sequence[Run]) -> list[list[Run]]:
@@ -170,8 +189,19 @@ def describe_published(
                 f"{reference.method} {reference.model} [{reference.source}]: "
                 f"measured - published = {value - reference.value:+.2f}"
             )
-            lines += why(result, reference, manifest)
+            lines += _gap_around(result, reference) + why(result, reference, manifest)
     return lines or ["no benchmark of this row has a published number of that name"]
+
+
+def _gap_around(result: Result, reference: Reference) -> list[str]:
+    """Return a line where the published value lies inside the measured row's own recipe gap."""
+    gap = result.gap
+    if gap is None or not gap.complete or not gap.low <= reference.value <= gap.high:
+        return []
+    return [
+        f"    inside the recipe gap: the same weights score {gap.low:.2f} to {gap.high:.2f} under "
+        f"{len(gap.settings)} neighbouring settings: cannot tell the two apart"
+    ]
 
 
 def choose(results: Sequence[Run], name: str) -> list[Run]:

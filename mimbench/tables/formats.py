@@ -3,15 +3,31 @@
 import csv
 import io
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
+from mimbench.system.errors import printable
 from mimbench.tables.rows import Column, Row, Table, Value
+from mimbench.tables.tex import tex
 
 PROFILES = {
     "quick": "[quick] cheaper recipes of our own: no published row stands beside them",
     "demo": "[demo] sample data: shows that everything runs, says nothing about ImageNet, COCO, ADE20K",
 }
+
+
+BEST_LEGEND = (
+    "* best measured value of the column, and all that nothing tells from it (at 5 % over all comparisons, "
+    "by Holm)"
+)
+GAP_LEGEND = (
+    "gap: recipe gap, the range under neighbouring settings of the recipe (resolution, pooling, rate, "
+    "interpolation)"
+)
 
 
 def heading(column: Column, table: Table) -> str:
@@ -35,7 +51,7 @@ def corner(table: Table) -> str:
     return f"[{profiles.pop()}]" if len(profiles) == 1 and profiles != {"paper"} else ""
 
 
-def text_of(value: Value | None, plus_minus: str = "±") -> str:
+def text_of(value: Value | None) -> str:
     """Return a value as `84.20 ±0.31 (+0.10)`; `failed` or `-` where there is none."""
     if value is None:
         return "-"
@@ -43,11 +59,13 @@ def text_of(value: Value | None, plus_minus: str = "±") -> str:
         return "failed"
     text = f"{value.value:.2f}"
     if value.interval is not None:
-        text += f" {plus_minus}{value.interval:.2f}"
+        text += f" ±{value.interval:.2f}"
     if value.spread is not None:
         text += f" sd {value.spread:.2f} n={value.seeds}"
     if value.draw_sd is not None:
         text += f" sd {value.draw_sd:.2f} d={value.draws}"
+    if ends := value.gap_ends:
+        text += f" gap {ends[0]:.2f} to {ends[1]:.2f}"
     if value.difference is not None:
         text += f" ({value.difference:+.2f})"
     return text
@@ -58,8 +76,13 @@ def label_of(row: Row) -> str:
     return row.label if row.kind == "measured" else f"{row.label} [{row.source}]"
 
 
-def terminal(table: Table) -> str:
-    """Return the table as aligned plain text."""
+def terminal(table: Table, width: int | None = None) -> str:
+    """Return the table as aligned plain text.
+
+    Args:
+        table: What to write.
+        width: Columns of the screen: a wider table goes on below, under its rows' names.
+    """
     head = [corner(table), *(heading(c, table) for c in table.columns)]
     body = [
         [
@@ -69,14 +92,36 @@ def terminal(table: Table) -> str:
         for row in table.rows
     ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [_aligned(head, widths), rule]
-    kinds = [row.kind for row in table.rows]
-    for i, cells in enumerate(body):
-        if i and kinds[i] != kinds[i - 1]:
-            lines.append(rule)
-        lines.append(_aligned(cells, widths))
-    return "\n".join([*lines, *legend(table)]) + "\n"
+    kinds, lines = [row.kind for row in table.rows], []
+    for part in _folded(widths, width):
+        rule = "─" * (sum(widths[i] for i in part) + 2 * (len(part) - 1))
+        shown = [[line[i] for i in part] for line in [head, *body]]
+        aligned = [_aligned(cells, [widths[i] for i in part]) for cells in shown]
+        lines += ["", aligned[0], rule]
+        for i, line in enumerate(aligned[1:]):
+            lines += [rule, line] if i and kinds[i] != kinds[i - 1] else [line]
+    notes = legend(table)
+    if width is not None:
+        folded = [textwrap.wrap(n, width, subsequent_indent="  ") for n in ["", *notes]]
+        notes = [line for lines in folded for line in lines or [""]]
+    return "\n".join([*lines[1:], *notes]) + "\n"
+
+
+def on_screen(table: Table) -> str:
+    """Return the table as text for stdout: no wider than the terminal, if it is one."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return terminal(table, width)
+
+
+def _folded(widths: list[int], width: int | None) -> list[list[int]]:
+    """Return the columns that stand side by side, the first one in front of each part."""
+    parts = [[0]]
+    for i in range(1, len(widths)):
+        used = sum(widths[j] + 2 for j in parts[-1])
+        if width is not None and used + widths[i] > width and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
@@ -104,10 +149,12 @@ def legend(table: Table) -> list[str]:
         lines.append("sd: standard deviation over n seeds")
     if any(v.draw_sd is not None for v in values):
         lines.append("sd with d: standard deviation over d draws of the training images")
+    if any(v.gap for v in values):
+        lines.append(GAP_LEGEND)
     if any(v.difference is not None for v in values):
         lines.append("(+/-) measured - published, for the matching published row")
     if any(v.best for v in values):
-        lines.append("* best measured value of the column, and all that nothing tells from it")
+        lines.append(BEST_LEGEND)
     lines += [PROFILES[p] for p in dict.fromkeys(c.profile for c in table.columns) if p in PROFILES]
     published = [row for row in table.rows if row.kind == "published"]
     for source in dict.fromkeys(row.source for row in published):
@@ -163,12 +210,15 @@ def comma(table: Table) -> str:
             "source",
             "error",
             "ran",
+            "gap_low",
+            "gap_high",
         ]
     )
     for row in table.rows:
         for c, v in row.values.items():
             numbers = [v.value, v.interval, v.spread, v.seeds, v.draw_sd, v.draws, v.difference]
             shown = ["" if n is None else n if isinstance(n, int) else f"{n:.4f}" for n in numbers]
+            ends = [f"{end:.4f}" for end in v.gap_ends] if v.gap_ends else ["", ""]
             writer.writerow(
                 [
                     row.label,
@@ -181,43 +231,26 @@ def comma(table: Table) -> str:
                     row.source,
                     v.error,
                     c.ran,
+                    *ends,
                 ]
             )
     return file.getvalue()
 
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "·": r"$\cdot$",
-}
-
-
 def latex(table: Table) -> str:
     """Return the table for booktabs."""
 
-    def safe(text: str) -> str:
-        return "".join(LATEX.get(char, char) for char in text)
-
     def first(text: str) -> str:
-        # after a line's end or a rule, a bracket would open an argument of it
-        return "{}" + safe(text) if text.startswith("[") else safe(text)
+        # after a line's end or a rule, a bracket or a star would be an argument of it
+        return "{}" + tex(text) if text.startswith(("[", "*")) else tex(text)
 
     def number(value: Value | None, *, best: bool) -> str:
-        text = safe(text_of(value, "@")).replace("@", r"$\pm$")
+        text = tex(text_of(value))
         return rf"\textbf{{{text}}}" if best else text
 
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
     lines += [
-        " & ".join([first(corner(table)), *(safe(heading(c, table)) for c in table.columns)])
+        " & ".join([first(corner(table)), *(tex(heading(c, table)) for c in table.columns)])
         + r" \\",
         r"\midrule",
     ]
@@ -226,8 +259,20 @@ def latex(table: Table) -> str:
             lines.append(r"\midrule")
         cells = [number(row.values.get(c), best=_best(row, c)) for c in table.columns]
         lines.append(" & ".join([first(row.label), *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in bold_legend(table))]
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(f"% {printable(note)}" for note in bold_legend(table)),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _plain(value: Value) -> dict[str, Any]:
+    """Return a value's fields; the gap is there where one was measured, as the table was before there were any."""
+    found = asdict(value)
+    if not value.gap:
+        del found["gap"]
+    return found
 
 
 def as_json(table: Table) -> str:
@@ -237,7 +282,7 @@ def as_json(table: Table) -> str:
             "label": row.label,
             "kind": row.kind,
             "source": row.source,
-            "values": [{**asdict(c), **asdict(v)} for c, v in row.values.items()],
+            "values": [{**asdict(c), **_plain(v)} for c, v in row.values.items()],
         }
         for row in table.rows
     ]

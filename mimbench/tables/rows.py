@@ -42,18 +42,35 @@ class Value:
     draws: int = 1
     difference: float | None = None
     """Measured minus the matching published value."""
+    against: str = ""
+    """Label of the published row that was subtracted."""
+    gap: Mapping[str, float] = field(default_factory=dict)
+    """Neighbouring setting of the recipe -> value, where they were measured."""
     best: bool = False
     error: str = ""
+
+    @property
+    def gap_ends(self) -> tuple[float, float] | None:
+        """Return the smallest and largest value over the recipe and its neighbours."""
+        if self.value is None or not self.gap:
+            return None
+        return min([self.value, *self.gap.values()]), max([self.value, *self.gap.values()])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One checkpoint or one published model."""
+    """One checkpoint, one published model, or one of a file that was imported."""
 
     label: str
-    kind: Literal["measured", "published"]
+    kind: Literal["measured", "published", "imported"]
     values: Mapping[Column, Value]
     source: str = ""
+    model: str = ""
+    """Architecture of a measured row: its random twin has the same."""
+    weights: tuple[str, str] = ("", "")
+    """Name and digest of a measured row's weights."""
+    twin: bool = False
+    """Random weights, a measure for the other rows."""
 
 
 @dataclass(frozen=True)

@@ -106,13 +106,23 @@ def _measured(
             if not here:
                 continue
             found = _reference(here, column, manifest, choice.get(name, ""))
-            values[column] = _value(here, column, found.reference)
+            values[column] = value_of(here, column, found.reference)
             if found.reason:
                 unmatched.append(
                     f"no published row is subtracted from {label} in {column.title}: {found.reason}"
                 )
-        rows.append(Row(label=label, kind="measured", values=values))
-    return sorted(rows, key=lambda row: row.label.startswith(TWIN))
+        model, twin = str(mine[0].weights.get("model", "")), name.startswith(TWIN)
+        rows.append(
+            Row(
+                label=label,
+                kind="measured",
+                values=values,
+                model=model,
+                weights=(name, digest),
+                twin=twin,
+            )
+        )
+    return sorted(rows, key=lambda row: row.twin)
 
 
 def _reference(here: Sequence[Result], column: Column, manifest: Manifest, choice: str) -> Match:
@@ -122,7 +132,8 @@ def _reference(here: Sequence[Result], column: Column, manifest: Manifest, choic
     return match(done[0], column, manifest.references, choice)
 
 
-def _value(here: Sequence[Result], column: Column, reference: Reference | None) -> Value:
+def value_of(here: Sequence[Result], column: Column, reference: Reference | None = None) -> Value:
+    """Return what stands in a cell: the mean over seeds of runs of one checkpoint under one protocol."""
     done = [r for r in here if r.status == "done"]
     if not done:
         return Value(value=None, error=first_line(here[0].error))
@@ -142,7 +153,16 @@ def _value(here: Sequence[Result], column: Column, reference: Reference | None) 
         draw_sd=draw_sd,
         draws=draws,
         difference=mean - reference.value if reference else None,
+        against=published_label(reference) if reference else "",
+        gap=mean_gap(done),
     )
+
+
+def mean_gap(done: Sequence[Result]) -> dict[str, float]:
+    """Return setting -> mean over seeds, of settings that every seed was measured with."""
+    each = [r.gap.values if r.gap and r.gap.complete else {} for r in done]
+    shared = [name for name in each[0] if all(name in values for values in each)] if each else []
+    return {name: statistics.fmean(values[name] for values in each) for name in shared}
 
 
 def _draws(done: Sequence[Result], metric: str) -> tuple[float | None, int]:
@@ -154,21 +174,22 @@ def _draws(done: Sequence[Result], metric: str) -> tuple[float | None, int]:
 
 
 def _published(references: Sequence[Reference], columns: Sequence[Column]) -> list[Row]:
-    rows: dict[tuple[str, str, int | None, str], dict[Column, Value]] = {}
+    rows: dict[tuple[str, str], dict[Column, Value]] = {}
     for reference in references:
         for column in columns:
             if column.official and (reference.protocol, reference.metric) == (
                 column.benchmark,
                 column.metric,
             ):
-                key = (reference.method, reference.model, reference.epochs, reference.source)
+                key = (published_label(reference), reference.source)
                 rows.setdefault(key, {})[column] = Value(value=reference.value)
     return [
-        Row(
-            label=f"{method} {model}" + (f", {epochs} ep" if epochs else ""),
-            kind="published",
-            values=values,
-            source=source,
-        )
-        for (method, model, epochs, source), values in rows.items()
+        Row(label=label, kind="published", values=values, source=source)
+        for (label, source), values in rows.items()
     ]
+
+
+def published_label(reference: Reference) -> str:
+    """Return what the row of a published number is called."""
+    epochs = f", {reference.epochs} ep" if reference.epochs else ""
+    return f"{reference.method} {reference.model}{epochs}"

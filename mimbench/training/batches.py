@@ -85,13 +85,13 @@ class Repeats:
 
     views: int = 3
     unit: int = 256
-    """An epoch is cut down to a multiple of this."""
+    """An epoch is cut down to a multiple of this; of fewer images it has all."""
     group: int
     """Images of a step that are mixed with each other."""
 
     def length(self, images: int) -> int:
         """Return how many views an epoch has."""
-        return images // self.unit * self.unit
+        return images // self.unit * self.unit or images
 
     def order(self, permutation: Tensor, batch: int) -> Tensor:
         """Return the keys of an epoch: view k of image i is i + k x images."""

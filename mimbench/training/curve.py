@@ -4,14 +4,13 @@ The one writer of that file, whatever trains: a figure that was not measured has
 and one that is no finite number is null.
 """
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mimbench.system.files import write_text
+from mimbench.system.files import append_json_line, json_lines, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +39,7 @@ class Curve:
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Record the figures that were measured at a step."""
         plain = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        self.file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
-        self.file.flush()
+        append_json_line(self.file, {"step": step, **plain})
         if self.board is not None:
             for name, value in figures.items():
                 self.board.add_scalar(name, value, step)
@@ -64,14 +62,7 @@ def remove_curve(out: Path) -> None:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each line and what it says, but for one that was cut off when the process was killed."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
+    for line, entry in json_lines(path):
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             yield line, entry
 

@@ -83,7 +83,9 @@ def run_block(block: nn.Module, x: Tensor, spec: VitSpec, grid: tuple[int, int])
         return block(x, attn_mask=bias.to(x.dtype))
     if not isinstance(block, Block) or not isinstance(block.attn, Attention):
         raise TypeError(f"the block is a {type(block).__name__}, expected timm's Block")
-    angles = rotation_angles(grid, spec.head_dim, spec.rotation, spec.rotation_grid)
+    angles = rotation_angles(
+        grid, spec.head_dim, spec.rotation, spec.rotation_grid, registers=spec.register_tokens
+    )
     x = x + block.drop_path1(block.ls1(attend(block.attn, block.norm1(x), angles, spec.rotation)))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 

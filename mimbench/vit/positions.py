@@ -10,8 +10,8 @@ from torch import Tensor
 PositionRule = Literal["bicubic", "bicubic-antialias", "bicubic-offset", "bilinear"]
 """How a family resizes its table: MAE, detectron2, mmseg / timm, DINOv2-reg / DINO, DINOv2 / PE."""
 
-Rotation = Literal["centred", "stretched", "stepped"]
-"""Families of rotary positions: DINOv3's, EVA-02's, PE's; they differ in places, periods and pairs."""
+Rotation = Literal["centred", "stretched", "stepped", "bordered"]
+"""Families of rotary positions: DINOv3's, EVA-02's, PE's, CAPI's; they differ in places, periods and pairs."""
 
 OFFSET = 0.1
 """DINO asks for a scale of (n + 0.1) / N, so that rounding never loses a row."""

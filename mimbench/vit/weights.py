@@ -59,7 +59,7 @@ class VitSpec:
     class_tokens: int = later(1)
     """Class tokens where there are any (Pixio has eight); their mean is the image vector."""
     rotation: Rotation = later("centred")
-    """How rotary positions turn: as in DINOv3, EVA-02 or PE."""
+    """How rotary positions turn: as in DINOv3, EVA-02, PE or CAPI."""
     rotation_grid: int = later(0)
     """Side of the grid that `stretched` rotation was trained at."""
     norm: Literal["layer", "rms"] = later("layer")
@@ -248,6 +248,8 @@ def check_spec(spec: VitSpec) -> None:
         faults.append(f"grid is {spec.grid}, expected sides of 1 to {GRID_SIDE}")
     if not faults and spec.embed_dim % spec.num_heads:
         faults.append(f"{spec.num_heads} heads do not divide the width {spec.embed_dim}")
+    if spec.rotation == "bordered" and (spec.class_token or spec.register_tokens % 4):
+        faults.append("registers along the border are a multiple of four, without a class token")
     if not 0 < spec.norm_eps < 1:
         faults.append(f"norm_eps is {spec.norm_eps:g}, expected a small positive number")
     if not all(math.isfinite(v) for v in spec.mean) or not all(0 < v < math.inf for v in spec.std):

@@ -45,7 +45,10 @@ class Strategy:
     def widths(self) -> tuple[float, float | None]:
         """Return the filters' standard deviations."""
         usual, usual_wide = WIDTHS[self.order]
-        return usual if self.width is None else self.width, self.wide or usual_wide
+        return (
+            usual if self.width is None else self.width,
+            usual_wide if self.wide is None else self.wide,
+        )
 
     def count(self, patches: int) -> int:
         """Return the number of hidden patches."""

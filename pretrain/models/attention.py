@@ -63,7 +63,9 @@ def vit_attention(vit: Vit, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     assert isinstance(qkv, nn.Linear)
     angles, bias = None, None
     if spec.is_rotary:
-        angles = rotation_angles(grid, spec.head_dim, spec.rotation, spec.rotation_grid)
+        angles = rotation_angles(
+            grid, spec.head_dim, spec.rotation, spec.rotation_grid, registers=spec.register_tokens
+        )
     if spec.position == "relative":
         table = vit.get_parameter(f"{last}.attn.relative_position_bias_table")
         bias = attention_bias(table, grid=spec.grid, to=grid)

@@ -53,10 +53,10 @@ def draw(view: View, names: Sequence[str]) -> Figure:
                     0, 1.14, title, transform=axes.transAxes, size=9.5, color=INK, va="bottom"
                 )
                 axes.text(
-                    0, 1.04, detail, transform=axes.transAxes, size=7.5, color=QUIET, va="bottom"
+                    0, 1.04, detail, transform=axes.transAxes, size=8, color=QUIET, va="bottom"
                 )
             if column == 0:
-                axes.set_ylabel(shortened(names[row]), size=7, color=QUIET, labelpad=4)
+                axes.set_ylabel(shortened(names[row]), size=8, color=QUIET, labelpad=4)
     legend(fig, view, left / width, (foot - 0.42) / height, 1 / width, 1 / height)
     fig.text(left / width, (foot - 0.6) / height, "\n".join(caption),
              size=8, color=INK, va="top", linespacing=1.35)  # fmt: skip

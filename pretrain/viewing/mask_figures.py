@@ -20,6 +20,8 @@ HEAT, WHERE = "magma", "BuPu"
 FONT: dict[Any, Any] = {"font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK}
 CELL = 1.25
 """Inches of one picture."""
+MOST = 10
+"""Pictures beside each other, behind the image."""
 LEGEND = (
     "Heat maps: bright is much. Veiled patches are hidden; what follows a schedule is shown at its end, "
     "where half of HPM's hidden patches are the hardest and the others random."
@@ -34,50 +36,54 @@ def show_masks(
     title: str,
     names: Sequence[str],
 ) -> None:
-    """Draw each image in a row: itself, what the checkpoint says of it, and every strategy's mask."""
+    """Draw each image in a row: itself, what the checkpoint says of it, and every strategy's mask.
+
+    Strategies that do not fit beside each other go on below, each line with its images in front.
+    """
     # only its order counts, and one patch often outshines all others
     guides = {"attention\n(rank)": observation.attention.argsort(dim=1).argsort(dim=1).float()}
     if observation.difficulty is not None:
         guides["predicted loss"] = observation.difficulty
     if observation.log_probability is not None:
         guides["generator"] = observation.log_probability.exp()
-    rows, columns = len(observation.images), 1 + len(guides) + len(masks)
-    width, height = columns * CELL + 0.9, rows * CELL + 1.15
+    lines, rows = _lines([*guides, *masks]), len(observation.images)
+    columns, tall = 1 + max(map(len, lines)), rows * CELL + 0.55
+    width, height = columns * CELL + 0.9, len(lines) * tall + 0.6
     with mpl.rc_context(FONT):
         figure = _figure(width, height)
-        left, top = 0.8 / width, 1 - 0.72 / height
-        side = CELL * 0.94
-
-        def axes(row: int, column: int) -> Any:
-            # a little air between what is seen and what is hidden
-            gap = (0.06 if column else 0.0) + (0.06 if column > len(guides) else 0.0)
-            x = left + (column * CELL + gap) / width
-            return figure.add_axes(
-                (x, top - (row * CELL + side) / height, side / width, side / height)
-            )
-
-        for row, image in enumerate(observation.images):
-            picture = image.permute(1, 2, 0).numpy()
-            first = axes(row, 0)
-            _picture(first, picture)
-            first.set_ylabel(names[row], fontsize=6.5, color=FAINT, labelpad=4)
-            for column, values in enumerate(guides.values(), start=1):
-                _heat(axes(row, column), values[row].unflatten(0, observation.grid).numpy())
-            for column, mask in enumerate(masks.values(), start=1 + len(guides)):
-                _picture(axes(row, column), veiled(picture, mask[row], observation.grid))
-        labels = ["image", *guides, *masks]
-        for column, axis in enumerate(figure.axes[:columns]):
-            shares = [] if column <= len(guides) else [masks[labels[column]].float().mean().item()]
-            axis.set_title(
-                _two_lines(labels[column]), fontsize=8, pad=5, linespacing=1.05, va="baseline"
-            )
-            for share in shares:
-                figure.axes[(rows - 1) * columns + column].set_xlabel(
-                    f"{100 * share:.0f} % hidden", fontsize=6.5, color=FAINT, labelpad=3
-                )
+        left, side = 0.8 / width, CELL * 0.94
+        for number, line in enumerate(lines):
+            top = 1 - (0.72 + number * tall) / height
+            for row, image in enumerate(observation.images):
+                picture = image.permute(1, 2, 0).numpy()
+                for column, label in enumerate(["image", *line]):
+                    # a little air between what is seen and what is hidden
+                    gap = (0.06 if column else 0.0) + (0.06 if label in masks else 0.0)
+                    x, y = left + (column * CELL + gap) / width, top - (row * CELL + side) / height
+                    axis = figure.add_axes((x, y, side / width, side / height))
+                    if label in guides:
+                        heat = guides[label][row].unflatten(0, observation.grid)
+                        _heat(axis, heat.numpy())
+                    elif label in masks:
+                        _picture(axis, veiled(picture, masks[label][row], observation.grid))
+                    else:
+                        _picture(axis, picture)
+                        axis.set_ylabel(names[row], fontsize=6.5, color=FAINT, labelpad=4)
+                    if not row:
+                        axis.set_title(_two_lines(label), fontsize=8, pad=5, linespacing=1.05, va="baseline")  # fmt: skip
+                    if row == rows - 1 and label in masks:
+                        share = 100 * masks[label].float().mean().item()
+                        axis.set_xlabel(f"{share:.0f} % hidden", fontsize=6.5, color=FAINT, labelpad=3)  # fmt: skip
         figure.text(left, 1 - 0.14 / height, title, fontsize=10, weight="bold", va="top")
         figure.text(left, 0.1 / height, LEGEND, fontsize=6.5, color=FAINT, va="bottom")
         _save(figure, path)
+
+
+def _lines(labels: Sequence[str]) -> list[list[str]]:
+    """Return labels in as few lines as fit a page, of about equal length."""
+    count = -(-len(labels) // MOST)
+    length = -(-len(labels) // count)
+    return [list(labels[i : i + length]) for i in range(0, len(labels), length)]
 
 
 def _two_lines(label: str) -> str:

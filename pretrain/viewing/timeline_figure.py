@@ -4,11 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mimbench.suite.report.curves import HEIGHT, WIDTH, Line, chart
+from mimbench.suite.report.colours import RowLook, light_variables
+from mimbench.suite.report.curves import HEIGHT, WIDTH, Line, Series, chart
+from mimbench.suite.report.markup import text
 
 STYLE = (
-    "svg path{fill:none;stroke-width:1.6}svg .axis{stroke:#999}"
-    "svg text{font:11px sans-serif;fill:#444}"
+    ".curve{fill:none;stroke-width:1.8}.axis{stroke:#999;fill:none}.grid-line{stroke:#ddd}"
+    "text{font:11px sans-serif;fill:#444}"
 )
 GAP = 24
 MASKS = {
@@ -28,17 +30,21 @@ def drawing(rows: Sequence[Mapping[str, Any]]) -> str:
             line = line_of(rows, name, axis)
             if len(line) < 2:
                 continue
-            found = re.search(r"<svg (.*)</svg>", chart(name, {0: line}, across=axis), re.DOTALL)
+            found = re.search(
+                r"<svg (.*)</svg>",
+                chart(name, [Series(RowLook(name, 0), line)], across=axis),
+                re.DOTALL,
+            )
             assert found is not None
             x, y = left * (WIDTH + GAP), top * (HEIGHT + GAP)
             panels.append(
-                f'<text x="{x}" y="{y + 12}">{name}</text>'
+                f'<text x="{x}" y="{y + 12}">{text(name)}</text>'
                 f'<svg x="{x}" y="{y + 16}" width="{WIDTH}" height="{HEIGHT}" {found.group(1)}</svg>'
             )
     height = (len(names) + 1) * (HEIGHT + GAP)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH + GAP} {height}">'
-        f"<style>{STYLE}</style>{''.join(panels)}</svg>\n"
+        f"<style>{light_variables()}{STYLE}</style>{''.join(panels)}</svg>\n"
     )
 
 

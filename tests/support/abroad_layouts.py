@@ -218,8 +218,6 @@ def of(*names: str) -> Callable[[Tensors], dict[str, Any]]:
 
 
 REFUSED: dict[str, tuple[Callable[[Tensors], dict[str, Any]], str]] = {
-    "CAPI": (of("backbone.registers", "backbone.encoder.blocks.0.attn.rope.freqs", "backbone.mask_token"),
-             r"a CAPI checkpoint .*mimbench\.evaluate\(model"),
     "data2vec 2": (lambda t: {"model": {**of("modality_encoders.IMAGE.local_encoder.proj.weight",
                    "blocks.0.attn.qkv.weight", "blocks.0.norm1.weight")(t)}, "cfg": {}},
                    r"a data2vec 2\.0 checkpoint: its blocks norm after each addition"),

@@ -51,8 +51,11 @@ TRAITS = Traits(
     resolved=lambda spec, config: {
         k: v
         for k, v in vars(config.resolve(spec.embed_dim, spec.model)).items()
-        # added later: where no average is scored, results of before say the same without it
-        if hasattr(config, k) and not (k == "ema" and not v)
+        # added later: where no average is scored, or the configuration says the decay, results of
+        # before say the same without it
+        if hasattr(config, k)
+        and not (k == "ema" and not v)
+        and not (k == "weight_decay" and config.weight_decay is not None)
     },
 )
 

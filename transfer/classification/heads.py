@@ -1,5 +1,6 @@
 """Linear heads over frozen features: a grid of feature choices and learning rates, trained at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -71,6 +72,22 @@ class Config(FrozenConfig):
     def heads(self) -> list[tuple[Choice, float]]:
         """Every head's features and base learning rate."""
         return [(choice, lr) for choice in self.choices for lr in self.learning_rates]
+
+    def nearby(self, notes: Mapping[str, Any]) -> dict[str, str]:
+        """Return the metrics of the heads beside the reported one: they were trained with it."""
+        best = self.report == "best"
+        suffix = ", last epoch" if best else ""
+        by_name = {head_name(*head): head for head in self.heads}
+        choice, rate = by_name[notes["best_head" if best else "head"]]
+        rates = sorted(self.learning_rates)
+        place = rates.index(rate)
+        beside = {f"{other} features": (other, rate) for other in self.choices if other != choice}
+        if place > 0:
+            beside["lower rate"] = (choice, rates[place - 1])
+        if place < len(rates) - 1:
+            beside["higher rate"] = (choice, rates[place + 1])
+        found = {f"{n}{suffix}": f"{head_name(*head)}_top1_last" for n, head in beside.items()}
+        return {**({"last epoch": "top1_last"} if best else {}), **found}
 
     @property
     def blocks(self) -> int:

@@ -52,6 +52,7 @@ TRAITS = Traits(
     footprint=frozen,
     canonical=lambda config: config.canonical(),
     resolved=lambda spec, config: {"choices": config.for_width(spec.embed_dim).choices},
+    nearby=lambda spec, config, notes: config.for_width(spec.embed_dim).nearby(notes),
 )
 
 

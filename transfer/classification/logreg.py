@@ -16,6 +16,7 @@ if __name__ == "__main__":
     sys.exit(task_main("transfer.classification.logreg"))
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,9 +32,10 @@ from typing_extensions import Self
 
 from mimbench.features.bank import Choice, FeatureBank
 from mimbench.features.logistic.grid import Fitted, Grid, choose_and_fit, solve
+from mimbench.features.nearby import images_nearby, penalties_nearby, poolings_nearby
 from mimbench.features.protocol import FrozenConfig, from_main
 from mimbench.features.storage import storage_effect
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.errors import UserError
@@ -53,6 +55,7 @@ TRAITS = Traits(
     labelled_images=True,
     footprint=stored_features,
     canonical=lambda config: config.canonical(),
+    nearby=lambda spec, config, notes: config.nearby(spec, notes),
 )
 
 
@@ -78,6 +81,18 @@ class Config(FrozenConfig):
     def canonical(self) -> Self:
         """Return the main number's own choice of features."""
         return replace(super().canonical(), choices=self.choices[:1])
+
+    def nearby(self, spec: Spec, notes: Mapping[str, Any]) -> dict[str, Self]:
+        """Return neighbouring settings: pooling and C read the bank, the others see every image again."""
+        chosen = self.choices[0]
+        main = replace(self, choices=(chosen,))
+        poolings = poolings_nearby(chosen)
+        grids = penalties_nearby(self.grid, notes.get(chosen, {}))
+        return {
+            **{name: replace(main, choices=(choice,)) for name, choice in poolings.items()},
+            **{name: replace(main, grid=grid) for name, grid in grids.items()},
+            **images_nearby(spec, main),
+        }
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:

@@ -33,9 +33,10 @@ from mimbench.data.lists import ImageList
 from mimbench.data.subsets import draw_fraction, draw_per_class, first_per_class, read_list
 from mimbench.features.bank import Choice, FeatureBank, open_bank
 from mimbench.features.logistic.grid import Grid, choose_and_fit, solve
+from mimbench.features.nearby import counts_nearby, images_nearby, poolings_nearby
 from mimbench.features.protocol import FrozenConfig, by_content, from_main
 from mimbench.features.storage import storage_effect
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.scores.hits import Hits
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.scores.neighbours import knn
@@ -53,6 +54,7 @@ TRAITS = Traits(
     footprint=stored_features,
     trains=lambda config: config.methods[0] != "knn",
     canonical=lambda config: config.canonical(),
+    nearby=lambda spec, config, _: config.nearby(spec),
 )
 
 Method = Literal["knn", "logreg"]
@@ -111,6 +113,17 @@ class Config(FrozenConfig):
             files=tuple(by_content(path) for path in self.files),
             **{name: getattr(usual, name) for name in unread},
         )
+
+    def nearby(self, spec: Spec) -> dict[str, Self]:
+        """Return neighbouring settings of the main method, on the same draws."""
+        main = replace(self, methods=self.methods[:1])
+        found = {n: replace(main, choice=c) for n, c in poolings_nearby(self.choice).items()}
+        if main.methods == ("logreg",):
+            other = "loss" if self.grid.criterion == "accuracy" else "accuracy"
+            found["other criterion for C"] = replace(main, grid=replace(self.grid, criterion=other))
+        elif self.per_class != 1:
+            found |= {name: replace(main, k=k) for name, k in counts_nearby(self.k).items()}
+        return found | images_nearby(spec, main)
 
     def draw(self, train: ImageList) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Yield each draw's name and its images."""

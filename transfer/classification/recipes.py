@@ -36,6 +36,9 @@ class FinetuneRecipe:
     optimizer: Literal["adamw", "lamb"] = "adamw"
     binary: bool = False
     """Each class is a yes or no of its own (binary cross-entropy), in place of a softmax."""
+    weight_decay: float = 0.05
+    repeated: int = 1
+    """Views of an image in an epoch, which then sees as many images fewer (repeated augmentation)."""
 
 
 def _mae(

@@ -17,9 +17,10 @@ DECAY = 0.9999
 """Of the average of the weights: ConvNeXt V2's default, SparK's table."""
 AVERAGED = frozenset({"fcmae", "spark"})
 """Recipes that score it."""
-REPEATED = "SparK draws every picture three times (repeated augmentation); here once"
+AUGMENTED = "SparK augments by TrivialAugment; here RandAugment"
 OWN_LEVELS = (
-    "SparK's own grouping of ResNet's layers and its synchronised batch norms are not reproduced"
+    "SparK's own grouping of ResNet's layers and its synchronised batch norms are not reproduced; "
+    + AUGMENTED
 )
 
 
@@ -39,10 +40,17 @@ def _recipe(
     )
 
 
+def _spark(epochs: int, warmup: int, lr: float, drop: float, weight_decay: float) -> FinetuneRecipe:
+    return _recipe(
+        epochs, warmup, lr, 0.7, drop, batch=4096, weight_decay=weight_decay, repeated=3, note=AUGMENTED
+    )  # fmt: skip
+
+
 def _resnet(lr: float, decay: float, drop: float) -> FinetuneRecipe:
     return _recipe(
-        300, 5, lr, decay, drop, batch=2048, optimizer="lamb", binary=True, note=OWN_LEVELS
-    )
+        300, 5, lr, decay, drop,
+        batch=2048, optimizer="lamb", binary=True, weight_decay=0.02, note=OWN_LEVELS,
+    )  # fmt: skip
 
 
 SIMMIM_NOTE = "downsampling has the rate of the stage it leads into; the published run's, one lower"
@@ -58,9 +66,9 @@ STAGED: dict[StagedName, dict[str, FinetuneRecipe]] = {
         "Swin-L": _recipe(100, 20, 6.25e-4, 0.7, 0.2, note=SIMMIM_NOTE, ema=0.0),
     },
     "spark": {
-        "ConvNeXt-S": _recipe(400, 20, 2e-4, 0.7, 0.3, batch=4096, note=REPEATED),
-        "ConvNeXt-B": _recipe(400, 20, 1e-4, 0.7, 0.4, batch=4096, note=REPEATED),
-        "ConvNeXt-L": _recipe(200, 10, 1e-4, 0.7, 0.5, batch=4096, note=REPEATED),
+        "ConvNeXt-S": _spark(400, 20, 2e-4, 0.3, 0.01),
+        "ConvNeXt-B": _spark(400, 20, 1e-4, 0.4, 0.01),
+        "ConvNeXt-L": _spark(200, 10, 1e-4, 0.5, 0.02),
         "ResNet-50": _resnet(2e-3, 0.7, 0.05),
         "ResNet-101": _resnet(1e-3, 0.8, 0.2),
         "ResNet-152": _resnet(1e-3, 0.8, 0.2),

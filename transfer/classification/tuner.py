@@ -43,7 +43,7 @@ class Config(ImageConfig):
     drop_path: float | None = None
     pool: Pool | None = None
     min_lr: float = 1e-6
-    weight_decay: float = 0.05
+    weight_decay: float | None = 0.05
     clip_grad: float | None = None
     augment: Augmentation = field(default_factory=Augmentation)
     precision: Precision = "bf16"
@@ -77,6 +77,7 @@ class Config(ImageConfig):
                 "drop_path",
                 "pool",
                 "ema",
+                "weight_decay",
             )
             if getattr(self, name) is not None
         }
@@ -91,7 +92,9 @@ class Config(ImageConfig):
 
     def repeats(self, recipe: FinetuneRecipe) -> Repeats | None:
         """Return how often an epoch sees an image, where that is not once."""
-        del recipe
+        if recipe.repeated > 1:
+            return Repeats(views=recipe.repeated, group=min(recipe.mixed, recipe.batch))
+        return None
 
 
 class FineTune(Learner):
@@ -129,7 +132,7 @@ class FineTune(Learner):
         if config.machine.compile:
             # in place: the names in saved states stay the same
             self.model.compile()
-        self.optimizer = make_optimizer(self.model, config, recipe, self.spec)
+        self.optimizer = make_optimizer(self.model, recipe, self.spec)
         self.schedule = config.schedule(recipe)
         self.mix = make_mixing(config, recipe, len(val.classes))
         self.criterion = (
@@ -222,15 +225,13 @@ class FineTune(Learner):
             self.average.load_state_dict(state["average"])
 
 
-def make_optimizer(
-    model: nn.Module, config: Config, recipe: FinetuneRecipe, spec: Spec
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: FinetuneRecipe, spec: Spec) -> torch.optim.Optimizer:
     """Return the recipe's optimizer with a group for each level and weight decay."""
     groups = layer_decay_groups(
         model.named_parameters(),
         spec=spec,
         decay=recipe.layer_decay,
-        weight_decay=config.weight_decay,
+        weight_decay=recipe.weight_decay,
         joined=recipe.joined,
     )
     # names are ours, and a saved state holds plain data only

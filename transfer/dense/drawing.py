@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mimbench.data.label_colours import class_colours
 from mimbench.features.patches import PatchBank
 from mimbench.scores.figures import Picture
 from mimbench.scores.label_pictures import SMALL, compose
@@ -38,7 +37,6 @@ def draw(tally: Tally, bank: PatchBank, names: Sequence[str], *, by_patch: bool)
             pixels.permute(1, 2, 0).numpy(),
             guess,
             truth,
-            class_colours(len(names)),
             names,
             largest=SMALL,
         )

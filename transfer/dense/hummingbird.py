@@ -21,15 +21,17 @@ if __name__ == "__main__":
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from mimbench.data.label_maps import LabelMaps
 from mimbench.data.preprocess import Interpolation, Squash
+from mimbench.features.nearby import counts_nearby, images_nearby
 from mimbench.features.patches import FinalNorm, PatchBank, PatchSpec, extract_patches, patch_grid
 from mimbench.features.search import (
     Approximate,
@@ -38,7 +40,7 @@ from mimbench.features.search import (
     search_approximate,
     search_pieces,
 )
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.networks.kinds import plain_vit
 from mimbench.scores.figures import Figure
 from mimbench.system.errors import UserError
@@ -80,6 +82,7 @@ MAIN_METRIC = "miou"
 TRAITS = Traits(
     footprint=frozen,
     beside={"miou_identity": "without matching", "miou_labelled": "over labelled classes"},
+    nearby=lambda spec, config, _: config.nearby(spec),
 )
 PUBLISHED_STD = (0.229, 0.224, 0.255)
 """The published evaluator's: 0.255 stands where ImageNet's deviation is 0.225."""
@@ -105,6 +108,15 @@ class Config(DenseConfig):
         for name in ("views", "k", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+
+    def nearby(self, spec: Spec) -> dict[str, Self]:
+        """Return neighbouring settings: k and temperature read the bank, the others see pictures again."""
+        return {
+            **{name: replace(self, k=k) for name, k in counts_nearby(self.k).items()},
+            "half the temperature": replace(self, temperature=self.temperature / 2),
+            "twice the temperature": replace(self, temperature=2 * self.temperature),
+            **images_nearby(spec, self),
+        }
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:

@@ -20,17 +20,20 @@ if __name__ == "__main__":
 
 import itertools
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from mimbench.data.preprocess import Squash
+from mimbench.features.nearby import counts_nearby, images_nearby
 from mimbench.features.patches import FinalNorm, PatchBank, PatchSpec, extract_patches, patch_grid
 from mimbench.features.search import Approximate
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.networks.kinds import plain_vit
 from mimbench.scores.figures import Figure
 from mimbench.system.runtime import Ranks, pick_device, process_group
@@ -62,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "miou"
-TRAITS = Traits(footprint=frozen)
+TRAITS = Traits(footprint=frozen, nearby=lambda spec, config, notes: config.nearby(spec, notes))
 Distance = Literal["cosine", "L2"]
 METRICS: dict[Distance, Literal["ip", "l2"]] = {"cosine": "ip", "L2": "l2"}
 
@@ -83,6 +86,18 @@ class Config(DenseConfig):
             raise ValueError(f"k {list(self.k)} and distances {list(self.distances)} need values")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout {self.holdout} is not between 0 and 1")
+
+    def nearby(self, spec: Spec, notes: Mapping[str, Any]) -> dict[str, Self]:
+        """Return neighbours of the k and distance that a run chose, and other sizes, which choose anew."""
+        k, distance = notes["k"], notes["distance"]
+        [other] = [name for name in METRICS if name != distance]
+        return {
+            **{
+                n: replace(self, k=(c,), distances=(distance,)) for n, c in counts_nearby(k).items()
+            },
+            "other distance": replace(self, k=(k,), distances=(other,)),
+            **images_nearby(spec, self),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,19 +17,21 @@ if __name__ == "__main__":
     sys.exit(task_main("transfer.dense.patch_logreg"))
 
 import logging
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from mimbench.data.label_maps import class_indices
 from mimbench.features.logistic.grid import Grid, GridProgress, solve
 from mimbench.features.logistic.solver import Solutions
-from mimbench.model import Weights
+from mimbench.features.nearby import images_nearby, penalties_nearby
+from mimbench.model import Spec, Weights
 from mimbench.networks.kinds import plain_vit
 from mimbench.system.memory import Halving
 from mimbench.system.progress import Progress
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAIN_METRIC = "miou"
-TRAITS = Traits(footprint=frozen)
+TRAITS = Traits(footprint=frozen, nearby=lambda spec, config, notes: config.nearby(spec, notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,14 @@ class Config(DenseConfig):
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise ValueError(f"stride is {self.stride}, expected 1 or more")
+
+    def nearby(self, spec: Spec, notes: Mapping[str, Any]) -> dict[str, Self]:
+        """Return neighbours of the C that a run chose, and other sizes, which choose anew."""
+        grids = penalties_nearby(self.grid, notes)
+        return {
+            **{name: replace(self, grid=grid) for name, grid in grids.items()},
+            **images_nearby(spec, self),
+        }
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:

@@ -85,7 +85,7 @@ def _occurring(labels: Labels) -> NDArray[np.int16]:
     present = np.zeros((len(labels), 256), dtype=bool)
     present[np.arange(len(labels))[:, None], labels.reshape(len(labels), -1)] = True
     counts = present.sum(axis=1)
-    out = np.full((len(labels), int(counts.max(initial=1))), -1, dtype=np.int16)
+    out = np.full((len(labels), int(counts.max())), -1, dtype=np.int16)
     row, label = np.nonzero(present)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     out[row, np.arange(len(row)) - first] = label

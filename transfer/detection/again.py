@@ -10,9 +10,9 @@ from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult
 from mimbench.training.identity import RUN_FILE, read_identity
 from transfer.detection import fpn, vitdet
+from transfer.detection.detector import DetectorConfig
 from transfer.detection.hooks import Checkpoints
 from transfer.detection.prepare import prepare
-from transfer.detection.protocol import DetectorConfig
 from transfer.detection.vitdet import conclude
 
 

@@ -92,9 +92,16 @@ class VisibleScale(ResizeScale):
 
     def get_transform(self, image: NDArray[np.uint8]) -> Transform:
         """Draw the scale for a picture."""
-        # fvcore sets its attributes where no type checker sees them
-        t: Any = super().get_transform(image)
-        return ResizeTransform(t.h, t.w, max(t.new_h, 1), max(t.new_w, 1), t.interp)
+        return at_least_a_pixel(super().get_transform(image))
+
+
+def at_least_a_pixel(transform: Any) -> Transform:
+    """Return a resize whose sides are one pixel or more; anything else stays as it is."""
+    if not isinstance(transform, ResizeTransform):
+        return transform
+    # fvcore sets its attributes where no type checker sees them
+    t: Any = transform
+    return ResizeTransform(t.h, t.w, max(t.new_h, 1), max(t.new_w, 1), t.interp)
 
 
 class LimitedCrop(FixedSizeCrop):
@@ -103,10 +110,11 @@ class LimitedCrop(FixedSizeCrop):
     def get_transform(self, image: NDArray[np.uint8]) -> TransformList:
         """Draw the crop for a picture."""
         drawn: list[Transform] = super().get_transform(image).transforms
-        return TransformList([_windowed(transform) for transform in drawn])
+        return TransformList([windowed(transform) for transform in drawn])
 
 
-def _windowed(transform: Any) -> Transform:
+def windowed(transform: Any) -> Transform:
+    """Return a crop that cuts polygons by the rule above; anything else stays as it is."""
     if not isinstance(transform, CropTransform):
         return transform
     # fvcore sets its attributes where no type checker sees them

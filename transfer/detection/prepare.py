@@ -1,8 +1,8 @@
 """A run before it starts: data checked, weights converted, detector built."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from omegaconf import DictConfig
@@ -12,10 +12,14 @@ from mimbench.model import Weights
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Ranks, pick_device
 from mimbench.training.optim import BatchPlan, plan_batch
-from transfer.detection import data, recipe
-from transfer.detection.protocol import DetectorConfig, ResolvedRecipe
+from transfer.detection import data, loading
+from transfer.detection.detector import DetectorConfig, ResolvedRecipe
 
 logger = logging.getLogger(__name__)
+
+
+USERS = {"protocol": "user module"}
+"""A module of the user's own has no layer decay, no dropped paths, nothing that is a ViT's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,8 @@ class DetectorSetup:
     model: nn.Module
     optimizer: DictConfig
     """Still without the model."""
+    ran: Mapping[str, str] = field(default_factory=dict)
+    """Where it is not what the protocol says: a column of its own."""
 
 
 Designer = Callable[..., DetectorSetup]
@@ -85,7 +91,7 @@ def prepare(weights: Weights, config: DetectorConfig, ranks: Ranks, designer: De
         train=train,
         val=val,
         names=names,
-        sets=recipe.build_data_config(config, names, bitmask=train.codes > 0),
+        sets=loading.build_data_config(config, names, bitmask=train.codes > 0),
         ranks=ranks,
-        batch=plan_batch(config.batch, world=ranks.world, at_most=config.machine.max_batch),
+        batch=plan_batch(config.batch, world=ranks.world, at_most=config.most_at_once),
     )

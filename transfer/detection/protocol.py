@@ -1,25 +1,15 @@
-"""The recipe in plain values: its configuration, what depends on the model's size, and the arithmetic."""
+"""ViTDet's recipe in plain values: its configuration, what depends on the model's size, the arithmetic."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Literal
 
 from mimbench.model import Spec
 from mimbench.system.config import later
 from mimbench.system.errors import UserError
-from mimbench.system.runtime import Precision
-from mimbench.task import Machine
 from mimbench.vit.sizes import SIZES, Size
 from mimbench.vit.weights import VitSpec
-
-STEPS = 184_375
-"""100 epochs x 118,000 images / batch 64; the published schedule is drawn on this length."""
-DROPS = (163_889, 177_546)
-"""Steps of `STEPS` at which the learning rate falls to a tenth: 88.9 % and 96.3 %."""
-WARMUP = 250
-"""Steps of `STEPS` of linear warm-up: a fraction, so that a shorter run warms up shorter."""
-BATCH = 64
+from transfer.detection.detector import BATCH, STEPS, DetectorConfig, ResolvedRecipe
 
 FROZEN_HAS_NO = (
     "window",
@@ -52,76 +42,6 @@ TABLE = {
     "H": SizeRecipe(layer_decay=0.9, drop_path=0.5, share=Fraction(3, 4), decay_all=True),
 }
 """By the model's size. S has no official config: it takes B's values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
-    """Mask R-CNN on any data in COCO's format, whatever its trunk: data, pictures, heads, schedule."""
-
-    data: Path
-    """Folder of the pictures and annotations."""
-    seed: int = 0
-    machine: Machine = field(default_factory=Machine)
-
-    train_images: str = "train2017"
-    train_json: str = "annotations/instances_train2017.json"
-    val_images: str = "val2017"
-    val_json: str = "annotations/instances_val2017.json"
-
-    image_size: int = 1024
-    """Side of the square that the model sees; smaller pictures are padded with the mean colour."""
-    resize: tuple[float, float] = (0.1, 2.0)
-    """Large-scale jitter: the factor by which a training picture's fit into the square varies."""
-    flip: float = 0.5
-
-    batch: int = BATCH
-    """Effective, whatever the number of processes."""
-    images: int | None = None
-    """Training pictures drawn in all; None for the published number of the model's size."""
-    weight_decay: float = 0.1
-    warmup: float = WARMUP / STEPS
-    drops: tuple[float, float] = (DROPS[0] / STEPS, DROPS[1] / STEPS)
-    drop_path: float | None = None
-    precision: Precision = "fp16"
-
-    pyramid_channels: int = 256
-    anchor_scale: float = 8.0
-    """Side of an anchor in strides of its level: 8 gives 32..512 pixels."""
-    box_convs: int = 4
-    box_width: int = 1024
-    mask_convs: int = 4
-    proposals: int = 256
-    """Anchors sampled in each picture for the region proposal loss."""
-    candidates: int = 1000
-    """Region proposals kept in each picture; twice as many before suppression in training."""
-    regions: int = 512
-    """Regions sampled in each picture for the box loss."""
-
-    eval_every: int = 5000
-    """Steps between scores on the way; 0 for the end only."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        for name in (
-            "image_size",
-            "batch",
-            "pyramid_channels",
-            "box_width",
-            "proposals",
-            "candidates",
-            "regions",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not 0 < self.resize[0] <= self.resize[1]:
-            raise ValueError(f"resize is {self.resize}, expected two rising positive factors")
-        if not 0 <= self.warmup < self.drops[0] < self.drops[1] <= 1:
-            raise ValueError(
-                f"warmup {self.warmup} and drops {self.drops} should rise within 0..1: "
-                "they are fractions of the run"
-            )
-        if self.images is not None and self.images < self.batch:
-            raise ValueError(f"images is {self.images}, less than one batch of {self.batch}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,26 +99,6 @@ def column_of(spec: VitSpec) -> Size:
     return next((size for size in sizes if spec.embed_dim <= size.embed_dim), sizes[-1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResolvedRecipe:
-    """A recipe with nothing left open, for one model."""
-
-    steps: int
-    schedule: tuple[int, int, int]
-    """First drop, second drop and length, in steps of the schedule as it was published."""
-    warmup: float
-    layer_decay: float
-    drop_path: float
-    decay_all: bool
-    global_blocks: tuple[int, ...]
-    depth: int
-    notes: tuple[str, ...] = ()
-
-    def windows(self, size: int) -> dict[int, int]:
-        """Return the window of every block that has one."""
-        return {i: size for i in range(self.depth) if i not in self.global_blocks}
-
-
 def plan(config: Config, spec: VitSpec) -> ResolvedRecipe:
     """Return what the recipe means for a model of this size."""
     size = column_of(spec)
@@ -230,6 +130,22 @@ def plan(config: Config, spec: VitSpec) -> ResolvedRecipe:
         global_blocks=spread(spec.depth if frozen else config.global_blocks, spec.depth),
         depth=spec.depth,
         notes=tuple(notes),
+    )
+
+
+def plan_steps(config: Config) -> ResolvedRecipe:
+    """Return the recipe for a trunk of which nothing is known: length and schedule alone."""
+    images = config.images or STEPS * BATCH
+    first, second = (round(drop * STEPS) for drop in config.drops)
+    return ResolvedRecipe(
+        steps=images // config.batch,
+        schedule=(first, second, STEPS),
+        warmup=config.warmup,
+        layer_decay=1.0,
+        drop_path=0.0,
+        decay_all=False,
+        global_blocks=(),
+        depth=0,
     )
 
 

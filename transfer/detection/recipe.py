@@ -1,7 +1,6 @@
 """The recipe as detectron2's own lazy configuration: the objects that a run will build, by name."""
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,13 +8,11 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall
 from detectron2.config import instantiate as detectron2_instantiate
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
-from detectron2.data import transforms as T
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.vit import ViT
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from mimbench.checkpoints.vitdet import PREFIX, VitDetTensors, is_stock, vitdet_arguments
@@ -26,12 +23,13 @@ from mimbench.vit.network import ACTIVATIONS
 from mimbench.vit.normalise import on_bytes
 from mimbench.vit.weights import VitSpec
 from transfer.detection import attention
-from transfer.detection.crop import LimitedCrop, VisibleScale
+from transfer.detection.detector import DetectorConfig, ResolvedRecipe
 from transfer.detection.frozen import VITS
+from transfer.detection.modern_attention import TABLE
 from transfer.detection.pictures import by_picture
-from transfer.detection.protocol import Config, DetectorConfig, ResolvedRecipe
+from transfer.detection.protocol import Config
 from transfer.detection.pyramid import Levels, levels
-from transfer.detection.trunk import TABLE, decay_rate
+from transfer.detection.trunk import decay_rate
 
 
 class TopPool(LastLevelMaxPool):
@@ -59,7 +57,7 @@ def build_model_config(
     """Return detectron2's ViTDet Mask R-CNN, edited to the checkpoint and the recipe."""
     model = official("common/models/mask_rcnn_vitdet.py", "model")
     pyramid = levels(converted.patch_size, config.image_size)
-    _edit_backbone(model.backbone, config, pyramid)
+    edit_backbone(model.backbone, config, pyramid)
     _edit_vit(model.backbone.net, config, plan, spec, converted)
     edit_heads(model, config, pyramid, classes)
     normalise(model, spec)
@@ -105,7 +103,8 @@ def _edit_vit(
         net.prefix = spec.prefix_tokens if kept else 0
 
 
-def _edit_backbone(backbone: DictConfig, config: DetectorConfig, pyramid: Levels) -> None:
+def edit_backbone(backbone: DictConfig, config: DetectorConfig, pyramid: Levels) -> None:
+    """Set the simple pyramid's levels and the square that pictures are padded to."""
     backbone.out_channels = config.pyramid_channels
     backbone.scale_factors = list(pyramid.scales)
     backbone.top_block = LazyCall(TopPool)(in_feature=pyramid.names[-2])
@@ -162,47 +161,6 @@ def build_schedule_config(plan: ResolvedRecipe) -> DictConfig:
         warmup_length=plan.warmup,
         warmup_method="linear",
         warmup_factor=0.001,
-    )
-
-
-def build_data_config(
-    config: DetectorConfig, names: Mapping[str, str], *, bitmask: bool
-) -> DictConfig:
-    """Return the two data sets with their mappers: large-scale jitter in training, plain in scoring.
-
-    Args:
-        config: The recipe.
-        names: The registered data sets, `train` and `val`.
-        bitmask: Masks are run-length codes rather than polygons.
-    """
-    side = config.image_size
-    jitter = LazyCall(VisibleScale)(
-        min_scale=config.resize[0],
-        max_scale=config.resize[1],
-        target_height=side,
-        target_width=side,
-    )
-    train = LazyCall(DatasetMapper)(
-        is_train=True,
-        augmentations=[
-            LazyCall(T.RandomFlip)(prob=config.flip, horizontal=True),
-            jitter,
-            LazyCall(LimitedCrop)(crop_size=(side, side), pad=False),
-        ],
-        image_format="RGB",
-        use_instance_mask=True,
-        instance_mask_format="bitmask" if bitmask else "polygon",
-        recompute_boxes=True,
-    )
-    plain = LazyCall(T.ResizeShortestEdge)(short_edge_length=side, max_size=side)
-    val = LazyCall(DatasetMapper)(is_train=False, augmentations=[plain], image_format="RGB")
-    datasets = LazyCall(get_detection_dataset_dicts)
-    return OmegaConf.create(
-        {
-            "train": {"dataset": datasets(names=names["train"]), "mapper": train},
-            "val": {"dataset": datasets(names=names["val"], filter_empty=False), "mapper": val},
-        },
-        flags={"allow_objects": True},
     )
 
 

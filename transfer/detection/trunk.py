@@ -4,7 +4,8 @@ Windows, pyramid and heads are detectron2's. What differs from its ViT:
 
 - rotary positions: by default every block has the coordinates of the whole grid, so that a windowed
   block is the global one under a block-diagonal mask, and without windows the trunk is the
-  classifier. Only the step of the rotation counts in a window, never its origin.
+  classifier. Only the step of the rotation counts in a window, never its origin (but for CAPI, whose
+  windows have their own places).
 - relative bias (BEiT): each windowed block holds the table of its window, each global one that of the
   whole grid, without the class token's rows.
 - gated MLPs, RMS norms, a norm before the blocks or on the patches.
@@ -15,90 +16,27 @@ here padding is masked.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.backbone.utils import window_partition, window_unpartition
-from detectron2.modeling.backbone.vit import Attention, Block, ViT, get_vit_lr_decay_rate
-from timm.layers.mlp import GluMlp
+from detectron2.modeling.backbone.vit import Block, ViT, get_vit_lr_decay_rate
+from timm.layers.mlp import GluMlp, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mimbench.vit.network import ACTIVATIONS
 from mimbench.vit.positions import resize_table
 from mimbench.vit.rotary import rotate, rotation_angles
 from mimbench.vit.weights import VitSpec
-
-Coordinates = Literal["grid", "window"]
-"""Of rotary positions in a windowed block: those of the whole grid, or as if the window were the picture."""
-TABLE = "relative_position_bias_table"
-
-
-class RmsNorm(nn.LayerNorm):
-    """A norm without mean; a `LayerNorm` by class, so that it is spared weight decay."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__(width, eps=eps, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Return the normed input."""
-        return F.rms_norm(input, tuple(self.normalized_shape), self.weight, self.eps)
-
-
-class RotaryAttention(Attention):
-    """detectron2's attention with rotated queries and keys."""
-
-    spec: VitSpec
-    coordinates: Coordinates = "grid"
-
-    def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None) -> Tensor:
-        """Attend over windows (b, h, w, d) of a map with `grid` places."""
-        shown = (x.shape[1], x.shape[2])
-        whole = grid if self.coordinates == "grid" else shown
-        angles = rotation_angles(
-            whole, self.spec.head_dim, self.spec.rotation, self.spec.rotation_grid, shown
-        ).to(x.device)
-        q, k, v = _heads(self, x)
-        q, k = rotate(q, angles, self.spec.rotation), rotate(k, angles, self.spec.rotation)
-        return _joined(self, F.scaled_dot_product_attention(q, k, v, attn_mask=mask), x)
-
-
-class BiasedAttention(Attention):
-    """detectron2's attention with BEiT's bias on the offset of two places."""
-
-    relative_position_bias_table: nn.Parameter
-
-    def attend(self, x: Tensor, grid: tuple[int, int], mask: Tensor | None) -> Tensor:
-        """Attend over windows (b, h, w, d)."""
-        del grid
-        table = self.relative_position_bias_table
-        side = (round(table.shape[0] ** 0.5) + 1) // 2
-        index = offsets((x.shape[1], x.shape[2]), side).to(x.device)
-        bias = table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)[None].to(x.dtype)
-        if mask is not None:
-            bias = bias.masked_fill(~mask, float("-inf"))
-        q, k, v = _heads(self, x)
-        return _joined(self, F.scaled_dot_product_attention(q, k, v, attn_mask=bias), x)
-
-
-def _heads(attention: Attention, x: Tensor) -> Tensor:
-    """Return queries, keys and values (3, b, heads, n, d)."""
-    B, H, W, _ = x.shape
-    qkv: Tensor = attention.qkv(x)
-    return qkv.reshape(B, H * W, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-
-
-def _joined(attention: Attention, out: Tensor, x: Tensor) -> Tensor:
-    return attention.proj(out.transpose(1, 2).reshape(*x.shape[:3], -1))
-
-
-def offsets(grid: tuple[int, int], side: int) -> Tensor:
-    """Return the rows (n, n) of a (2 side - 1)^2 table for every pair of places."""
-    places = torch.stack(
-        torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"), dim=-1
-    ).flatten(0, 1)
-    apart = places[:, None] - places[None] + side - 1
-    return apart[..., 0] * (2 * side - 1) + apart[..., 1]
+from transfer.detection.modern_attention import (
+    TABLE,
+    BiasedAttention,
+    Coordinates,
+    RmsNorm,
+    RotaryAttention,
+)
 
 
 class ModernBlock(Block):
@@ -131,7 +69,13 @@ class ModernBlock(Block):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if isinstance(attention, RotaryAttention):
             spec = attention.spec
-            angles = rotation_angles(grid, spec.head_dim, spec.rotation, spec.rotation_grid)
+            angles = rotation_angles(
+                grid,
+                spec.head_dim,
+                spec.rotation,
+                spec.rotation_grid,
+                registers=spec.register_tokens,
+            )
             q, k = (rotate(t, angles.to(t.device), spec.rotation) for t in (q, k))
         out = F.scaled_dot_product_attention(q, k, v)
         return attention.proj(out.transpose(1, 2).flatten(2))
@@ -214,6 +158,9 @@ class ModernViT(ViT):
             rows = (2 * (block.window_size or side) - 1) ** 2
             table = nn.Parameter(torch.zeros(rows, spec.num_heads))
             block.attn.register_parameter(TABLE, table)
+        if spec.mlp == "mlp" and not spec.proj_bias:
+            activation = ACTIVATIONS[spec.activation]
+            block.mlp = Mlp(width, spec.mlp_dim, act_layer=activation, bias=False)
         if spec.mlp == "swiglu":
             block.mlp = GluMlp(
                 width,

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 
 from mimbench.model import Spec, Weights
 from mimbench.networks.kinds import plain
+from mimbench.networks.module import ModuleWeights
 from mimbench.scores.boxes import draw_detections
 from mimbench.scores.figures import Figure
 from mimbench.scores.matches import Detections
@@ -26,11 +27,12 @@ from mimbench.system.runtime import process_group
 from mimbench.task import TaskResult, Traits
 from mimbench.training.identity import claim, run_identity
 from mimbench.vit.footprint import Footprint, frozen, saved_parameters, trained
-from transfer.detection import recipe
+from transfer.detection import flat, recipe
 from transfer.detection.convert import convert, target_patch
+from transfer.detection.detector import DetectorConfig
 from transfer.detection.inference import judge
 from transfer.detection.prepare import Designer, DetectorSetup, Job, prepare
-from transfer.detection.protocol import Config, DetectorConfig, plan, resolved
+from transfer.detection.protocol import Config, plan, resolved
 from transfer.detection.score import Scores, read_detections
 from transfer.detection.train import fit_job
 
@@ -73,6 +75,8 @@ def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
             f"{weights.spec.model} has levels of its own; their counterpart is Mask R-CNN with FPN: "
             "--only coco-fpn-levels-50"
         )
+    if isinstance(weights, ModuleWeights):
+        return flat.design(weights, config, classes=classes)
     vit = plain(weights, "ViTDet")
     side = recipe.side_of(config, target_patch(vit.spec, config.patch_size))
     planned = plan(config, vit.spec)
@@ -112,7 +116,7 @@ def conclude(job: Job, out: Path) -> TaskResult:
     metrics: dict[str, float] = {} if scores is None else dict(scores.metrics)
     figures: Any = comm.all_gather(metrics)[0]
     if scores is None:
-        return TaskResult(metrics=figures)
+        return TaskResult(metrics=figures, ran=job.design.ran)
     found, val = read_detections(out / DETECTIONS), job.val
     return TaskResult(
         metrics=figures,
@@ -120,6 +124,7 @@ def conclude(job: Job, out: Path) -> TaskResult:
         figures=_by_class(scores),
         pictures=draw_detections(found, val.annotations, val.images),
         notes=_notes(job, scores),
+        ran=job.design.ran,
     )
 
 

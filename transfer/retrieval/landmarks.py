@@ -27,9 +27,10 @@ from mimbench.data.contents import Ids, Landmarks
 from mimbench.data.preprocess import Thumbnail
 from mimbench.data.sets import read_set
 from mimbench.features.bank import Choice, FeatureBank
+from mimbench.features.nearby import images_nearby, poolings_nearby
 from mimbench.features.protocol import from_main
 from mimbench.features.search import Floats, search
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.scores.figures import Figure, Picture
 from mimbench.system.runtime import Precision, Ranks, process_group
 from mimbench.task import Machine, TaskResult, Traits
@@ -46,6 +47,7 @@ TRAITS = Traits(
     trains=False,
     whole_folder=True,
     canonical=lambda config: config.canonical(),
+    nearby=lambda spec, config, _: config.nearby(spec),
 )
 
 
@@ -77,6 +79,15 @@ class Config:
     def canonical(self) -> Self:
         """Return the main number's own choice of features."""
         return replace(self, choices=self.choices[:1])
+
+    def nearby(self, spec: Spec) -> dict[str, Self]:
+        """Return neighbouring settings: other pooling reads the bank, other sizes see every image again."""
+        main = self.canonical()
+        poolings = poolings_nearby(self.choices[0])
+        return {
+            **{name: replace(main, choices=(choice,)) for name, choice in poolings.items()},
+            **images_nearby(spec, main),
+        }
 
     def features(
         self, weights: Weights, truth: Landmarks, ranks: Ranks

@@ -29,9 +29,10 @@ from mimbench.data.preprocess import Interpolation, Preprocess
 from mimbench.data.sets import published
 from mimbench.features.bank import BankSpec, Choice, FeatureBank
 from mimbench.features.extract import extract
+from mimbench.features.nearby import images_nearby, poolings_nearby
 from mimbench.features.protocol import from_main
 from mimbench.features.search import Floats, check_k, search
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.scores.figures import Figure, Picture
 from mimbench.system.errors import UserError, did_you_mean
 from mimbench.system.runtime import Precision, process_group
@@ -48,6 +49,7 @@ TRAITS = Traits(
     trains=False,
     whole_folder=True,
     canonical=lambda config: config.canonical(),
+    nearby=lambda spec, config, _: config.nearby(spec),
 )
 FOLDER = "folder"
 
@@ -87,6 +89,15 @@ class Config:
     def canonical(self) -> Self:
         """Return the main number's own choice of features."""
         return replace(self, choices=self.choices[:1], k=(1,))
+
+    def nearby(self, spec: Spec) -> dict[str, Self]:
+        """Return neighbouring settings: other pooling reads the bank, the others see every image again."""
+        main = self.canonical()
+        poolings = poolings_nearby(self.choices[0])
+        return {
+            **{name: replace(main, choices=(choice,)) for name, choice in poolings.items()},
+            **images_nearby(spec, main),
+        }
 
     def images(self) -> QueryGallery:
         """Return queries and gallery by the set's own rule."""

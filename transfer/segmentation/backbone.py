@@ -21,7 +21,8 @@ from mimbench.vit.positions import resize_table
 from mimbench.vit.weights import VitSpec
 from transfer.segmentation.convert import BackboneTensors, Kind, convert, token_grid
 from transfer.segmentation.framework import MODELS, BEiT
-from transfer.segmentation.levels import TimmLevels, UserLevels, load_levels
+from transfer.segmentation.levels import TimmLevels, load_levels
+from transfer.segmentation.user_levels import UserLevels
 
 
 @MODELS.register_module()

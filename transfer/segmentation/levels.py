@@ -4,7 +4,7 @@ Every level passes a norm of its own that starts anew, as in mmseg's ConvNeXt an
 the classifier has no place. Pictures of any size are read as detectors read them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from mimbench.model import require_fit
 from mimbench.networks.channel_norm import ChannelNorm
 from mimbench.networks.frozen import level_maps
 from mimbench.networks.levels import LevelSpec, LevelWeights, build_levels
-from mimbench.networks.module import ModuleWeights, TrainedModule
 from mimbench.system.errors import UserError
 from transfer.segmentation.convert import BackboneTensors
 from transfer.segmentation.framework import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
@@ -86,53 +85,6 @@ class TimmLevels(BaseModule):
         """Return a parameter's level of layer decay; None for what is new."""
         body = name.removeprefix("body.")
         return None if body == name else self.spec.layer_of(body)
-
-
-@MODELS.register_module()
-class UserLevels(BaseModule):
-    """A module of the user's own: `adopt` puts its copy in.
-
-    Args:
-        levels: (stride, channels) of each map.
-        init_cfg: As for any mmengine module.
-    """
-
-    def __init__(self, levels: Sequence[Sequence[int]], *, init_cfg: Any = None) -> None:
-        super().__init__(init_cfg=init_cfg)
-        self.strides = [stride for stride, _ in levels]
-        self.body = nn.Identity()
-        self.norms = nn.ModuleList(ChannelNorm(channels) for _, channels in levels)
-
-    def adopt(self, weights: ModuleWeights) -> BackboneTensors:
-        """Take a copy of the module; none of its tensors can be accounted for."""
-        self.body = TrainedModule(weights)
-        return BackboneTensors(tensors={}, total=0, unused={})
-
-    def init_weights(self) -> None:
-        """Leave the weights alone: `adopt` brings them."""
-
-    def train(self, mode: bool = True) -> "UserLevels":  # noqa: FBT001, FBT002
-        """Set training mode; batch norms of the body keep their statistics."""
-        super().train(mode)
-        for module in self.body.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps (b, c, h, w) of normalised images, each under its norm."""
-        assert isinstance(self.body, TrainedModule)
-        size = (images.shape[2], images.shape[3])
-        images = F.pad(images, (0, -size[1] % 32, 0, -size[0] % 32))
-        maps = self.body.maps(images)
-        return tuple(
-            norm(m[:, :, : -(-size[0] // stride), : -(-size[1] // stride)])
-            for norm, m, stride in zip(self.norms, maps, self.strides, strict=True)
-        )
-
-    def level_of(self, name: str) -> int | None:
-        """Return None: nothing is known of the order of its layers, so that none learns slower."""
-        del name
 
 
 def last_norm(model: nn.Module, found: Tensor) -> Tensor:

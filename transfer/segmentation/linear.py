@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mimbench.model import Spec, Weights
 from mimbench.networks.levels import LevelSpec
+from mimbench.networks.module import ModuleSpec
 from mimbench.system.errors import UserError
 from mimbench.task import TaskResult, Traits
 from mimbench.vit.weights import VitSpec
@@ -54,6 +55,8 @@ def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     """Return the frozen model, its head and optimiser for a checkpoint's architecture."""
     if isinstance(spec, LevelSpec):
         return _with_levels(spec, config)
+    if isinstance(spec, ModuleSpec):
+        return _of_the_users_own(spec, config)
     if not isinstance(spec, VitSpec):
         raise UserError(f"the linear head needs a ViT or a network with levels, not {spec.model}")
     taps = tap_blocks(spec.depth) if config.levels == "four" else (spec.depth - 1,)
@@ -95,9 +98,34 @@ def _with_levels(spec: LevelSpec, config: Config) -> ModelRecipe:
             f"four blocks concatenated are a protocol of plain ViTs; {spec.model} has levels of other "
             "widths and strides (levels: last reads its coarsest map)"
         )
+    backbone = {"type": "TimmLevels", "spec": spec.to_json(), "frozen": True}
+    return _on_one_map("TimmLevels", backbone, spec, config, tap_norm=spec.final_norm)
+
+
+def _of_the_users_own(spec: ModuleSpec, config: Config) -> ModelRecipe:
+    """Return a linear head on a user's coarsest map, as its `maps` give it."""
+    if not spec.levels or config.levels == "four":
+        raise UserError(
+            f"the linear head (levels: {config.levels}) cannot read {spec.model}: a module of your own "
+            "needs maps= and strides=, and levels: last reads its coarsest map"
+        )
+    maps = [[level.stride, level.channels] for level in spec.levels]
+    backbone = {"type": "UserLevels", "levels": maps, "reading": "frozen"}
+    return _on_one_map("UserLevels", backbone, spec, config, tap_norm=False)
+
+
+def _on_one_map(
+    kind: Kind,
+    backbone: dict[str, Any],
+    spec: LevelSpec | ModuleSpec,
+    config: Config,
+    *,
+    tap_norm: bool,
+) -> ModelRecipe:
+    own = "user module: " if isinstance(spec, ModuleSpec) else ""
     return ModelRecipe(
-        kind="TimmLevels",
-        backbone={"type": "TimmLevels", "spec": spec.to_json(), "frozen": True},
+        kind=kind,
+        backbone=backbone,
         neck=None,
         decode_head=_head([spec.levels[-1].channels], config),
         auxiliary_head=None,
@@ -105,8 +133,8 @@ def _with_levels(spec: LevelSpec, config: Config) -> ModelRecipe:
         layer_decay=None,
         published_decay=True,
         depth=spec.layers - 2,
-        tap_norm=spec.final_norm,
-        notes=(f"the map of stride {spec.levels[-1].stride}",),
+        tap_norm=tap_norm,
+        notes=(f"{own}the map of stride {spec.levels[-1].stride}",),
     )
 
 

@@ -1,6 +1,7 @@
 """The recipe in Python: a specification and a configuration in, one mmengine Config out."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmengine.config import Config
@@ -45,6 +46,8 @@ class ModelRecipe:
     """Instead of the configuration's: networks with levels have their families' own."""
     levels: dict[str, Any] | None = None
     """What `LevelDecay` needs to know, for a network with levels."""
+    ran: Mapping[str, str] = field(default_factory=dict)
+    """Where it is not what the protocol says: a column of its own."""
 
 
 def backbone_config(

@@ -50,7 +50,7 @@ def show(
         with Image.open(image) as opened:
             pixels = np.asarray(opened.convert("RGB"))
         truth = source.loaded(read_labels(labels))
-        panels = compose(pixels, prediction, truth, source.palette, source.names, largest=largest)
+        panels = compose(pixels, prediction, truth, source.names, largest=largest)
         name = image.relative_to(source.root / source.folders["val"][0]).with_suffix("")
         found.append(Picture(name="_".join(name.parts), image=panels))
     return found

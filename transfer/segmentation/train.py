@@ -83,7 +83,7 @@ def run_task(
             found,
             pictures=show(model, setup.cfg, setup.source, LEFT_BEHIND, largest=SMALL),
             notes=notes(setup, used, labels, tested[""].score),
-            ran=ran(setup),
+            ran={**ran(setup), **model_recipe.ran},
         )
 
 

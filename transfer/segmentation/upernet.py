@@ -7,11 +7,13 @@ Published, single scale: MAE-1600 ViT-B 48.1, ViT-L 53.6; HPM-800 ViT-B 48.5, Vi
 Cost: about 10 GB on each of 8 GPUs at two images each (ViT-B).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mimbench.model import Spec, Weights, strides
+from mimbench.model import Level, Spec, Weights, strides
+from mimbench.networks.completed import CompletedLevels, lacking
 from mimbench.networks.levels import LevelSpec
 from mimbench.networks.module import ModuleSpec
 from mimbench.system.config import to_mapping
@@ -44,6 +46,7 @@ TRAITS = Traits(
 TASK = "transfer.segmentation.upernet"
 LEVELS, CHANNELS = 4, 512
 """Of UperNet on networks with levels, whatever their width."""
+FRESH_NORMS = "every level has a fresh norm, as in mmseg's ConvNeXt and Swin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +90,10 @@ def sized(spec: Spec, config: Config) -> dict[str, Any]:
 
 def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     """Return the model and optimiser for a checkpoint's architecture."""
-    if isinstance(spec, (LevelSpec, ModuleSpec)):
+    if isinstance(spec, LevelSpec):
         return _with_levels(spec, config)
+    if isinstance(spec, ModuleSpec):
+        return _of_the_users_own(spec, config)
     if not isinstance(spec, VitSpec):
         raise UserError(
             f"UperNet needs a ViT's blocks or a network's levels; {spec.model} has neither"
@@ -114,7 +119,7 @@ def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     return ModelRecipe(
         kind=kind,
         backbone=backbone,
-        neck={"type": "Feature2Pyramid", "embed_dim": spec.embed_dim, "rescales": [4, 2, 1, 0.5]},
+        neck=_rescaled(spec.embed_dim),
         decode_head=_upernet([spec.embed_dim] * len(taps), config.channels or spec.embed_dim),
         auxiliary_head=_auxiliary(spec.embed_dim, config),
         lr=optimum.lr if config.lr is None else config.lr,
@@ -128,28 +133,64 @@ def model_recipe(spec: Spec, config: Config) -> ModelRecipe:
     )
 
 
-def _with_levels(spec: LevelSpec | ModuleSpec, config: Config) -> ModelRecipe:
+def _with_levels(spec: LevelSpec, config: Config) -> ModelRecipe:
     """Return mmseg's UperNet on a network's own four maps: 512 channels, no neck."""
     if len(spec.levels) != LEVELS:
         raise UserError(
             f"{spec.model} gives maps of strides {strides(spec)}, UperNet reads {LEVELS} levels"
         )
-    kind: Kind
-    if isinstance(spec, LevelSpec):
-        kind, (optimum, remark) = "TimmLevels", levels.published(spec)
-        backbone = {"type": kind, "spec": spec.to_json()}
-    else:
-        kind, optimum = "UserLevels", levels.SWIN
-        remark = f"a module of the user's own: the values of {optimum.source}, no layer decay, no drop path"
-        backbone = {"type": kind, "levels": [[v.stride, v.channels] for v in spec.levels]}
-    own = {"lr": config.lr, "decay": config.layer_decay, "drop_path": config.drop_path}
-    optimum = replace(optimum, **{k: v for k, v in own.items() if v is not None})
-    notes = (remark,) if remark else ()
-    widths = [level.channels for level in spec.levels]
-    decay = config.weight_decay
+    optimum, remark = levels.published(spec)
+    said = {"lr": config.lr, "decay": config.layer_decay, "drop_path": config.drop_path}
+    optimum = replace(optimum, **{k: v for k, v in said.items() if v is not None})
+    backbone = {
+        "type": "TimmLevels",
+        "spec": spec.to_json(),
+        "drop_path_rate": optimum.drop_path,
+    }
+    notes = (*([remark] if remark else []), FRESH_NORMS)
+    return _level_recipe("TimmLevels", backbone, spec, spec.levels, config, optimum, notes)
+
+
+def _of_the_users_own(spec: ModuleSpec, config: Config) -> ModelRecipe:
+    """Return UperNet on a user's module: its levels, completed, or its one map rescaled as a ViT's is."""
+    if not spec.levels:
+        raise UserError(
+            f"{spec.model} gives an image vector alone; UperNet reads maps: pass maps= and strides="
+        )
+    optimum = replace(levels.SWIN, decay=1.0, lr=config.lr or levels.SWIN.lr)
+    remark = f"user module: the values of {optimum.source}, no layer decay, no drop path"
+    backbone = {"type": "UserLevels", "levels": [[v.stride, v.channels] for v in spec.levels]}
+    if len(spec.levels) == 1:
+        width = spec.levels[0].channels
+        notes = (remark, "user module: its one map rescaled to four levels, as a ViT's taps are")
+        flat = [spec.levels[0]] * LEVELS
+        found = _level_recipe(
+            "UserLevels", backbone | {"reading": "flat"}, spec, flat, config, optimum, notes
+        )
+        return replace(found, neck=_rescaled(width))
+    made = lacking(spec.levels)
+    notes = (remark, FRESH_NORMS)
+    if made:
+        notes += (
+            f"user module: levels of stride {', '.join(map(str, made))} are made from its own",
+        )
+    whole = CompletedLevels(spec.levels).levels
+    return _level_recipe("UserLevels", backbone, spec, whole, config, optimum, notes)
+
+
+def _level_recipe(
+    kind: Kind,
+    backbone: dict[str, Any],
+    spec: LevelSpec | ModuleSpec,
+    read: Sequence[Level],
+    config: Config,
+    optimum: levels.LevelsOptimum,
+    notes: tuple[str, ...],
+) -> ModelRecipe:
+    widths, decay = [level.channels for level in read], config.weight_decay
     return ModelRecipe(
         kind=kind,
-        backbone=backbone | ({"drop_path_rate": optimum.drop_path} if kind == "TimmLevels" else {}),
+        backbone=backbone,
         neck=None,
         decode_head=_upernet(widths, config.channels or CHANNELS),
         auxiliary_head=_auxiliary(widths[2], config),
@@ -160,8 +201,14 @@ def _with_levels(spec: LevelSpec | ModuleSpec, config: Config) -> ModelRecipe:
         tap_norm=False,
         weight_decay=optimum.weight_decay if decay == SegmentationConfig.weight_decay else decay,
         levels=to_mapping(optimum),
-        notes=(*notes, "every level has a fresh norm, as in mmseg's ConvNeXt and Swin"),
+        notes=notes,
+        ran={"protocol": "user module"} if isinstance(spec, ModuleSpec) else {},
     )
+
+
+def _rescaled(width: int) -> dict[str, Any]:
+    """Return the neck that makes four levels of taps of one stride."""
+    return {"type": "Feature2Pyramid", "embed_dim": width, "rescales": [4, 2, 1, 0.5]}
 
 
 def _upernet(widths: list[int], channels: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from mimbench.checkpoints.reading.layout import (
     rename,
 )
 from mimbench.system.errors import UserError
+from mimbench.vit import sizes
 from mimbench.vit.weights import Activation
 
 NAME = "clip"
@@ -52,7 +53,10 @@ EXTRAS = [
     (r"logit_(scale|bias)|input_resolution|context_length|vocab_size", "scalars"),
     (r"(?!visual\.).*", "text tower"),
 ]
-HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+HEADS = {width: heads for width, heads in sizes.HEADS.items() if width >= 384} | {
+    1408: 16,
+    1664: 16,
+}
 
 
 def claims(raw: Raw) -> bool:

@@ -15,6 +15,7 @@ from mimbench.checkpoints.reading.layout import (
     container_extras,
     rename,
 )
+from mimbench.vit import sizes
 
 NAME = "pe"
 
@@ -31,7 +32,7 @@ EXTRAS = [
     ),
 ]
 FAMILY = Family(
-    heads={192: 3, 384: 6, 768: 12, 1024: 16, 1536: 16},
+    heads={width: heads for width, heads in sizes.HEADS.items() if width <= 1024} | {1536: 16},
     norm_eps=1e-5,
     position="absolute+rotary",
     position_rule="bilinear",

@@ -50,12 +50,6 @@ def _says(kind: str) -> Callable[[Raw], bool]:
 P = r"(?:.*\.)?"
 STRANGERS = (
     Stranger(
-        what="a CAPI checkpoint (rotation by stored frequencies, registers that are rotated too, RMS norms "
-        "without parameters)",
-        todo=PYTHON,
-        names=P + r"(encoder\.)?blocks\.\d+\..*rope.*\.freqs",
-    ),
-    Stranger(
         what="a data2vec 2.0 checkpoint: its blocks norm after each addition, so that loading it into a "
         "plain ViT fits every tensor and gives wrong features",
         todo=PYTHON,

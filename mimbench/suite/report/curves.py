@@ -1,20 +1,33 @@
-"""Training curves as small line charts, one for each figure that a benchmark logged."""
+"""Line charts: what benchmarks and pretraining logged, scores by layer, rows on common axes."""
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from mimbench.suite.report.markup import colour, text
+from mimbench.suite.report.colours import RowLook, dashes
+from mimbench.suite.report.markup import text
+from mimbench.suite.report.scales import Scale, tick_text
 from mimbench.training.curve import read_curve
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 340, 190, 40, 22, 8
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 340, 210, 46, 10, 36, 10
 MOST_POINTS, MOST_FIGURES = 400, 3
 SHOWN_FIRST = ("loss", "top1", "ap", "iou", "acc")
 """What a reader looks for in a curve, in this order."""
 UNTOLD = re.compile(r"epoch|lr|.*(per_second|_time|images|gib|norm)")
 """What says how a run was carried out rather than what was learnt."""
+PERCENT = re.compile(r"top-?[15]|\bm?ap\b|iou|acc|j&f|\bap", re.IGNORECASE)
 Line = list[tuple[float, float]]
+Place = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart."""
+
+    look: RowLook
+    line: Line
 
 
 def read_curves(folder: Path) -> dict[str, Line]:
@@ -22,27 +35,27 @@ def read_curves(folder: Path) -> dict[str, Line]:
     curves: dict[str, Line] = {}
     for entry in read_curve(folder):
         for name, value in entry.items():
-            if name != "step" and _number(value):
+            if name != "step" and is_number(value):
                 curves.setdefault(name, []).append((float(entry["step"]), float(value)))
     return {name: line for name, line in curves.items() if len(line) > 1}
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Tell whether a value can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def charts(curves: Mapping[int, Mapping[str, Line]]) -> list[str]:
-    """Return one chart for each figure; rows keep their colours.
+def names_of(curves: Sequence[Mapping[str, Line]]) -> list[str]:
+    """Return the figures worth a chart, the most telling first."""
+    names = dict.fromkeys(name for found in curves for name in found)
+    return sorted((n for n in names if not UNTOLD.fullmatch(n)), key=_rank)[:MOST_FIGURES]
 
-    Args:
-        curves: Row number -> figure -> points.
-    """
-    names = list(dict.fromkeys(name for found in curves.values() for name in found))
-    names = [n for n in names if not UNTOLD.fullmatch(n)]
-    names.sort(key=_rank)
+
+def charts(curves: Sequence[tuple[RowLook, Mapping[str, Line]]]) -> list[str]:
+    """Return one chart for each figure; rows keep their colours."""
     return [
-        chart(n, {row: found[n] for row, found in curves.items() if n in found})
-        for n in names[:MOST_FIGURES]
+        chart(name, [Series(look, found[name]) for look, found in curves if name in found])
+        for name in names_of([found for _, found in curves])
     ]
 
 
@@ -52,42 +65,77 @@ def _rank(name: str) -> tuple[int, int, str]:
     return kind, int(name not in ("loss", "total_loss")), name
 
 
-def chart(name: str, lines: Mapping[int, Line], *, across: str = "step") -> str:
-    """Return a line chart as SVG; `across` names what its points are a function of."""
-    points = [p for line in lines.values() for p in line]
-    x0, x1 = _range([x for x, _ in points])
-    y0, y1 = _range([y for _, y in points])
+def unit_of(name: str) -> str:
+    """Return the unit of a figure, '' where it has none: scores are percentages, losses are not."""
+    return "%" if PERCENT.search(name) and "loss" not in name else ""
 
-    def place(point: tuple[float, float]) -> str:
-        x = LEFT + (WIDTH - LEFT - 6) * (point[0] - x0) / (x1 - x0)
-        y = TOP + (HEIGHT - TOP - BOTTOM) * (1 - (point[1] - y0) / (y1 - y0))
-        return f"{x:.1f},{y:.1f}"
 
-    paths = [
-        f'<path stroke="{colour(row)}" d="M{" L".join(place(p) for p in thin(line))}"/>'
-        for row, line in lines.items()
+def axes_of(series: Sequence[Series]) -> tuple[Scale, Scale]:
+    """Return the common axes of some lines: across without room at the ends, up with a little."""
+    points = [p for one in series for p in one.line]
+    xs = [x for x, _ in points]
+    low, high = min(xs), max(xs)
+    across = Scale(low, high) if high > low else Scale(low - 0.5, high + 0.5)
+    return across, Scale.around([y for _, y in points], margin=0.04)
+
+
+def chart(
+    name: str,
+    series: Sequence[Series],
+    *,
+    across: str = "step",
+    up: Scale | None = None,
+    unit: str | None = None,
+) -> str:
+    """Return a line chart as SVG.
+
+    Args:
+        name: What is drawn.
+        series: The lines.
+        across: What the points are a function of.
+        up: The vertical axis, where several charts share it.
+        unit: Of the values; None to go by the name.
+    """
+    x_axis, own = axes_of(series)
+    y_axis, unit = up or own, unit_of(name) if unit is None else unit
+    base, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+
+    def x_of(value: float) -> str:
+        return f"{LEFT + (right - LEFT) * x_axis.place(value):.1f}"
+
+    def y_of(value: float) -> str:
+        return f"{TOP + (base - TOP) * (1 - y_axis.place(value)):.1f}"
+
+    parts = [f'<path class="axis" d="M{LEFT},{TOP}V{base}H{right}"/>']
+    parts += [
+        f'<line class="grid-line" x1="{LEFT}" x2="{right}" y1="{y_of(t)}" y2="{y_of(t)}"/>'
+        f'<text x="{LEFT - 5}" y="{float(y_of(t)) + 4:.1f}" text-anchor="end">{tick_text(t)}</text>'
+        for t in y_axis.ticks(5)
     ]
-    base = HEIGHT - BOTTOM
-    axes = (
-        f'<path class="axis" d="M{LEFT},{TOP} V{base} H{WIDTH - 6}"/>'
-        f'<text x="{LEFT - 6}" y="{TOP + 8}" text-anchor="end">{y1:.3g}</text>'
-        f'<text x="{LEFT - 6}" y="{base}" text-anchor="end">{y0:.3g}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{x0:g}</text>'
-        f'<text x="{WIDTH - 6}" y="{HEIGHT - 6}" text-anchor="end">{across} {x1:g}</text>'
+    parts += [
+        f'<text x="{x_of(t)}" y="{base + 15}" text-anchor="middle">{tick_text(t)}</text>'
+        for t in x_axis.ticks(4)
+    ]
+    parts.append(
+        f'<text x="{right}" y="{HEIGHT - 4}" text-anchor="end">{text(across)}</text>'
+        + "".join(_path(one, x_of, y_of) for one in series)
     )
-    label = text(name)
+    label = text(f"{name}, {unit}" if unit else name)
+    spoken = text("; ".join(f"{s.look.label} ends at {s.line[-1][1]:.4g}" for s in series))
     return (
-        f'<figure><figcaption>{label}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{label}">{axes}{"".join(paths)}</svg></figure>'
+        f'<figure><figcaption>{label}</figcaption><svg class="chart" role="img" '
+        f'viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{label}: {spoken}">{"".join(parts)}</svg></figure>'
     )
+
+
+def _path(one: Series, x_of: Place, y_of: Place) -> str:
+    places = " L".join(f"{x_of(x)},{y_of(y)}" for x, y in thin(one.line))
+    dash = dashes(one.look.index)
+    broken = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<path class="curve" stroke="{one.look.tone}"{broken} d="M{places}"/>'
 
 
 def thin(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return at most `MOST_POINTS` points, first and last among them."""
     step = max(1, math.ceil(len(line) / MOST_POINTS))
     return [*line[:-1:step], line[-1]]
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)

@@ -7,13 +7,23 @@ from collections.abc import Iterable
 
 from PIL import Image
 
+from mimbench.suite.report.colours import RowLook, dashes, symbol
+from mimbench.system.errors import printable
+
 SMALL = 96
 """Pictures below this size are shown with sharp pixels."""
+BROAD = 660
+"""Pictures broader than this are shown in their own size."""
 
 
 def text(value: object) -> str:
-    """Return a value as escaped text."""
-    return html.escape(str(value), quote=True)
+    """Return a value as escaped text.
+
+    Control characters and marks that turn the direction of writing are written out: a name changes
+    nothing around it.
+    """
+    lines = "\n".join(printable(line) for line in str(value).split("\n"))
+    return html.escape(lines, quote=True)
 
 
 def section(anchor: str, title: str, parts: Iterable[str]) -> str:
@@ -22,39 +32,58 @@ def section(anchor: str, title: str, parts: Iterable[str]) -> str:
     return f'<section id="{anchor}"><h2>{text(title)}</h2>\n{content}</section>' if content else ""
 
 
-def picture(image: Image.Image, caption: str = "", *, side: int = 512) -> str:
-    """Return an embedded picture with a caption."""
+def picture(image: Image.Image, caption: str = "", *, side: int = 512, density: float = 1.0) -> str:
+    """Return an embedded picture with a caption.
+
+    A broad one is shown at its own size and scrolls, so that words in it stay legible.
+
+    Args:
+        image: The picture.
+        caption: Words below it, and for those who do not see it.
+        side: Its most pixels along a side; more are left out.
+        density: Its pixels for each pixel of the page.
+    """
     image = image.convert("RGB")
     image.thumbnail((side, side))
     file = io.BytesIO()
-    small, broad = max(image.size) <= SMALL, image.width > 2 * image.height
+    small = max(image.size) <= SMALL
     image.save(file, format="PNG" if small else "JPEG", quality=88)
     data = base64.b64encode(file.getvalue()).decode()
-    kind = "png" if small else "jpeg"
+    width, height = (round(x / density) for x in image.size)
+    place = ' class="broad" tabindex="0"' if width > BROAD else ""
     mark = ' class="small"' if small else ""
     words = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    place = ' class="broad"' if broad else ""
-    return f'<figure{place}><img{mark} alt="{text(caption)}" src="data:image/{kind};base64,{data}">{words}</figure>'
-
-
-def colour(index: int) -> str:
-    """Return the colour of a row, the same in all figures."""
-    return f"var(--c{index % 6})"
-
-
-def bar(label: str, value: float, largest: float, index: int) -> str:
-    """Return one labelled bar."""
-    width = 100 * value / largest if largest else 0
     return (
-        f'<div class="bar"><span title="{text(label)}">{text(label)}</span>'
-        f'<span><i style="width:{width:.1f}%;background:{colour(index)}"></i></span><span>{value:.1f}</span></div>'
+        f'<figure{place}><img{mark} width="{width}" height="{height}" '
+        f'alt="{text(caption or "picture")}" src="data:image/{"png" if small else "jpeg"};base64,{data}">'
+        f"{words}</figure>"
     )
 
 
-def legend(names: Iterable[str]) -> str:
-    """Return the key of the rows' colours."""
-    keys = [
-        f'<span class="key"><i style="background:{colour(i)}"></i>{text(n)}</span>'
-        for i, n in enumerate(names)
-    ]
-    return f'<p class="soft">{"".join(keys)}</p>' if len(keys) > 1 else ""
+def row_key(looks: Iterable[RowLook]) -> str:
+    """Return what the rows' symbols mean."""
+    return _key(
+        (look, f'<path class="{look.fill}" d="{symbol(look.index)}"/>', 14) for look in looks
+    )
+
+
+def line_key(looks: Iterable[RowLook]) -> str:
+    """Return what the rows' lines mean."""
+    return _key(
+        (
+            look,
+            f'<path class="curve" stroke="{look.tone}" d="M-6,0H27" '
+            f'stroke-dasharray="{dashes(look.index) or "none"}"/>',
+            34,
+        )
+        for look in looks
+    )
+
+
+def _key(entries: Iterable[tuple[RowLook, str, int]]) -> str:
+    shown = "".join(
+        f'<span class="key" style="--tone:{look.tone}"><svg width="{width}" height="14" '
+        f'viewBox="-7 -7 {width} 14" aria-hidden="true">{drawn}</svg>{text(look.label)}</span>'
+        for look, drawn, width in entries
+    )
+    return f'<p class="legend">{shown}</p>'

@@ -1,42 +1,43 @@
-"""Put the report together: table, figures, pictures, provenance, commands to repeat."""
+"""Put the report together: the answer, what it cost, what is worrying, then everything in detail."""
 
-import logging
-import shlex
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.benchmarks.run_config import CONFIG_FILE, RunConfig, read_run_config
-from mimbench.checkpoints.files import read_weights
-from mimbench.checkpoints.names.located import locate, present
-from mimbench.results.record import Result
-from mimbench.suite.report.classes import draw_figure, figures_of
-from mimbench.suite.report.curves import charts, read_curves
-from mimbench.suite.report.gallery import drawn_in, masks, neighbours, pictures_in
-from mimbench.suite.report.markup import legend, section, text
-from mimbench.system.errors import UserError
-from mimbench.system.runtime import pick_device
-from mimbench.tables.columns import is_own, own_title
-from mimbench.tables.formats import corner, heading
-from mimbench.tables.formats import legend as table_legend
-from mimbench.tables.rows import Column, Row, Table, Value
-from mimbench.tables.table import TWIN, make_table, read_results_with_folders
+from mimbench.suite.report.classes import classes
+from mimbench.suite.report.colours import variables
+from mimbench.suite.report.computed import masks, neighbours
+from mimbench.suite.report.confusions import confusions
+from mimbench.suite.report.costs import costs
+from mimbench.suite.report.gallery import pictures
+from mimbench.suite.report.gathered import Gathered, gather
+from mimbench.suite.report.learning import curves, layers, pretraining
+from mimbench.suite.report.markup import section, text
+from mimbench.suite.report.origins import provenance_of, repeat
+from mimbench.suite.report.overview import overview
+from mimbench.suite.report.result_table import html_table
+from mimbench.suite.report.worries import show_worries, worries_of
 
-logger = logging.getLogger(__name__)
-Run = tuple[Path, Result]
-SHOWN_LENGTH = 200
-"""Longer notes of a task are in result.json, not in the report."""
-SECTIONS = {
-    "table": "Table",
-    "curves": "Curves",
-    "classes": "Per class",
-    "masks": "Masks and predicted loss",
-    "neighbours": "Nearest neighbours",
-    "pictures": "Pictures",
-    "provenance": "Provenance",
-    "repeat": "Repeat",
+PARTS: Mapping[str, tuple[str, Callable[[Gathered], list[str]]]] = {
+    "overview": ("Against random weights and published rows", lambda g: overview(g.table)),
+    "costs": ("What it cost", costs),
+    "worries": ("What is worrying", lambda g: show_worries(worries_of(g.table, g.runs))),
+    "table": ("Table", lambda g: [html_table(g.table)]),
+    "curves": ("Curves", curves),
+    "pretraining": ("Pretraining", pretraining),
+    "layers": ("By layer and severity", layers),
+    "classes": ("Per class", classes),
+    "confusions": ("What the worst classes were taken for", confusions),
+    "masks": ("Masks and predicted loss", masks),
+    "neighbours": ("Nearest neighbours", neighbours),
+    "pictures": ("Pictures", pictures),
+    "provenance": ("Provenance", lambda g: [provenance_of(g.runs)]),
+    "repeat": ("Repeat", lambda g: [repeat(g.out, g.runs)]),
 }
+COMPUTED = ("masks", "neighbours")
+"""Parts that need the checkpoints and the data."""
 
 
 def make_report(
@@ -50,201 +51,37 @@ def make_report(
         choice: Row name -> published row to compare with.
         compute: Also make pictures that need the checkpoints and the data (nearest neighbours).
     """
-    runs = read_results_with_folders(out)
-    if not runs:
-        raise UserError(f"no results in {out}; name the folder that a run wrote (--out)")
-    table = make_table([r for _, r in runs], manifest, choice=choice)
-    place = {name: i for i, name in enumerate(manifest.benchmarks)}
-    runs.sort(key=lambda x: (x[1].weights["name"].startswith(TWIN), place.get(x[1].benchmark, 0)))
-    rows = list(dict.fromkeys((r.weights["name"], r.weights["digest"]) for _, r in runs))
-    done = [(p, r) for p, r in runs if r.status == "done"]
-    parts = {
-        "table": [html_table(table)],
-        "curves": _curves(done, rows, manifest),
-        "classes": _classes(done, rows, manifest),
-        "masks": _masks(done, rows) if compute else [],
-        "neighbours": _neighbours(done, rows) if compute else [],
-        "pictures": _pictures(out, done),
-        "provenance": [_provenance(runs)],
-        "repeat": [_repeat(out, runs)],
+    gathered = gather(out, manifest, choice)
+    body = {
+        anchor: section(anchor, title, make(gathered))
+        for anchor, (title, make) in PARTS.items()
+        if compute or anchor not in COMPUTED
     }
-    body = {anchor: section(anchor, SECTIONS[anchor], content) for anchor, content in parts.items()}
+    names = ", ".join(look.label for look in gathered.looks.values())
+    return page(names, "How well does it transfer?", body)
+
+
+def page(names: str, heading: str, body: Mapping[str, str]) -> str:
+    """Return a page that needs nothing else.
+
+    Args:
+        names: What it is about.
+        heading: Its title.
+        body: Anchor -> section, or '' where there is nothing to show.
+    """
     links = "".join(
-        f'<a href="#{a}">{text(SECTIONS[a])}</a>' for a, content in body.items() if content
+        f'<a href="#{a}">{text(PARTS[a][0])}</a>' for a, content in body.items() if content
     )
-    names = ", ".join(row.label for row in table.rows if row.kind == "measured")
-    style = files("mimbench.suite.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(names)} · mimbench</title><style>{style}</style></head><body>\n"
-        f'<header><h1>How well does it transfer?</h1><p class="soft">{text(names)}</p><nav>{links}</nav></header>\n'
-        + "\n".join(body.values())
-        + "\n</body></html>\n"
+        f"<title>{text(names)} · mimbench</title><style>{style()}</style></head><body>\n"
+        f'<header><h1>{text(heading)}</h1><p class="soft">{text(names)}</p><nav>{links}</nav></header>\n'
+        f"<main>{chr(10).join(body.values())}</main>\n</body></html>\n"
     )
 
 
-def html_table(table: Table) -> str:
-    """Return the table as HTML."""
-    head = "".join(f"<th>{text(heading(c, table))}</th>" for c in table.columns)
-    rows = "\n".join(_row(row, table.columns) for row in table.rows)
-    notes = "".join(
-        f"<li>{text(note)}</li>" for note in table_legend(table) if not note.startswith("*")
-    )
-    return (
-        f'<div class="wide"><table><thead><tr><th>{text(corner(table))}</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<ul class="notes">{notes}</ul>'
-    )
-
-
-def _row(row: Row, columns: Sequence[Column]) -> str:
-    cells = "".join(f"<td>{_value(row.values.get(c))}</td>" for c in columns)
-    return (
-        f'<tr class="{row.kind}"><th title="{text(row.source)}">{text(row.label)}</th>{cells}</tr>'
-    )
-
-
-def _value(value: Value | None) -> str:
-    if value is None:
-        return '<span class="soft">·</span>'
-    if value.value is None:
-        return f'<span class="failed" title="{text(value.error)}">failed</span>'
-    shown = f"<b>{value.value:.2f}</b>" if value.best else f"{value.value:.2f}"
-    small = f"±{value.interval:.2f}" if value.interval is not None else ""
-    if value.spread is not None:
-        small += f" sd {value.spread:.2f} n={value.seeds}"
-    if value.draw_sd is not None:
-        small += f" sd {value.draw_sd:.2f} d={value.draws}"
-    if value.difference is not None:
-        sign = "up" if value.difference >= 0 else "down"
-        small += f' <span class="{sign}">{value.difference:+.2f}</span>'
-    return f"{shown}<small>{small}</small>" if small else shown
-
-
-def _title(result: Result, manifest: Manifest) -> str:
-    known = manifest.benchmarks.get(result.benchmark)
-    title = known.title if known else result.benchmark
-    return own_title(title, result) if is_own(result) else title
-
-
-def _what(result: Result) -> tuple[str, str]:
-    """Return what a run measures: the benchmark, on which of several data sets of the user's own."""
-    return result.benchmark, str(result.config["dataset"]) if is_own(result) else ""
-
-
-def _number(result: Result, rows: Sequence[tuple[str, str]]) -> int:
-    return rows.index((result.weights["name"], result.weights["digest"]))
-
-
-def _curves(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Manifest) -> list[str]:
-    found = []
-    for what in dict.fromkeys(_what(r) for _, r in runs):
-        mine = [(p, r) for p, r in runs if _what(r) == what]
-        curves = {_number(r, rows): read_curves(p) for p, r in mine}
-        if drawn := charts(curves):
-            found.append(
-                f'<h3>{text(_title(mine[0][1], manifest))}</h3><div class="grid">{"".join(drawn)}</div>'
-            )
-    return [legend(name for name, _ in rows), *found] if found else []
-
-
-def _classes(runs: Sequence[Run], rows: Sequence[tuple[str, str]], manifest: Manifest) -> list[str]:
-    blocks = []
-    for what in dict.fromkeys(_what(r) for _, r in runs):
-        bars = [
-            draw_figure(figure, rows[_number(r, rows)][0], _number(r, rows))
-            for p, r in runs
-            if _what(r) == what and not r.provenance.seed
-            for figure in figures_of(p, r, manifest.tasks)
-        ]
-        if bars:
-            title = next(_title(r, manifest) for _, r in runs if _what(r) == what)
-            blocks.append(f'<h3>{text(title)}</h3><div class="grid">{"".join(bars)}</div>')
-    return blocks
-
-
-def _labelled(
-    runs: Sequence[Run], rows: Sequence[tuple[str, str]]
-) -> list[tuple[str, RunConfig, Path]]:
-    """Return (row, run, data) for each row whose checkpoint and labelled images are still there."""
-    found = []
-    for row in rows:
-        mine = [(p, r) for p, r in runs if (r.weights["name"], r.weights["digest"]) == row]
-        fit = [(p, r) for p, r in mine if _has_classes(r)]
-        if not fit:
-            continue
-        run = read_run_config(fit[0][0] / CONFIG_FILE)
-        if present(run.checkpoint):
-            found.append((row[0], run, Path(fit[0][1].data)))
-        else:
-            logger.warning("%s is gone: no pictures are computed for %s", run.checkpoint, row[0])
-    return found
-
-
-def _masks(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
-    found = []
-    for name, run, data in _labelled(runs, rows):
-        weights = read_weights(run.checkpoint, which=run.which, num_heads=run.num_heads)
-        if shown := masks(locate(run.checkpoint).path, weights, data):
-            found.append(f'<h3>{text(name)}</h3><div class="wide">{"".join(shown)}</div>')
-    return found
-
-
-def _neighbours(runs: Sequence[Run], rows: Sequence[tuple[str, str]]) -> list[str]:
-    found = []
-    for name, run, data in _labelled(runs, rows):
-        weights = read_weights(run.checkpoint, which=run.which, num_heads=run.num_heads)
-        shown = neighbours(weights, data, pick_device("auto"))
-        found.append(f'<h3>{text(name)}</h3><div class="grid">{"".join(shown)}</div>')
-    return found
-
-
-def _has_classes(result: Result) -> bool:
-    folder = Path(result.data)
-    return (folder / "train").is_dir() and (folder / "val").is_dir()
-
-
-def _pictures(out: Path, runs: Sequence[Run]) -> list[str]:
-    found = []
-    if shown := drawn_in(out / "pretrain"):
-        found.append(f'<h3>Pretraining</h3><div class="pictures">{"".join(shown)}</div>')
-    for path, result in runs:
-        if shown := pictures_in(path, result):
-            found.append(
-                f"<h3>{text(result.benchmark)} · {text(result.weights['name'])}</h3>"
-                f'<div class="pictures">{"".join(shown)}</div>'
-            )
-    return found
-
-
-def _provenance(runs: Sequence[Run]) -> str:
-    blocks = []
-    for path, r in runs:
-        source = r.provenance
-        facts = {
-            "status": r.status if r.status == "done" else f"failed: {r.error}",
-            "protocol": f"{r.protocol} ({r.profile}), task {r.task} version {r.version}",
-            "weights": f"{r.weights['digest']} ({r.weights['format']} {r.weights.get('which', '')})",
-            "metrics": ", ".join(f"{k} {v:.3f}" for k, v in r.metrics.items()),
-            "code": f"commit {source.commit or 'unknown'}{', with changes' if source.dirty else ''}, Python {source.python}",
-            "libraries": ", ".join(f"{k} {v}" for k, v in source.libraries.items()),
-            "machine": f"{source.device}, {source.host_cores} cores, {source.seconds:.0f} s, peak {source.peak_memory_mb:.0f} MB, seed {source.seed}",
-            "changed": ", ".join(f"{k}: {v}" for k, v in r.overrides.items()),
-            "data": r.data,
-            "notes": ", ".join(
-                f"{k}: {v}" for k, v in r.notes.items() if len(str(v)) <= SHOWN_LENGTH
-            ),
-        }
-        rows = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in facts.items() if v)
-        blocks.append(
-            f"<details><summary>{text(path.parent.name)} / {text(path.name)}</summary><dl>{rows}</dl></details>"
-        )
-    return "".join(blocks)
-
-
-def _repeat(out: Path, runs: Sequence[Run]) -> str:
-    commands = [
-        f"python -m mimbench eval {shlex.quote(str(path / CONFIG_FILE))}" for path, _ in runs
-    ]
-    shown = "\n".join([f"python -m mimbench table {shlex.quote(str(out))}", *commands])
-    return f"<p>Each cell alone, with the recipe that it was run with:</p><pre><code>{text(shown)}</code></pre>"
+def style() -> str:
+    """Return the style sheet, the rows' colours with it."""
+    rules = files("mimbench.suite.report").joinpath("style.css").read_text(encoding="utf-8")
+    return variables() + re.sub(r"\s*\n\s*", "\n", rules)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from mimbench.benchmarks.basis import number_in
 from mimbench.benchmarks.cells import Cell
-from mimbench.benchmarks.lifecycle import begin, finished, number_in, record_failure
+from mimbench.benchmarks.lifecycle import begin, finished, record_failure
 from mimbench.benchmarks.run_config import LEFT_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results.record import Result, read_result
 from mimbench.suite.running.launch import Slot, eval_command, start, stop

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,12 @@ class Packed:
 
 
 def write_bundle(
-    out: Path, path: Path, benchmarks: Path = DEFAULT_FILE, *, key: Path | None = None
+    out: Path,
+    path: Path,
+    benchmarks: Path = DEFAULT_FILE,
+    *,
+    key: Path | None = None,
+    only: Collection[Path] | None = None,
 ) -> Packed:
     """Pack an output folder into a .tar.gz; the same folder gives the same bytes.
 
@@ -40,8 +45,9 @@ def write_bundle(
         path: The archive.
         benchmarks: The manifest that the run used.
         key: An SSH key to sign with.
+        only: Folders of the runs to pack; all if None.
     """
-    runs = read_results_with_folders(out)
+    runs = [(p, r) for p, r in read_results_with_folders(out) if only is None or p in only]
     if not runs:
         raise UserError(f"no results in {out}; name the folder that a run wrote (--out)")
     manifest = load_manifest(benchmarks)

@@ -132,7 +132,7 @@ def _counted(run: RunConfig, tasks: Collection[str], model: str) -> Mapping[str,
     Args:
         run: The run.
         tasks: Whose code may be asked.
-        model: The architecture's name; of published sizes it tells which values are theirs anyway.
+        model: The architecture's name; a plain ViT's tells which values it gets anyway.
     """
     try:
         task = load_task(run.task) if run.task in tasks else None
@@ -141,11 +141,9 @@ def _counted(run: RunConfig, tasks: Collection[str], model: str) -> Mapping[str,
     if task is None:
         return run.config
     config = from_mapping(task.Config, run.config, "config.yaml")
-    from mimbench.vit.published import published_spec  # noqa: PLC0415 - needs torch
+    from mimbench.vit.named import spec_named  # noqa: PLC0415 - needs torch
 
-    return protocol_config(
-        run.dataset, config, traits_of(task), published_spec(model), run.overrides
-    )
+    return protocol_config(run.dataset, config, traits_of(task), spec_named(model), run.overrides)
 
 
 def _check_config(found: Checked, run: RunConfig, result: Result, tasks: Collection[str]) -> None:

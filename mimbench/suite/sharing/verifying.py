@@ -3,7 +3,8 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +13,7 @@ from mimbench.benchmarks.manifest import DEFAULT_FILE, Manifest, load_manifest
 from mimbench.benchmarks.records import files_of
 from mimbench.benchmarks.run_config import CONFIG_FILE, LOG_FILE, RESULT_FILE
 from mimbench.results import legacy
+from mimbench.results.gap import GAP_FILE
 from mimbench.results.record import EDITED, Result, read_result
 from mimbench.suite.sharing.recomputing import UNFIT, Checked, check_run
 from mimbench.suite.sharing.signing import signed_by
@@ -30,7 +32,7 @@ HEAD, SIGNATURE, TABLE, BENCHMARKS = (
     "benchmarks.yaml",
 )
 VERSION = 2
-RUN_FILES = (RESULT_FILE, CONFIG_FILE, LOG_FILE, CURVE_FILE)
+RUN_FILES = (RESULT_FILE, CONFIG_FILE, LOG_FILE, CURVE_FILE, GAP_FILE)
 JSON_BYTES = 64 << 20
 
 
@@ -55,7 +57,20 @@ def verify_bundle(
     digest: str = "",
     signers: Path | None = None,
 ) -> Verification:
-    """Return everything in which a bundle is not what it says.
+    """Return everything in which a bundle is not what it says; the arguments are `opened_bundle`'s."""
+    with opened_bundle(path, benchmarks=benchmarks, digest=digest, signers=signers) as (_, found):
+        return found
+
+
+@contextmanager
+def opened_bundle(
+    path: Path,
+    *,
+    benchmarks: Path = DEFAULT_FILE,
+    digest: str = "",
+    signers: Path | None = None,
+) -> Iterator[tuple[Path, Verification]]:
+    """Yield a folder with a bundle's files, and everything in which it is not what it says.
 
     Args:
         path: The archive.
@@ -82,9 +97,15 @@ def verify_bundle(
             results = _check_runs(found, root, manifest, own.tasks)
             _check_table(found, root, results, manifest)
             _check_published(found, manifest, own)
-    return Verification(
-        digest=sealed, faults=tuple(found.faults), unproven=tuple(found.unproven), signer=signer
-    )
+        yield (
+            root,
+            Verification(
+                digest=sealed,
+                faults=tuple(found.faults),
+                unproven=tuple(found.unproven),
+                signer=signer,
+            ),
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -164,6 +185,8 @@ def _check_runs(
             known |= {f.relative_to(root).as_posix() for f in files_of(folder, result)}
             found.expect(result.error != EDITED, f"{where}: {EDITED}")
             found.add(where, check_run(folder, result, manifest, tasks))
+            if result.gap:
+                found.unproven.append(f"{where}: its recipe gap")
         except UserError as error:
             found.faults.append(f"{where}: {str(error).replace(f'{root}/', '')}")
             continue

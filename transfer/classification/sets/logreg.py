@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
     sys.exit(task_main("transfer.classification.sets.logreg"))
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from mimbench.data.sets import read_set
 from mimbench.features.bank import BankSpec, Choice, FeatureBank
 from mimbench.features.extract import extract
 from mimbench.features.logistic.grid import Grid
+from mimbench.features.nearby import images_nearby, penalties_nearby, poolings_nearby
 from mimbench.features.protocol import from_main
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.system.runtime import Precision, Ranks, pick_device, process_group
 from mimbench.task import Machine, TaskResult, Traits
 from mimbench.vit.footprint import stored_features
@@ -41,7 +43,10 @@ from transfer.classification.sets.splits import FOLDER, Rule, score_of
 VERSION = 1
 MAIN_METRIC = "score"
 TRAITS = Traits(
-    footprint=stored_features, whole_folder=True, canonical=lambda config: config.canonical()
+    footprint=stored_features,
+    whole_folder=True,
+    canonical=lambda config: config.canonical(),
+    nearby=lambda spec, config, notes: config.nearby(spec, notes),
 )
 
 
@@ -94,6 +99,18 @@ class Config:
     def canonical(self) -> Self:
         """Return the main number's own choice of features."""
         return replace(self, choices=self.choices[:1])
+
+    def nearby(self, spec: Spec, notes: Mapping[str, Any]) -> dict[str, Self]:
+        """Return neighbouring settings: pooling and C read the bank, the others see every image again."""
+        chosen = self.choices[0]
+        main = replace(self, choices=(chosen,))
+        poolings, images = poolings_nearby(chosen), images_nearby(spec, self.features)
+        grids = penalties_nearby(self.grid, notes.get(chosen, {}))
+        return {
+            **{name: replace(main, choices=(choice,)) for name, choice in poolings.items()},
+            **{name: replace(main, grid=grid) for name, grid in grids.items()},
+            **{name: replace(main, features=features) for name, features in images.items()},
+        }
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:

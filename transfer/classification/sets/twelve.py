@@ -14,16 +14,19 @@ if __name__ == "__main__":
 
     sys.exit(task_main("transfer.classification.sets.twelve"))
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import Self
 
 from mimbench.data.contents import Splits
 from mimbench.data.sets import find_set, published, read_set
 from mimbench.features.bank import Choice
 from mimbench.features.logistic.grid import Grid
+from mimbench.features.nearby import images_nearby, poolings_nearby
 from mimbench.features.protocol import from_main
-from mimbench.model import Weights
+from mimbench.model import Spec, Weights
 from mimbench.scores.figures import Figure
 from mimbench.system.errors import UserError, did_you_mean
 from mimbench.system.runtime import pick_device, process_group
@@ -36,7 +39,10 @@ from transfer.classification.sets.outcomes import SetMean as SetMean
 
 VERSION = 1
 MAIN_METRIC = "mean"
-TRAITS = Traits(footprint=stored_features)
+TRAITS = Traits(
+    footprint=stored_features,
+    nearby=lambda spec, config, _: config.nearby(spec),
+)
 TWELVE = (
     "food", "cifar10", "cifar100", "sun397", "cars", "aircraft", "voc2007", "dtd", "pets",
     "caltech101", "flowers", "cub",
@@ -69,6 +75,14 @@ class Config:
                 f"{self.data} lacks {len(missing)} of the {len(self.sets)} sets: {', '.join(missing)}; "
                 "`python -m mimbench doctor --data DIR` says where they come from"
             )
+
+    def nearby(self, spec: Spec) -> dict[str, Self]:
+        """Return neighbouring settings of every set at once."""
+        poolings, images = poolings_nearby(self.choice), images_nearby(spec, self.features)
+        return {
+            **{name: replace(self, choice=choice) for name, choice in poolings.items()},
+            **{name: replace(self, features=features) for name, features in images.items()},
+        }
 
 
 def run(weights: Weights, config: Config, out: Path) -> TaskResult:
