@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,13 +16,16 @@ from mimbench.__main__ import main
 from mimbench.benchmarks.run_config import safe_name
 from mimbench.results.gap import Gap, Nearby, write_gap
 from mimbench.results.record import read_result, write_result
-from mimbench.scores.verdicts import holm
+from mimbench.scores.confidence import Interval
+from mimbench.scores.verdicts import Comparison
 from mimbench.suite.board.entries import Demands, letter
 from mimbench.suite.board.making import Board, make_board
+from mimbench.suite.board.standings import Pair, decided
 from mimbench.suite.sharing.bundle import write_archive, write_bundle
 from mimbench.suite.sharing.unpacking import unpack
 from mimbench.system.errors import UserError
 from mimbench.tables.foreign.kinds import parse_file
+from mimbench.tables.rows import Column, Row
 from tests.support.browser import MISSING, PROGRAM, ReaderPage, reader
 from tests.support.foreign_files import EP
 from tests.support.results_folder import write_manifest, write_run
@@ -151,9 +156,20 @@ def test_verdicts_are_paired_and_corrected(folder: Path) -> None:
 
 
 def test_the_correction_covers_the_whole_page() -> None:
-    """Two columns with one comparison each are two verdicts."""
-    assert holm([0.03]) == [0.03]
-    assert holm([0.03, 0.03])[0] == pytest.approx(0.06)
+    """A difference that would pass alone does not beside another one of another column."""
+    compared = Comparison(
+        metric="top1", difference=-1.0, sampling=Interval(-1.9, -0.1), sampling_p=0.03
+    )
+    rows = [Row(label=label, kind="measured", values={}) for label in ("a", "b")]
+    result: Any = SimpleNamespace(trains=False)
+
+    def standing(*names: str) -> list[str]:
+        columns = [Column(n, "paper", "x", n, "top1", official=True) for n in names]
+        pairs = {(1, c): Pair(rows[1], rows[0], c, None, result, compared) for c in columns}
+        return [s.kind for s in decided(pairs).values()]
+
+    assert standing("k-NN") == ["behind"]
+    assert standing("k-NN", "linear") == ["cannot tell", "cannot tell"]
 
 
 def test_another_row_to_compare_with(folder: Path) -> None:

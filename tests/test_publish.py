@@ -300,6 +300,7 @@ BROKEN = {
     "turned round": (f"{END}\n{BEGIN}\n", "stands before"),
     "odd index": ("---\nmodel-index: 3\n---\n", "list of models"),
     "flow": ("---\n{license: mit, model-index: []}\n---\n", "is not valid YAML|cannot be replaced"),
+    "inside a text": ('---\na: "x\nmodel-index: y\nz"\n---\n', "cannot be replaced safely"),
     "object": ("---\na: !!python/object/apply:os.system ['x']\n---\n", "is not valid YAML"),
 }
 

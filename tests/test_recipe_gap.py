@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 import mimbench
 from knn import classify
@@ -168,6 +169,38 @@ def test_an_interrupted_gap_goes_on_and_an_impossible_setting_is_skipped(
     assert (list(whole.values), whole.complete) == (["one", "two"], True)
     assert ran == [1, 2, 2, 1000], "what was measured is not measured again"
     assert "1000" in whole.skipped["many"]
+
+
+def test_a_module_that_takes_one_size_only_has_the_other_neighbours(
+    weights: VitWeights, data: Path, tmp_path: Path
+) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3 * 32 * 32, 8)
+
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.shape[-1] == 32, "32 pixels only"
+            return self.layer(images.flatten(1))
+
+    found = mimbench.evaluate(
+        Fixed(),
+        ["in-knn"],
+        data=data,
+        own_data=True,
+        out=tmp_path / "runs",
+        settings={"in-knn": KNN},
+        device="cpu",
+        gap=True,
+        name="fixed",
+        vector=lambda module, images: module(images),
+        image_size=32,
+    )
+    gap = found["in-knn"].gap
+    assert gap is not None
+    assert gap.complete
+    assert {"half of k", "twice k"} <= set(gap.values)
+    assert gap.skipped["larger images"].startswith("32 pixels only")
 
 
 def test_a_gap_of_another_result_is_none_and_a_damaged_one_an_error(tmp_path: Path) -> None:

@@ -22,9 +22,12 @@ from mimbench.results.record import Result, read_result
 from mimbench.system.config import to_mapping
 from mimbench.system.errors import UserError
 from mimbench.system.lock import folder_lock
+from mimbench.system.memory import is_out_of_memory
 from mimbench.task import Task, traits_of
 
 logger = logging.getLogger(__name__)
+REFUSALS = (UserError, AssertionError, ValueError, RuntimeError)
+"""How a setting turns out to be impossible: a network of the user's own refuses a size in its own way."""
 SCRATCH = "gap-"
 """How folders begin in which a neighbour runs; a killed one leaves it."""
 
@@ -85,9 +88,12 @@ def _with(  # noqa: PLR0913 - one neighbour takes all that the run took
         # a task may leave files: those of a neighbour are nobody's
         with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
             answer = task.run(weights, how, Path(scratch))
-    except UserError as error:
-        logger.warning("recipe gap: %s is not possible here: %s", setting, error)
-        return replace(gap, skipped={**gap.skipped, setting: str(error)})
+    except REFUSALS as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error) or type(error).__name__
+        logger.warning("recipe gap: %s is not possible here: %s", setting, reason)
+        return replace(gap, skipped={**gap.skipped, setting: reason})
     check_result(result.task, task.MAIN_METRIC, answer)
     value = float(answer.metrics[task.MAIN_METRIC])
     logger.info("recipe gap: %s %.2f, %.0f s", setting, value, time.monotonic() - began)

@@ -30,7 +30,9 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
+    """A row and the one that it is compared with, in one column."""
+
     row: Row
     reference: Row
     column: Column
@@ -52,7 +54,7 @@ def standings(
         against: Name of a row to compare with; else each column's best.
     """
     out: dict[tuple[int, Column], Standing] = {}
-    pairs: dict[tuple[int, Column], _Pair] = {}
+    pairs: dict[tuple[int, Column], Pair] = {}
     numbered = [(i, row) for i, row in enumerate(table.rows) if row.kind == "measured"]
     if against and against not in (names := {row.label for _, row in numbered}):
         raise UserError(f"--against '{against}' is no row{did_you_mean(against, names)}")
@@ -77,7 +79,7 @@ def standings(
                 out[i, column] = Standing(
                     kind="not compared", short="not compared", sentence=f"{row.label}: {reason}"
                 )
-    return out | _decided(pairs)
+    return out | decided(pairs)
 
 
 def _value(row: Row, column: Column) -> float | None:
@@ -99,15 +101,15 @@ def runs_of(row: Row, column: Column, runs: Sequence[Run]) -> list[Run]:
 
 def _compare(
     row: Row, reference: Row, column: Column, runs: Sequence[Run], tasks: Collection[str]
-) -> _Pair:
+) -> Pair:
     mine, other = runs_of(row, column, runs), runs_of(reference, column, runs)
     found = compare_measured(mine, other, tasks)
     if found is None:
         raise UserError("no outcomes were kept that a comparison could use")
-    return _Pair(row, reference, column, gap_of(mine, other), *found)
+    return Pair(row, reference, column, gap_of(mine, other), *found)
 
 
-def _decided(pairs: Mapping[tuple[int, Column], _Pair]) -> dict[tuple[int, Column], Standing]:
+def decided(pairs: Mapping[tuple[int, Column], Pair]) -> dict[tuple[int, Column], Standing]:
     """Return the standings of all pairs; their p-values are corrected together."""
     among = [pair.found.p for pair in pairs.values()]
     corrected = holm(among)
