@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mimbench.benchmarks.locations import locate
 from mimbench.benchmarks.manifest import load_manifest
@@ -75,3 +76,17 @@ def test_the_demos_columns_run_on_it(
     spec = VitSpec(embed_dim=32, depth=2, num_heads=2, mlp_dim=64, patch_size=8, grid=(4, 4))
     metrics = task.run(random_weights(spec, 0), config, tmp_path / "out").metrics
     assert 5 < metrics[task.MAIN_METRIC] <= 100
+
+
+def test_the_light_of_a_clip_changes(made: Path) -> None:
+    """Objects keep their masks' shapes while colours move, by up to a factor of two and more."""
+    clips = read_set("davis", made / "davis", Clips).clips
+    means = []
+    for path in clips[0].frames:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"), dtype=float)
+        means.append([pixels[:, :20].mean((0, 1)), pixels[:, -20:].mean((0, 1))])
+    spread = np.max(means, axis=0) / np.min(means, axis=0)
+    assert spread.shape == (2, 3)
+    assert spread.min() > 1.05
+    assert spread.max() > 1.5

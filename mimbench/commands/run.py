@@ -1,6 +1,7 @@
 """Evaluate checkpoints on every benchmark of a profile; one table."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -209,7 +210,7 @@ def parse_checkpoint(text: str) -> tuple[str, Path]:
 
 def main(args: argparse.Namespace) -> int:
     """Run the suite."""
-    from mimbench.suite.demo import NAME, demo_checkpoint
+    from mimbench.suite.demo import NAME, demo_checkpoint, farewell
     from mimbench.suite.suite import run_suite
     from mimbench.suite.tracking.session import require_client
 
@@ -238,4 +239,7 @@ def main(args: argparse.Namespace) -> int:
         checkpoints.insert(0, (NAME, demo_checkpoint(request.out, track=args.track)))
     if not checkpoints:
         raise UserError("name at least one checkpoint, or --demo: ./run_all.sh ckpt.pth")
-    return run_suite(manifest, checkpoints, request, _cluster(args))
+    code = run_suite(manifest, checkpoints, request, _cluster(args))
+    if args.demo and not args.dry_run:
+        sys.stdout.write(farewell(request.out))
+    return code

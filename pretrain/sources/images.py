@@ -164,7 +164,7 @@ def open_source(name: str, root: Path | None, split: str) -> ImageSource:
 
     Args:
         name: '' for a folder or tar file, 'list', 'wds/<pattern>', 'hfds/<name>', 'sample', 'scenes',
-            or any other indexed name of `timm.data.create_dataset`.
+            'sample+scenes', or any other indexed name of `timm.data.create_dataset`.
         root: Where the data lies.
         split: The part to take, such as 'train'.
     """

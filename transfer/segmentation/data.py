@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mimbench.data.label_maps import joined_names
 from mimbench.system.errors import UserError
 from transfer.segmentation.framework import ADE20KDataset
 from transfer.segmentation.protocol import SegmentationConfig
@@ -123,6 +124,7 @@ def open_source(config: SegmentationConfig) -> DataSource:
                 "train_labels=, val_images=, val_labels="
             )
     names, listed = _class_names(root, config.classes)
+    names = joined_names(names, config.joined, int(config.reduce_zero_label))
     palette = [list(colour) for colour in ADE20KDataset.METAINFO["palette"]]
     if len(names) > len(palette):
         raise UserError(f"{len(names)} classes; the palette and 8-bit labels allow {len(palette)}")
