@@ -242,6 +242,23 @@ def test_14_micro_batches_give_the_critic_the_same_gradient(tmp_path: Path) -> N
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-7)
 
 
+def test_14_the_critic_steps_once_for_each_effective_batch_on_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two processes each has half of the batch, from its own first image on."""
+    monkeypatch.setattr("pretrain.objectives.adversarial.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("pretrain.objectives.adversarial.dist.get_world_size", lambda: 2)
+    made = learner(tiny(), tmp_path)
+    steps: list[StepInfo] = []
+    monkeypatch.setattr(made, "step_discriminator", steps.append)
+    attention = torch.rand(1, 2, 64, generator=rng())
+    for first, count in ((0, 0), (1, 1), (2, 1), (3, 2)):
+        at = StepInfo(step=0, steps_per_epoch=2, epochs=3, batch=4, first=first)
+        own = MaskInput(batch=1, grid=(8, 8), device=torch.device("cpu"), first=first, whole=4)
+        made.train_discriminator(attention, own, at)
+        assert len(steps) == count
+
+
 def test_15_two_stages_and_files(tmp_path: Path) -> None:
     first = run(tmp_path / "one", tiny())
     stored = read_model(tmp_path / "one")

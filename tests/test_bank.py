@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,7 +106,9 @@ def test_masks_follow_what_was_predicted_the_last_time(tmp_path: Path) -> None:
     run.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
     batch = with_places()
     run.loss(run.student, batch, step_info())
+    assert not np.asarray(run.bank.maps).any(), "an unfinished step is not remembered"
     run.after_update(step_info())
+    assert np.asarray(run.bank.maps).any(axis=1).all()
     # what each cell is believed to be, by hand
     run.bank.maps[:] = torch.randint(1, 256, (4, 16), generator=rng(4)).numpy()
     run.loss(run.student, batch, step_info())

@@ -149,6 +149,11 @@ def test_patches_lie_in_raster_order_and_go_back() -> None:
     np.testing.assert_array_equal(pixels[1], [2, 3, 8, 9])
     np.testing.assert_array_equal(pixels[3], [12, 13, 18, 19])
     np.testing.assert_array_equal(unpatchify(pixels, (2, 3)), labels)
+    several = np.stack([labels, labels[::-1], labels + 50])
+    cut = patchify(several, 2)
+    assert cut.shape == (3, 6, 4)
+    np.testing.assert_array_equal(cut[0], pixels)
+    np.testing.assert_array_equal(unpatchify(cut, (2, 3)), several)
     with pytest.raises(UserError, match="4x6 do not divide into patches of 4"):
         patchify(labels, 4)
 

@@ -24,7 +24,7 @@ from mimbench.features.bank import PARTS, BankSpec, check_step, open_bank
 from mimbench.features.extract import extract
 from mimbench.system.errors import UserError
 from mimbench.system.memory import Halving
-from mimbench.system.runtime import process_group
+from mimbench.system.runtime import Ranks, process_group
 from mimbench.system.seeds import derive_seed
 from mimbench.task import Machine
 from mimbench.vit.backbone import Backbone, build_backbone
@@ -267,6 +267,27 @@ def test_preprocessing_is_torchvisions(mode: Any):
     )
     ours = Preprocess(size=32, resize=40, interpolation=mode)(image)
     torch.testing.assert_close(ours.float() / 255, reference(image))
+
+
+def test_processes_meet_before_and_after_the_shards_are_written(
+    painted_images: Callable[..., Path],
+    small_spec: VitSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Nobody lists shards before the key is claimed, or writes before all have listed, or is done early."""
+    images = read_folder(painted_images(tmp_path / "data", train=8, val=2), "train")
+    weights = random_weights(small_spec, 0)
+    bank = open_bank(weights, images, PLAIN)
+    done: list[Any] = []
+    monkeypatch.setattr(extraction.dist, "barrier", lambda: done.append("meet"))
+    monkeypatch.setattr(extraction, "_claim", lambda *_: done.append("claim"))
+    monkeypatch.setattr(type(bank), "missing", lambda _: done.append("list") or [0, 1, 2])
+    monkeypatch.setattr(extraction, "_compute", lambda _, mine, *__: done.append(mine))
+    for rank, first, mine in ((0, ["claim"], [0, 2]), (1, [], [1])):
+        done.clear()
+        extraction.fill(bank, PLAIN.key(weights, images), weights, ALONE, Ranks(rank=rank, world=2))
+        assert done == [*first, "meet", "list", "meet", mine, "meet"]
 
 
 def test_a_random_view_is_torchvisions():

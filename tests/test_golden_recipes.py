@@ -5,17 +5,14 @@ MIMBENCH_RENEW_RECIPES=1 .venv/bin/python -m pytest -q tests/test_golden_recipes
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.mutation import subjects
 from mimbench.benchmarks.manifest import PROFILES, Effect, Manifest, load_manifest
 from mimbench.benchmarks.run_config import NOT_PROTOCOL
 from mimbench.system.config import from_mapping, to_mapping
@@ -26,12 +23,11 @@ from mimbench.task import Machine, load_task, traits_of
 from mimbench.vit.named import published_spec as spec_of
 from pretrain.config import CONFIGS
 from pretrain.objectives.recipes import DISTILLATION, DISTILLATION_BASE, read_recipe
+from tests.support.declared import constants, task_traits
 
 GOLDEN = Path(__file__).parent / "golden_tables" / "recipes.json"
 RENEW = "MIMBENCH_RENEW_RECIPES"
 SIZES = ("Ti/16", "S/16", "B/16", "L/16", "H/16")
-AT_A_TIME = re.compile("BYTES|QUERIES|PIECE|CHUNK|CPU|GPU|AT_ONCE|SHOWN|CHECKED|ROTATE_UP_TO")
-"""Constants that say how much is held or shown at a time."""
 Recipes = dict[str, dict[str, Any]]
 """Name -> dotted field -> value, as JSON carries it."""
 
@@ -64,22 +60,6 @@ def benchmark_recipes() -> Recipes:
     return found
 
 
-def task_traits() -> Recipes:
-    """What each task declares of itself: whether it trains, what stands beside it, what it needs."""
-    found: Recipes = {}
-    for task in sorted({benchmark.task for benchmark in load_manifest().benchmarks.values()}):
-        traits = vars(traits_of(load_task(task)))
-        found[f"traits of {task}"] = {
-            name: True
-            if callable(value)
-            else sorted(value)
-            if isinstance(value, frozenset)
-            else value
-            for name, value in traits.items()
-        }
-    return {name: json.loads(json.dumps(flatten(traits))) for name, traits in found.items()}
-
-
 def pretraining_recipes() -> Recipes:
     """Every pretraining recipe over its base."""
     return {
@@ -107,28 +87,6 @@ def size_tables() -> Recipes:
         "sizes of segmentation with levels": levels.OPTIMA,
     }
     return {name: json.loads(json.dumps(flatten(plain(table)))) for name, table in tables.items()}
-
-
-def constants() -> Recipes:
-    """Numbers that no configuration holds: names in capitals, of the modules that numbers come from."""
-    found: Recipes = {}
-    for name in subjects.modules():
-        held = {
-            key: value
-            for key, value in vars(import_module(name)).items()
-            if key.isupper() and not AT_A_TIME.search(key) and _is_number(value)
-        }
-        if held:
-            found[f"constants {name}"] = json.loads(json.dumps(held))
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, dict):
-        return bool(value) and all(map(_is_number, value.values()))
-    if isinstance(value, tuple):
-        return bool(value) and all(one is None or _is_number(one) for one in value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def plain(value: Any) -> Any:

@@ -110,7 +110,9 @@ def test_recall_is_asked_of_the_whole_range_of_queries(
     monkeypatch.setattr(classify, "search_approximate", note)
     data = painted_images(tmp_path / "data", train=40, val=10)
     index = {"kind": "ivf", "lists": 4, "probes": 4}
-    classify.run(random_weights(small_spec, 0), config(data, index=index), tmp_path / "out")
+    found = classify.run(random_weights(small_spec, 0), config(data, index=index), tmp_path / "out")
+    assert (found.notes["bank_images"], found.notes["images"]) == (160, 40)
+    assert (found.notes["queries_at_once"], found.notes["memory_halved"]) == (4096, False)
     recalled, voted = asked[0], np.concatenate(asked[1:])
     assert len(recalled) == 40
     np.testing.assert_array_equal(recalled, voted[:40])

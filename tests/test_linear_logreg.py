@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 from mimbench.features.logistic import grid
-from mimbench.features.logistic.grid import Grid, choose_and_fit, solve
+from mimbench.features.logistic.grid import Grid, choose_and_fit, held_out_score, solve
 from mimbench.features.logistic.objective import Objective, principal_axes
 from mimbench.features.logistic.solver import Until, fit_grid
 from mimbench.scores.metrics import rank_classes, top_percent
 from mimbench.system.config import from_mapping
 from mimbench.system.errors import UserError
+from mimbench.system.runtime import Ranks
 from mimbench.vit.weights import VitSpec, random_weights
 from transfer.classification import logreg
 from transfer.classification.logreg import Config
@@ -133,6 +135,27 @@ def test_both_solvers_choose_and_score_alike(classes: int):
     assert tops["torch"] == pytest.approx(tops["scikit-learn"], abs=0.1)
 
 
+def test_two_unequal_classes_have_scikit_learns_probabilities():
+    """One row of scikit-learn's stands for both: with nine images of one class the intercept matters."""
+    generator = torch.Generator().manual_seed(0)
+    labels = np.array([0] * 9 + [1] * 51)
+    vectors = torch.randn(60, 4, generator=generator) + 0.5 * torch.from_numpy(labels)[:, None]
+    single = Grid(lowest=0.3, highest=0.3, steps=1)
+    wanted = LogisticRegression(C=0.6, max_iter=1000).fit(vectors.numpy(), labels)
+    for solver in ("scikit-learn", "torch"):
+        found = solve(vectors, labels, 2, [0.3], replace(single, solver=solver))
+        chances = found.logits(0, vectors).softmax(dim=1)
+        np.testing.assert_allclose(chances, wanted.predict_proba(vectors.numpy()), atol=2e-3)
+
+
+def test_what_is_held_out_is_scored_by_hits_or_by_minus_the_loss():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    labels = np.array([0, 1, 1])
+    assert held_out_score(logits, labels, "accuracy") == pytest.approx(200 / 3)
+    loss = [np.log1p(np.exp(-2)), np.log1p(np.exp(-1)), np.log1p(np.exp(3))]
+    assert held_out_score(logits, labels, "loss") == pytest.approx(-np.mean(loss), abs=1e-6)
+
+
 def test_the_edge_of_the_grid_is_said():
     x, y = features(300, 12, 3)
     grid = Grid(lowest=1e-9, highest=1e-8, steps=2)
@@ -175,6 +198,11 @@ def test_the_task_end_to_end(
     assert metrics["top1"] == metrics["avg_top1"] >= 60
     assert result.notes["views"] == 1
     assert result.notes["train_images"] == 80
+    # the head that stays beside the result is the one that answered
+    head = load_file(tmp_path / "one" / logreg.HEAD_FILE)
+    _, val = settings.images()
+    logits = settings.features(weights, val, Ranks()).load("avg") @ head["weight"] + head["bias"]
+    assert top_percent(rank_classes(logits), torch.from_numpy(val.labels), 1) == metrics["top1"]
     reference = replace(settings, grid=replace(settings.grid, solver="scikit-learn"))
     theirs = logreg.run(weights, reference, tmp_path / "two").metrics
     assert metrics["top1"] == pytest.approx(theirs["top1"], abs=1.3)

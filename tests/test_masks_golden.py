@@ -112,6 +112,27 @@ def test_a_still_block_is_a_rectangle_less_a_piece_of_its_last_row() -> None:
     assert torch.equal(seen, drawn("rolled", 5, order="block", ratio=0.25))
 
 
+def test_a_blocks_row_and_column_have_nothing_to_do_with_each_other() -> None:
+    """One draw for both passed every test: blocks lay along the diagonal."""
+    block = drawn("rolled", 4000, order="block", roll=False, ratio=0.1).view(-1, 14, 14)
+    top = block.any(2).float().argmax(1).float()
+    left = block.any(1).float().argmax(1).float()
+    assert abs(torch.corrcoef(torch.stack([top, left]))[0, 1]) < 0.05
+    for first, side in ((top, block.any(2).sum(1)), (left, block.any(1).sum(1))):
+        assert first.min() == 0
+        assert (first + side).max() == 14, "the last row and column are reached"
+    moved = drawn("rolled", 4000, order="block", ratio=0.1).view(-1, 14, 14).float().mean(0)
+    assert moved.max() < 1.35 * moved.min()
+
+
+@pytest.mark.parametrize("grid", [(14, 2), (2, 14), (1, 9), (9, 1), (3, 3)])
+def test_multiblocks_blocks_leave_a_row_and_a_column_on_any_grid(grid: tuple[int, int]) -> None:
+    height, width = multiblock.sides(grid, torch.rand(500, generator=rng()))
+    for side, whole in ((height, grid[0]), (width, grid[1])):
+        assert side.min() >= 1
+        assert side.max() <= max(1, whole - 1)
+
+
 def test_multiblock_sizes(golden: Path) -> None:
     found = load(golden, "ijepa_multiblock")
     height, width = multiblock.sides((14, 14), found["uniform"])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mimbench.data.label_maps import class_names
 from mimbench.data.lists import ImageList
+from mimbench.data.subsets import draw_fraction, draw_per_class, hold_out
 from mimbench.features.protocol import by_content
 from mimbench.scores.matches import Detections
 from mimbench.system.errors import UserError
@@ -19,6 +20,7 @@ from mimbench.vit.positions import resize_table
 from transfer.classification.heads import MOMENTUM, StepNorm
 from transfer.classification.lowshot import Config as LowShot
 from transfer.classification.training import Crop
+from transfer.dense.banks import held_out
 
 
 def table() -> torch.Tensor:
@@ -155,3 +157,16 @@ def test_a_class_list_has_as_many_names_as_eight_bits_can_tell_apart(tmp_path: P
     path.write_text("\n".join(f"class {i}" for i in range(255)))
     with pytest.raises(UserError, match="2 to 254 different classes"):
         class_names(tmp_path, "names.txt")
+
+
+def test_every_draw_is_the_one_it_always_was() -> None:
+    """Another order of the seed's parts passed every test, and gave every subset other images."""
+    labels = np.arange(20) % 2
+    assert draw_fraction(labels, 0.3, draw=1).tolist() == [2, 5, 6, 7, 12, 15]
+    assert draw_fraction(labels, 0.3, draw=2).tolist() == [1, 2, 11, 14, 15, 16]
+    assert draw_per_class(labels, 2, draw=1).tolist() == [1, 7, 8, 10]
+    kept, held = hold_out(labels, 0.25, seed=3)
+    assert kept.tolist() == [0, 1, 2, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 17, 18, 19]
+    assert held.tolist() == [5, 8, 11, 14]
+    few, rest = held_out(12, 0.25, seed=3)
+    assert (few.tolist(), rest.tolist()) == ([1, 2, 3, 4, 7, 8, 9, 10, 11], [0, 5, 6])

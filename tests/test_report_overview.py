@@ -83,6 +83,25 @@ def test_the_published_row_that_was_subtracted_comes_first() -> None:
     assert lane.kind == "published"
     assert [dot.label for dot in lane.dots] == ["HPM B/16 [paper]", "MAE B/16 [paper]"]
     assert lane.words == "83.00 HPM B/16, 1 more"
+    assert [dot.matched for dot in lane.dots] == [True, False]
+    shown = plot(strips_of(Table([c], [mine, *others]))[0])
+    assert shown.count('class="full" d="M0,-6') == shown.count('class="hollow" d="M0,-6') == 1
+    alone = row("x", {c: Value(value=82.0, interval=0.3)})
+    lane = strips_of(Table([c], [alone, *others]))[0].lanes[-1]
+    assert lane.words == "82.90 to 83.00, 2 rows"
+    assert not any(dot.matched for dot in lane.dots)
+
+
+def test_the_recipes_gap_is_a_band_of_its_own() -> None:
+    c = column()
+    value = Value(value=50.0, interval=1.0, gap={"resolution": 40.0, "pooling": 53.0})
+    strip = strips_of(Table([c], [row("x", {c: value})]))[0]
+    assert strip.lanes[0].dots[0].recipe == (40.0, 53.0)
+    scale = strip.scale()
+    assert scale is not None
+    assert scale.low < 40.0
+    assert scale.high > 53.0
+    assert plot(strip).count('class="recipe"') == 1
 
 
 def test_failed_and_missing_cells_are_said() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.results.record import NOT_AUDITED, Provenance, Result, read_result, write_result
@@ -15,6 +16,7 @@ from mimbench.scores.figures import Figure
 from mimbench.scores.hits import Hits
 from mimbench.suite.report.classes import ClassScores, scores_of
 from mimbench.suite.report.colours import RowLook
+from mimbench.suite.report.computed import images_to_mask
 from mimbench.suite.report.confusions import confusions, draw_confusion
 from mimbench.suite.report.costs import costs
 from mimbench.suite.report.gathered import Gathered, gather
@@ -255,3 +257,18 @@ def test_rows_keep_their_looks(out: Path) -> None:
     assert [look.index for look in found.looks.values()] == list(range(len(labels)))
     result: Result = found.done[0][1]
     assert found.look(result).label == result.weights["name"]
+
+
+def test_masks_are_drawn_on_images_as_large_as_the_models_own(tmp_path: Path) -> None:
+    for folder, side in (("cards/val/a", 32), ("coco/val2017", 128)):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(9):
+            Image.new("RGB", (side, side)).save(tmp_path / folder / f"{i}.png")
+        (tmp_path / folder / "notes.txt").write_text("no image")
+    cards, scenes = tmp_path / "cards", tmp_path / "coco"
+    small, large = (images_to_mask([cards, scenes], size) for size in (32, 64))
+    assert [path.name for path in small] == ["0.png", "2.png", "4.png", "6.png"]
+    assert {path.parent for path in small} == {cards / "val" / "a"}
+    assert {path.parent for path in large} == {scenes / "val2017"}
+    none_large = images_to_mask([cards, scenes], 224)
+    assert {path.parent for path in none_large} == {scenes / "val2017"}, "the largest there are"

@@ -5,7 +5,7 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 PRETRAINED = "model.safetensors"
 MASKED, LARGEST = 4, 4000
-POINTS = 100
-"""Dots to the inch at which a sheet of masks is shown: its smallest words have 8 points, 11 pixels."""
+POINTS = 92
+"""Dots to the inch at which a sheet of masks is shown: its smallest words have 8 points, 10 pixels."""
 QUERIES, NEIGHBOURS, CELL = 6, 5, 96
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
@@ -38,7 +38,9 @@ def masks(gathered: Gathered) -> list[str]:
     """Return masks, predicted loss and reconstructions of each pretraining checkpoint."""
     found = []
     for label, checkpoint, weights, data in _labelled(gathered):
-        if shown := mask_sheet(checkpoint, weights, _images(gathered, data, weights)):
+        folders = dict.fromkeys([data, *(Path(r.data) for _, r in gathered.done if r.data)])
+        images = images_to_mask(folders, max(weights.spec.image_size))
+        if shown := mask_sheet(checkpoint, weights, images):
             found.append(f'<h3>{text(label)}</h3><div class="wide" tabindex="0">{shown}</div>')
     return found
 
@@ -73,19 +75,24 @@ def _has_classes(result: Result) -> bool:
     return (folder / "train").is_dir() and (folder / "val").is_dir()
 
 
-def _images(gathered: Gathered, data: Path, weights: Weights) -> list[Path]:
-    """Return images to mask: as large as the model's own, from whatever data set has such."""
-    least = max(weights.spec.image_size)
-    own = spread(sorted((data / "val").glob("*/*")))
-    if _large(own, least):
-        return own
-    others = dict.fromkeys(Path(r.data) for _, r in gathered.done if r.data)
-    for folder in others:
-        for inside in ("val2017", "images/validation"):
-            found = spread(sorted((folder / inside).glob("*")))
-            if _large(found, least):
-                return found
-    return own
+def images_to_mask(folders: Iterable[Path], least: int) -> list[Path]:
+    """Return images as large as the model's own from the first data set that has such, else the largest.
+
+    Args:
+        folders: Of data sets, the first preferred.
+        least: Pixels of the model's images.
+    """
+    found = [
+        images
+        for folder in folders
+        for pattern in ("val/*/*", "val2017/*", "images/validation/*")
+        if (images := spread(sorted(folder.glob(pattern))))
+    ]
+    sizes = [_side(images[0]) for images in found]
+    for images, size in zip(found, sizes, strict=True):
+        if size >= least:
+            return images
+    return found[sizes.index(max(sizes))] if found else []
 
 
 def spread(files: list[Path]) -> list[Path]:
@@ -94,11 +101,9 @@ def spread(files: list[Path]) -> list[Path]:
     return images[:: max(1, len(images) // MASKED)][:MASKED]
 
 
-def _large(images: list[Path], least: int) -> bool:
-    if not images:
-        return False
-    with Image.open(images[0]) as image:
-        return min(image.size) >= least
+def _side(path: Path) -> int:
+    with Image.open(path) as image:
+        return min(image.size)
 
 
 def mask_sheet(checkpoint: Path, weights: Weights, images: list[Path]) -> str:

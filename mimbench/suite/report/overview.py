@@ -6,6 +6,7 @@ differ where the table says so (`mimbench.tables.ties`).
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mimbench.suite.report.markup import text
 from mimbench.suite.report.strips import Dot, Lane, Strip, Verdict, draw, key
@@ -80,7 +81,9 @@ def _gap(mine: Value | None, other: Value | None) -> str:
 def _dot(label: str, value: Value) -> Dot:
     assert value.value is not None
     each = value.each if len(value.each) > 1 else ()
-    return Dot(label=label, value=value.value, half=value.interval, each=each)
+    return Dot(
+        label=label, value=value.value, half=value.interval, each=each, recipe=value.gap_ends
+    )
 
 
 def _published(table: Table, column: Column) -> list[Lane]:
@@ -94,9 +97,15 @@ def _published(table: Table, column: Column) -> list[Lane]:
         return []
     matched = {v.against for row in table.rows if (v := row.values.get(column)) and v.against}
     found.sort(key=lambda pair: pair[0].label not in matched)
-    dots = [_dot(f"{row.label} [{row.source}]", value) for row, value in found]
-    first, others = dots[0], len(dots) - 1
-    words = f"{first.value:.2f} {found[0][0].label}" + (f", {others} more" if others else "")
+    dots = [
+        replace(_dot(f"{row.label} [{row.source}]", value), matched=row.label in matched)
+        for row, value in found
+    ]
+    values = [dot.value for dot in dots]
+    words = f"{values[0]:.2f} {found[0][0].label}"
+    if len(dots) > 1:
+        between = f"{min(values):.2f} to {max(values):.2f}, {len(dots)} rows"
+        words = f"{words}, {len(dots) - 1} more" if dots[0].matched else between
     return [Lane(label=PUBLISHED, kind="published", dots=dots, words=words)]
 
 
@@ -130,6 +139,7 @@ def overview(table: Table) -> list[str]:
     shown = sorted(lanes.values(), key=lambda lane: (order[lane.kind], lane.index))
     note = (
         "Dot: value. Line: 95 % interval over test images. Right is better on every axis. "
+        "Wide band, where it was measured: how far neighbouring settings of the recipe move the value. "
         "▲ ▼ ≈: against random weights of the same shape, intervals compared without "
         "pairing, all columns of a checkpoint corrected together (Holm)."
     )

@@ -28,6 +28,10 @@ class Dot:
     """Half width of the 95 % interval."""
     each: Sequence[float] = ()
     """Of every seed, where there are several."""
+    recipe: tuple[float, float] | None = None
+    """Smallest and largest value over neighbouring settings of the recipe."""
+    matched: bool = False
+    """A published value that a row should reproduce."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,12 @@ class Strip:
             end
             for lane in self.lanes
             for dot in lane.dots
-            for end in (dot.value - (dot.half or 0), dot.value + (dot.half or 0), *dot.each)
+            for end in (
+                dot.value - (dot.half or 0),
+                dot.value + (dot.half or 0),
+                *dot.each,
+                *(dot.recipe or ()),
+            )
         ]
         return Scale.around(ends, flipped=self.lower) if ends else None
 
@@ -125,9 +134,10 @@ def _lanes(strip: Strip, scale: Scale) -> str:
     parts = []
     for i, lane in enumerate(strip.lanes):
         y = LANE * i + LANE // 2
-        # among many published values the first is the one that matters: it is drawn last
-        for n, dot in reversed(list(enumerate(lane.dots))):
-            parts.append(_dot(dot, lane, scale, y, faint=lane.kind == "published" and n > 0))
+        # those that matter lie on top
+        for dot in sorted(lane.dots, key=lambda dot: dot.matched):
+            faint = lane.kind == "published" and not dot.matched
+            parts.append(_dot(dot, lane, scale, y, faint=faint))
     return "".join(parts)
 
 
@@ -137,6 +147,9 @@ def _dot(dot: Dot, lane: Lane, scale: Scale, y: int, *, faint: bool) -> str:
     weak = ' opacity="0.6"' if faint else ""
     parts = [f'<g style="--tone:{tone}"{weak}>']
     parts.append(f"<title>{text(dot.label)}: {dot.value:.2f}{half}</title>")
+    if dot.recipe:
+        band = [percent(scale, end) for end in dot.recipe]
+        parts.append(f'<line class="recipe" x1="{band[0]}" x2="{band[1]}" y1="{y}" y2="{y}"/>')
     if dot.half is not None:
         ends = [percent(scale, dot.value - dot.half), percent(scale, dot.value + dot.half)]
         parts.append(f'<line class="whisker" x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}"/>')

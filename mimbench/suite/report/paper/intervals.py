@@ -127,18 +127,21 @@ def _strip(axes: Axes, strip: Strip, looks: dict[int, RowLook]) -> None:
     ticks = scale.ticks()
     axes.set_xticks(ticks, [tick_text(t) for t in ticks])
     for y, lane in enumerate(strip.lanes):
-        for n, dot in reversed(list(enumerate(lane.dots))):
-            _dot(axes, dot, y, _look(lane, looks), faint=n > 0)
+        for dot in sorted(lane.dots, key=lambda dot: dot.matched):
+            _dot(axes, dot, y, _look(lane, looks))
 
 
 def _look(lane: Lane, looks: dict[int, RowLook]) -> RowLook | None:
     return None if lane.kind == "published" else looks[lane.index]
 
 
-def _dot(axes: Axes, dot: Dot, y: int, look: RowLook | None, *, faint: bool) -> None:
+def _dot(axes: Axes, dot: Dot, y: int, look: RowLook | None) -> None:
     if look is None:
-        axes.plot([dot.value], [y], **PUBLISHED, markerfacecolor="white" if faint else INK)
+        axes.plot([dot.value], [y], **PUBLISHED, markerfacecolor=INK if dot.matched else "white")
         return
+    if dot.recipe:
+        axes.plot(dot.recipe, [y, y], color=tone(look), alpha=0.25, linewidth=5, marker="",
+                  solid_capstyle="butt")  # fmt: skip
     if dot.half is not None:
         axes.errorbar([dot.value], [y], xerr=[dot.half], color=tone(look), linewidth=1.1,
                       capsize=1.8, capthick=0.8)  # fmt: skip
