@@ -18,7 +18,7 @@ from mimbench.benchmarks.manifest import Manifest, load_manifest
 from mimbench.benchmarks.preflight import child_environment
 from mimbench.results.record import Result
 from mimbench.scores.confidence import Interval
-from mimbench.suite.demo import pretrain_demo
+from mimbench.suite.demo import NAME, pretrain_demo
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser, add_option
 from mimbench.tables.comparison import Run, compare_measured
@@ -62,11 +62,15 @@ def lead(own: Run, twin: Run, metric: str, manifest: Manifest) -> Interval | Non
     return Interval(-interval.high, -interval.low) if lower else interval
 
 
-def read_lines(runs: Sequence[Run], manifest: Manifest, names: Sequence[str]) -> list[Line]:
+def read_lines(
+    runs: Sequence[Run], manifest: Manifest, names: Sequence[str], benchmarks: Sequence[str]
+) -> list[Line]:
     """Return the columns that the twin and all seeds have."""
-    by_name: dict[tuple[str, str], Run] = {(r.benchmark, r.weights["name"]): (p, r) for p, r in runs}
+    by_name: dict[tuple[str, str], Run] = {
+        (r.benchmark, r.weights["name"]): (p, r) for p, r in runs
+    }
     lines = []
-    for benchmark in manifest.choose("demo", ()):
+    for benchmark in benchmarks:
         entry = manifest.benchmarks[benchmark]
         twin = next(
             (run for (b, name), run in by_name.items() if b == benchmark and name.startswith(TWIN)),
@@ -74,7 +78,9 @@ def read_lines(runs: Sequence[Run], manifest: Manifest, names: Sequence[str]) ->
         )
         own = [by_name.get((benchmark, name)) for name in names]
         if twin is None or None in own:
-            raise UserError(f"{benchmark} is not finished for every seed; run the same command again")
+            raise UserError(
+                f"{benchmark} is not finished for every seed; run the same command again"
+            )
         for metric in (twin[1].main_metric, *METRICS.get(entry.task, ())):
             title = entry.title if metric == twin[1].main_metric else f"{entry.title}: {metric}"
             lines.append(
@@ -90,13 +96,17 @@ def read_lines(runs: Sequence[Run], manifest: Manifest, names: Sequence[str]) ->
 
 def markdown(lines: Sequence[Line], seeds: Sequence[int]) -> str:
     """Return the table."""
-    head = ["", "random twin", *(f"seed {s}" for s in seeds), *(f"lead {s}" for s in seeds), "apart"]
+    head = [
+        "",
+        "random twin",
+        *(f"seed {s}" for s in seeds),
+        *(f"lead {s}" for s in seeds),
+        "apart",
+    ]
     rows = [head, ["---"] * len(head)]
     for line in lines:
         leads = [f"{x.low:+.1f} to {x.high:+.1f}" if x else "-" for x in line.leads]
-        rows.append(
-            [line.title, line.twin, *line.seeds, *leads, "yes" if line.shown else "no"]
-        )
+        rows.append([line.title, line.twin, *line.seeds, *leads, "yes" if line.shown else "no"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
@@ -107,16 +117,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_option(parser, "--out", "default: runs/demo-seeds", default=Path("runs/demo-seeds"))
     add_option(parser, "--jobs", "cells side by side; default: 2", default=2)
     args = parser.parse_args(argv)
-    names = [f"seed-{seed}" for seed in args.seeds]
+    names = [f"seed-{seed}" if seed else NAME for seed in args.seeds]
     found = [pretrain_demo(args.out / f"pretrain-{seed}", seed=seed) for seed in args.seeds]
     command = [sys.executable, "-m", "mimbench", "run", "--profile", "demo", "--twin"]
-    command += ["--out", str(args.out), "--jobs", str(args.jobs)]
+    command += ["--no-canary", "--out", str(args.out), "--jobs", str(args.jobs)]
     command += [f"{name}={path}" for name, path in zip(names, found, strict=True)]
     code = subprocess.run(command, env=child_environment(), stdout=2, check=False).returncode
     if code:
         return code
     manifest = load_manifest()
-    lines = read_lines(read_results_with_folders([args.out]), manifest, names)
+    runs = read_results_with_folders(args.out)
+    lines = read_lines(runs, manifest, names, manifest.choose("demo", ()))
     sys.stdout.write(markdown(lines, args.seeds))
     return 0 if all(line.shown for line in lines) else 1
 

@@ -110,7 +110,8 @@ def test_a_window_is_a_part_of_the_image_at_its_own_scale() -> None:
         # the place says where the window lies
         assert round(float(place[1]) * 64) == int(row[0])
         seen.add(int(row[0]))
-    assert min(seen) < 5 and max(seen) > 43
+    assert min(seen) < 5
+    assert max(seen) > 43
     with pytest.raises(UserError, match="takes 64 x 64 pixels of an image as they are"):
         Crops(Two(), DataConfig(image_size=64, augment="window"))[1]
 

@@ -21,7 +21,6 @@ from mimbench.system.errors import UserError
 from pretrain.sources.archives import ArchiveSource, expand
 from pretrain.sources.arrow import ArrowSource
 
-
 VISITS = 4
 """How often a scene of the sample data comes beside its cards: each time another window of it."""
 
