@@ -132,6 +132,30 @@ def test_protocols_never_share_a_column(folder: Path) -> None:
     assert grid.row("DINO B/16")[knn[1]] == "·"
 
 
+def test_what_all_columns_share_is_said_at_each(folder: Path, tmp_path: Path) -> None:
+    """A terminal's table says [demo] once, in its corner, which a board does not have."""
+    for name in ("benchmarks.yaml", "reference.yaml"):
+        shutil.copy(folder / name, tmp_path)
+    manifest = tmp_path / "benchmarks.yaml"
+    manifest.write_text(manifest.read_text().replace("dataset: imagenet,", "dataset: imagenet, profiles: {demo: {}, paper: {}},"))  # fmt: skip
+    write_run(tmp_path / "demo", "a", share=0.5, trains=True)
+    write_run(tmp_path / "demo", "b", share=0.9, trains=True, draw=1)
+    for path in (tmp_path / "demo").rglob("in-knn"):
+        config = path / "config.yaml"
+        config.write_text(config.read_text().replace("profile: paper", "profile: demo"))
+        write_result(
+            path / "result.json", replace(read_result(path / "result.json"), profile="demo")
+        )
+        path.rename(path.with_name("in-knn.demo"))
+    pack(tmp_path, "demo")
+    found = board(tmp_path, "demo")
+    assert found.page, found.refusals
+    assert "k-NN [demo]" in Grid(found.page).rows[0][1]
+    assert "[demo] sample data" in found.page
+    assert re.search(r"-\d\d\.\d\d†", Grid(found.page).row("a")[1])
+    assert "† on these test images" in found.page
+
+
 def test_a_part_of_the_images_is_another_column(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "one", tmp_path / "one")
     for name in ("benchmarks.yaml", "reference.yaml"):

@@ -19,6 +19,8 @@ from mimbench.commands import run as run_command
 from mimbench.features.nearby import counts_nearby, sizes_nearby
 from mimbench.results.gap import GAP_FILE, Gap, Nearby, write_gap
 from mimbench.results.record import Result, read_result, write_result
+from mimbench.sample import generate
+from mimbench.sample.store import default_root
 from mimbench.scores.recipes import paired_gap
 from mimbench.suite.running import gaps
 from mimbench.suite.running.launch import Slot
@@ -169,6 +171,39 @@ def test_an_interrupted_gap_goes_on_and_an_impossible_setting_is_skipped(
     assert (list(whole.values), whole.complete) == (["one", "two"], True)
     assert ran == [1, 2, 2, 1000], "what was measured is not measured again"
     assert "1000" in whole.skipped["many"]
+
+
+def test_the_demos_cells_have_gaps(weights: VitWeights, tmp_path: Path) -> None:
+    """Its recipes on a small sample: every neighbour is a number, and one is what a run of its own gives."""
+    generate(default_root(), train_per_class=8, val_per_class=2, train_scenes=2, val_scenes=1)
+
+    def demo(name: str, *, gap: bool = False, **change: Any) -> Result:
+        found = mimbench.evaluate(
+            weights,
+            [name],
+            profile="demo",
+            out=tmp_path / ("alone" if change else "runs"),
+            settings={name: change} if change else None,
+            device="cpu",
+            gap=gap,
+        )
+        return found[name]
+
+    logreg, dense = (demo(name, gap=True) for name in ("in-logreg", "ade-patch-knn"))
+    assert logreg.gap is not None
+    assert set(logreg.gap.values) == {
+        "cls features", "cls+avg features", "C / 3.2", "C x 3.2", "smaller images", "larger images",
+    }  # fmt: skip
+    c = logreg.notes["avg"]["C"] * 10**0.5
+    fixed = demo("in-logreg", choices=["avg"], grid={"lowest": c, "highest": c, "steps": 1})
+    assert fixed.metrics["top1"] == logreg.gap.values["C x 3.2"]
+    assert dense.gap is not None
+    assert dense.gap.value == dense.metrics["miou"]
+    assert {"half of k", "twice k", "other distance", "other interpolation"} & set(dense.gap.values)
+    assert set(dense.gap.skipped) <= {"half of k"}
+    text = terminal(make_table(read_results(tmp_path / "runs"), MANIFEST))
+    assert text.count(" to ") >= 2
+    assert f"gap {dense.gap.low:.2f} to {dense.gap.high:.2f}" in text
 
 
 def test_a_module_that_takes_one_size_only_has_the_other_neighbours(

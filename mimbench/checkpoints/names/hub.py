@@ -37,7 +37,7 @@ HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class HubFile:
     """A file of a repository, as the hub lists it."""
 
     name: str
@@ -57,7 +57,7 @@ class Listing:
 
     revision: str
     license: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, HubFile]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def _from_hub(name: HubName, asked: str, *, settings: bool = True) -> Fetched:
     )
 
 
-def _place(repository: str, revision: str, entry: Entry, asked: str) -> None:
+def _place(repository: str, revision: str, entry: HubFile, asked: str) -> None:
     """Download a file among the blobs, and link to it from the snapshot."""
     blob = repository_folder(repository) / "blobs" / entry.blob
     link = snapshot(repository, revision) / entry.name
@@ -165,7 +165,7 @@ def _refusal(asked: str, url: str, error: urllib.error.HTTPError) -> str:
     )
 
 
-def _chosen(name: HubName, listing: Listing, *, settings: bool) -> list[Entry]:
+def _chosen(name: HubName, listing: Listing, *, settings: bool) -> list[HubFile]:
     """Return the files to fetch: the weights, safetensors if there are any, and their settings."""
     entries = listing.entries
     if name.file:
@@ -187,7 +187,7 @@ def _chosen(name: HubName, listing: Listing, *, settings: bool) -> list[Entry]:
     return [*beside, entries[held[0]]]
 
 
-def _shards(name: HubName, listing: Listing, index: Entry) -> list[Entry]:
+def _shards(name: HubName, listing: Listing, index: HubFile) -> list[HubFile]:
     _place(name.repository, listing.revision, index, name.name)
     text = (snapshot(name.repository, listing.revision) / index.name).read_text(encoding="utf-8")
     parts: Any = _json(text, index.name).get("weight_map")
@@ -224,7 +224,7 @@ def _items(found: Mapping[str, Any]) -> Sequence[Any]:
     return siblings if isinstance(siblings, list) else ()
 
 
-def _entry(item: Any) -> Entry | None:
+def _entry(item: Any) -> HubFile | None:
     """Return a file of the list; names that would leave the folder are none."""
     if not isinstance(item, dict):
         return None
@@ -235,7 +235,7 @@ def _entry(item: Any) -> Entry | None:
     safe = parts and ".." not in parts and not name.startswith("/") and name.isprintable()
     if not safe or "\\" in name or not DIGEST.fullmatch(blob) or type(size) is not int:
         return None
-    return Entry(name=name, size=size, blob=blob)
+    return HubFile(name=name, size=size, blob=blob)
 
 
 def _json(text: str, where: str) -> dict[str, Any]:

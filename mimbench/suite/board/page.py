@@ -12,7 +12,7 @@ from mimbench.suite.report.colours import variables
 from mimbench.suite.report.markup import section, text
 from mimbench.suite.report.overview import strips_of
 from mimbench.suite.report.strips import draw
-from mimbench.tables.formats import heading, legend
+from mimbench.tables.formats import corner, heading, legend
 from mimbench.tables.rows import Column, Row, Table, Value
 
 KINDS = {"measured": "measured", "published": "published", "imported": "imported"}
@@ -40,7 +40,7 @@ def board_page(
     seal = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{seal}'"
     parts = {
-        "table": ("Table", [_controls(table), _table(table, found, entries), _notes(table)]),
+        "table": ("Table", [_controls(table), _table(table, found, entries), _notes(table, found)]),
         "intervals": ("Intervals", _strips(table)),
         "verdicts": ("Verdicts", _verdicts(table, found)),
         "protocols": ("Protocols", [_protocols(table, manifest)]),
@@ -55,7 +55,8 @@ def board_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Transfer board · mimbench</title><style>{variables()}{style}</style></head><body>\n"
         f'<header><h1>How well do they transfer?</h1><p class="soft">{measured} checkpoints from '
-        f"{len(entries)} verified bundles, {len(table.columns)} protocols</p><nav>{links}</nav></header>\n"
+        f"{len(entries)} verified bundles, {len(table.columns)} protocols {text(corner(table))}</p>"
+        f"<nav>{links}</nav></header>\n"
         + "\n".join(body.values())
         + f"\n<script>{script}</script></body></html>\n"
     )
@@ -97,12 +98,17 @@ def _table(table: Table, found: Standings, entries: Sequence[Entry]) -> str:
     )
 
 
+def title_of(column: Column, table: Table) -> str:
+    """Return a column's heading; a profile that all share is said at each, where a table says it once."""
+    return f"{heading(column, table)} {corner(table)}".strip()
+
+
 def _head(column: Column, table: Table) -> str:
     way = "lower is better" if column.lower else "higher is better"
     lower = ' data-lower="1"' if column.lower else ""
     name = column.benchmark if column.protocol else "imported"
     return (
-        f'<th scope="col"{lower}><span class="sort">{text(heading(column, table))}</span>'
+        f'<th scope="col"{lower}><span class="sort">{text(title_of(column, table))}</span>'
         f"<code>{text(name)} {text(column.protocol)}</code>"
         f"<small>{text(column.metric.replace('_', ' '))}, {way}</small></th>"
     )
@@ -146,10 +152,12 @@ def _cell(value: Value | None, standing: Standing | None, kind: str) -> str:
     return f'<td data-value="{value.value!r}">{shown}<small>{small}</small></td>'
 
 
-def _notes(table: Table) -> str:
+def _notes(table: Table, found: Standings) -> str:
     # neither stars, which are of unpaired intervals, nor differences from published rows stand here
     unused = ("*", "(+/-)", "no published row is subtracted")
     lines = [line for line in legend(table) if not line.startswith(unused)]
+    if any("†" in standing.short for standing in found.values()):
+        lines.append("† on these test images: another training seed was not measured")
     lines.append(
         "best, behind, ≈ (cannot tell): measured rows against the best of their column, paired over the "
         "same test images, p-values of all verdicts on this page corrected together (Holm)"
@@ -174,7 +182,7 @@ def _verdicts(table: Table, found: Standings) -> list[str]:
         lines = [s.sentence for (_, c), s in found.items() if c == column and s.sentence]
         if lines:
             items = "".join(f"<li>{text(line)}</li>" for line in lines)
-            blocks.append(f'<h3>{text(heading(column, table))}</h3><ul class="plain">{items}</ul>')
+            blocks.append(f'<h3>{text(title_of(column, table))}</h3><ul class="plain">{items}</ul>')
     return blocks
 
 
@@ -186,7 +194,7 @@ def _protocols(table: Table, manifest: Manifest) -> str:
         meaning = f"{known.title}: {known.summary}" if known and column.official else ""
         how = "published recipe" if column.official else column.profile if column.protocol else ""
         rows.append(
-            f"<dt>{text(heading(column, table))}</dt><dd><code>{text(column.benchmark)} "
+            f"<dt>{text(title_of(column, table))}</dt><dd><code>{text(column.benchmark)} "
             f"{text(column.protocol)}</code> {text(how)} {text(column.ran)}<br>{text(meaning)}</dd>"
         )
     return f"<dl>{''.join(rows)}</dl>"

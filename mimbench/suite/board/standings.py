@@ -122,7 +122,7 @@ def decided(pairs: Mapping[tuple[int, Column], Pair]) -> dict[tuple[int, Column]
         once = clear and result.trains and pair.found.seeds is None
         out[key] = Standing(
             kind=kind,
-            short=f"{gap:+.2f}{' on these images' if once else ''}" if clear else f"≈ {gap:+.2f}",
+            short=f"{gap:+.2f}{'†' if once else ''}" if clear else f"≈ {gap:+.2f}",
             sentence=verdict(
                 pair.row.label,
                 pair.reference.label,
