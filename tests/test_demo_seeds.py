@@ -25,7 +25,8 @@ def lines(folder: Path, second: float) -> list[Line]:
 def test_every_seed_ahead_is_a_yes(tmp_path: Path) -> None:
     (line,) = lines(tmp_path, 0.7)
     first, second = line.leads
-    assert first and second
+    assert first
+    assert second
     assert 0 < first.low < 10 < first.high < 15
     assert 15 < second.low < 20 < second.high < 25
     assert line.shown
