@@ -190,5 +190,5 @@ def test_each_detector_names_the_other(tiny_spec: Any) -> None:
         UserError, match=r"counterpart is Mask R-CNN with FPN: --only coco-fpn-levels-50"
     ):
         vitdet.design(shaken(SWIN), Config(data=Path()), classes=3)
-    with pytest.raises(UserError, match=r"gives \[16\]; a plain ViT's detector is ViTDet"):
+    with pytest.raises(UserError, match=r"gives \[16\]; one map goes into ViTDet"):
         fpn.design(random_weights(tiny_spec, 0), small(), classes=3)

@@ -131,7 +131,7 @@ def test_what_is_undefined_is_refused_with_what_to_do(coco: Path) -> None:
     alone = adapt(Flat(), name="alone", image_size=64)
     with pytest.raises(UserError, match="image vector alone; a detector reads a map"):
         vitdet.design(alone, small(coco), classes=3)
-    with pytest.raises(UserError, match="what has one map goes into ViTDet"):
+    with pytest.raises(UserError, match="one map goes into ViTDet"):
         fpn.design(adapted(), fpn.Config(data=coco), classes=3)
     with pytest.raises(UserError, match="none of its maps has a stride of 4, 8, 16, 32"):
         CompletedLevels([Level(stride=7, channels=8), Level(stride=14, channels=8)])

@@ -68,44 +68,83 @@ def slipped(m: Tensor, by: int) -> Tensor:
     return m.flatten(2).roll(by, dims=2).unflatten(2, m.shape[2:])
 
 
-FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+def short(m: Tensor) -> Tensor:
+    """A row and a column are lost, and the rest is stretched over the grid."""
+    return F.interpolate(m[:, :, :-1, :-1], size=m.shape[2:], mode="bilinear")
+
+
+def windows_in_another_order(m: Tensor) -> Tensor:
+    """Windows of 2 x 2, put back column by column."""
+    b, c, h, w = m.shape
+    windows = m.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 2, 4, 3, 5).flatten(2, 3)
+    across = windows.unflatten(2, (w // 2, h // 2)).transpose(2, 3)
+    return across.permute(0, 1, 2, 4, 3, 5).reshape(b, c, h, w)
+
+
+ON_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": transposed,
     "column-major": column_major,
     "slip by one": lambda m: slipped(m, 1),
-    "slip by four": lambda m: slipped(m, -4),
+    "slip back by one": lambda m: slipped(m, -1),
+    "slip by four": lambda m: slipped(m, 4),
+    "short and stretched": short,
     "mirrored": lambda m: m.flip(3),
     "one cell down": lambda m: m.roll(1, dims=2),
+    "one cell up": lambda m: m.roll(-1, dims=2),
     "one cell left": lambda m: m.roll(-1, dims=3),
     "batch exchanged": lambda m: m.flip(0),
+    "windows in another order": windows_in_another_order,
 }
 SAID = {
     "transposed": r"is \(14, 10\), expected \(10, 14\)",
     "mirrored": "columns are mirrored",
     "one cell down": r"\+1\.\d+ rows",
+    "one cell up": r"-\d\.\d+ rows",
     "one cell left": r"-\d\.\d+ columns off",
+    "windows in another order": "a reshape, windows or the batch are wrong",
+    "batch exchanged": "a reshape, windows or the batch are wrong",
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+def resized(pictures: Tensor, rows: slice, columns: slice) -> Tensor:
+    return F.interpolate(pictures[:, :, rows, columns], size=pictures.shape[2:], mode="bilinear")
+
+
+def double_crop(pictures: Tensor) -> Tensor:
+    """The middle 0.875 of each side, as a second centre crop leaves it."""
+    h, w = pictures.shape[2:]
+    return resized(pictures, slice(h // 16, h - h // 16), slice(w // 16, w - w // 16))
+
+
+def corner_crop(pictures: Tensor) -> Tensor:
+    """The first 0.9 of each side."""
+    h, w = pictures.shape[2:]
+    return resized(pictures, slice(0, round(0.9 * h)), slice(0, round(0.9 * w)))
+
+
+ON_PICTURES = {"double crop": double_crop, "corner crop": corner_crop}
+
+
+def test_fourteen_faults_are_planted() -> None:
+    assert len(ON_MAPS) + len(ON_PICTURES) == 14
+
+
+@pytest.mark.parametrize("fault", ON_MAPS)
 def test_a_planted_misplacement_fails(fault: str) -> None:
     import re
 
     maps = maps_of(NETWORKS["dinov3"])
-    [answer] = examine(lambda x: [FAULTS[fault](m) for m in maps(x)], [16])
+    [answer] = examine(lambda x: [ON_MAPS[fault](m) for m in maps(x)], [16])
     assert not answer.sound
     assert re.search(SAID.get(fault, "stride 16"), answer.fault), answer.fault
 
 
-def test_a_picture_cropped_before_the_network_is_named() -> None:
+@pytest.mark.parametrize("fault", ON_PICTURES)
+def test_a_picture_cropped_before_the_network_is_named(fault: str) -> None:
     maps = maps_of(NETWORKS["plain"])
-
-    def cropped(pictures: Tensor) -> list[Tensor]:
-        height, width = pictures.shape[2:]
-        inner = pictures[:, :, height // 16 : -(height // 16), width // 16 : -(width // 16)]
-        return maps(F.interpolate(inner, size=(height, width), mode="bilinear"))
-
-    [answer] = examine(cropped, [16])
-    assert "cropped or stretched" in answer.fault
+    [answer] = examine(lambda x: maps(ON_PICTURES[fault](x)), [16])
+    assert not answer.sound
+    assert "cropped or stretched" in answer.fault, answer.fault
 
 
 def test_one_bad_level_is_enough() -> None:

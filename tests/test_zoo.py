@@ -132,7 +132,7 @@ def test_a_flat_architecture_without_a_format_of_its_own(name: str) -> None:
     found = LevelNetwork(weights)(torch.rand(2, 3, side, side, generator=draw))
     assert found.shape == (2, weights.spec.embed_dim)
     assert torch.isfinite(found).all()
-    with pytest.raises(UserError, match="a plain ViT's detector is ViTDet"):
+    with pytest.raises(UserError, match=r"one map goes into ViTDet \(--only coco-vitdet-12\)"):
         detection_step(weights)
     with pytest.raises(UserError, match="UperNet reads 4 levels"):
         segmentation_step(weights)

@@ -126,7 +126,8 @@ def design(weights: Weights, config: Config, *, classes: int) -> DetectorSetup:
     else:
         raise UserError(
             f"{weights.name}: an FPN reads maps of strides {list(STRIDES)}, and {weights.spec.model} "
-            f"gives {given}; what has one map goes into ViTDet: --only coco-vitdet-12"
+            f"gives {given}; one map goes into ViTDet (--only coco-vitdet-12), of a plain ViT or of a module "
+            "of your own"
         )
     require_fit(weights)
     optimum, remark = settled(weights.spec, config)
