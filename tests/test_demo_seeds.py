@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.demo_seeds import Line, markdown, read_lines
+from bench.demo_seeds import DemoColumn, markdown, read_lines
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.scores.confidence import Interval
 from mimbench.suite.demo import farewell
@@ -15,7 +15,7 @@ from tests.support.results_folder import write_manifest, write_run
 NAMES = ["seed-1", "seed-2"]
 
 
-def lines(folder: Path, second: float) -> list[Line]:
+def lines(folder: Path, second: float) -> list[DemoColumn]:
     for name, share in ((f"{TWIN}x", 0.5), ("seed-1", 0.6), ("seed-2", second)):
         write_run(folder / "out", name, share=share)
     manifest = load_manifest(write_manifest(folder))
@@ -43,7 +43,7 @@ def test_one_seed_that_is_not_ahead_is_a_no(tmp_path: Path, second: float) -> No
 
 
 def test_a_missing_interval_is_a_no() -> None:
-    line = Line("x", "1.0", ["2.0", "3.0"], [Interval(1.0, 2.0), None])
+    line = DemoColumn("x", "1.0", ["2.0", "3.0"], [Interval(1.0, 2.0), None])
     assert not line.shown
     assert "| - | no |" in markdown([line], [1, 2])
 
