@@ -1,5 +1,6 @@
 """The suite from Python: what the command line gives, in one process; a notebook that stays true."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.runtime import callers_tf32
 from mimbench.vit.network import build_vit, load_encoder
 from mimbench.vit.weights import VitSpec, VitWeights, random_weights
+from tests.support.typed_commands import plain
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "howto" / "python.ipynb"
 
@@ -140,10 +142,26 @@ def test_what_cannot_be_is_refused_before_anything_runs(
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every code cell, in order, on the sample data; what it prints is in the file."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert len(code) >= 4
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
-    for text in code:
-        exec(compile(text, "docs/howto/python.ipynb", "exec"), space)
+    shown = []
+    for cell in code:
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "docs/howto/python.ipynb", "exec"), space)
+        kept = ["".join(o["data"]["text/plain"]) for o in cell["outputs"]]
+        if isinstance(last, ast.Expr):
+            value = eval(
+                compile(ast.Expression(last.value), "docs/howto/python.ipynb", "eval"), space
+            )
+            shown.append((repr(value), kept))
+        else:
+            assert kept == []
+    [(table, kept_table), (comparison, kept_comparison)] = shown
+    assert [plain(table)] == [plain(kept) for kept in kept_table]
+    start = "in-knn: colours is better than tiny"
+    assert comparison.startswith(start)
+    assert [kept.startswith(start) for kept in kept_comparison] == [True]
     assert torch.isfinite(torch.tensor([r.metrics["top1"] for r in space["mine"].values()])).all()

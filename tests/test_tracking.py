@@ -16,7 +16,9 @@ import pytest
 from mimbench.__main__ import main as mimbench
 from mimbench.benchmarks.cells import Cell
 from mimbench.benchmarks.lifecycle import begin
+from mimbench.checkpoints.files import write_weights
 from mimbench.results.record import read_result, write_result
+from mimbench.sample import generate
 from mimbench.suite.running.cluster import Cluster, submit_cells
 from mimbench.suite.running.runner import run_cells
 from mimbench.suite.task_main import task_main
@@ -26,10 +28,12 @@ from mimbench.suite.tracking.follower import Follower
 from mimbench.suite.tracking.run import TrackedRun, read_mark, shareable, write_mark
 from mimbench.suite.tracking.session import tracked, tracked_cell
 from mimbench.system.options import SHARED
+from mimbench.vit.weights import VitSpec, VitWeights, random_weights
 from pretrain.__main__ import main as pretrain
 from tests.support import tracked_points
 from tests.support.light_cells import LightJob, cell, child
 from tests.support.results_folder import write_run
+from tests.support.typed_commands import type_command
 
 
 def curve(folder: Path, *steps: int) -> None:
@@ -411,3 +415,47 @@ def test_the_option_names_every_client() -> None:
         os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true")
         == session.QUIET["MLFLOW_DISABLE_TELEMETRY"]
     )
+
+
+def tiny_sample(place: Path, monkeypatch: pytest.MonkeyPatch) -> VitWeights:
+    """Give a folder the sample data in small, and return a network to evaluate on it."""
+    generate(
+        place / "cache" / "sample",
+        train_per_class=24,
+        val_per_class=2,
+        train_scenes=1,
+        val_scenes=1,
+    )
+    monkeypatch.setenv("MIMBENCH_CACHE", str(place / "cache"))
+    monkeypatch.chdir(place)
+    spec = VitSpec(embed_dim=32, depth=2, num_heads=2, mlp_dim=64, patch_size=8, grid=(4, 4))
+    weights = random_weights(spec, 0)
+    write_weights(place / "tiny.safetensors", weights)
+    return weights
+
+
+def test_every_command_that_takes_the_option_follows_its_run(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_sample(tmp_path, monkeypatch)
+    task = "python -m knn tiny.safetensors --data sample --profile demo --device cpu --workers 0"
+    suite = "./run_all.sh tiny.safetensors --data sample --only knn --no-canary --device cpu"
+    training = "python -m pretrain demo --set data.images=16 --set training.batch=4"
+    training += (
+        " --set training.epochs=1 --set optimizer.warmup_epochs=0 --set training.log_every=2"
+    )
+    for command, out in ((task, "a"), (suite, "b"), (training, "hpm")):
+        code, said = type_command(f"{command} --out {out} --track wandb")
+        assert code == 0, said
+    lines = stored(fake)
+    results = [line for line in lines if "result/top1" in line]
+    assert [line["run"] for line in results] == ["in-knn.demo tiny", "in-knn.demo tiny"]
+    assert results[0]["result/top1"] == results[1]["result/top1"]
+    assert all("result/top1_interval" in line and line["code"] == 0 for line in results)
+    trained = [line for line in lines if line["run"] == "hpm"]
+    assert [line["step"] for line in trained[:-1]] == [2, 4]
+    assert all(line["loss"] > 0 for line in trained[:-1])
+    assert trained[-1]["code"] == 0
+    # a run that was followed is not sent again, one that goes on is
+    type_command(f"{task} --out a --track wandb")
+    assert stored(fake) == lines

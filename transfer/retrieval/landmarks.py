@@ -184,5 +184,7 @@ def neighbours(rankings: Ids, truth: Landmarks, queries: FeatureBank) -> Picture
         ]
         found = zip(rankings[query, :SHOWN].tolist(), colours, strict=True)
         rows.append(RetrievedRow(query=query, found=list(found)))
-    caption = "queries and their nearest images: green right, red wrong, grey not counted (medium)"
+    caption = (
+        "queries and their nearest images: blue right, orange wrong, grey not counted (medium)"
+    )
     return retrieved(rows, queries.images, truth.database, caption)

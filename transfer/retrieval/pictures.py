@@ -7,9 +7,12 @@ from PIL import Image, ImageOps
 
 from mimbench.data.lists import ImageList
 from mimbench.scores.figures import Picture
+from mimbench.scores.lettering import TONES
 
 SIDE, FRAME, GAP = 96, 4, 12
-RIGHT, WRONG, LEFT_OUT, QUERY = (38, 140, 64), (190, 50, 40), (150, 150, 150), (30, 30, 30)
+RIGHT, WRONG = TONES[4], TONES[5]
+"""Blue and orange, which the colour-blind tell apart."""
+LEFT_OUT, QUERY = (150, 150, 150), (30, 30, 30)
 SHOWN = 8
 
 

@@ -214,5 +214,5 @@ def neighbours(ids: Ids, pair: QueryGallery) -> Picture:
             for index in ids[query, :SHOWN].tolist()
         ]
         rows.append(RetrievedRow(query=query, found=found))
-    caption = "queries and their nearest images: green same class, red another"
+    caption = "queries and their nearest images: blue same class, orange another"
     return retrieved(rows, pair.queries, pair.gallery, caption)

@@ -7,11 +7,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mimbench.scores.figures import Picture
+from mimbench.scores.lettering import BLACK, TONES
 
-COLOURS = np.array(
-    [(0, 0, 0), (214, 69, 65), (46, 134, 193), (39, 174, 96), (241, 196, 15), (142, 68, 173),
-     (230, 126, 34), (26, 188, 156)], dtype=np.float64
-)  # fmt: skip
+COLOURS = np.array([BLACK, *TONES], dtype=np.float64)
 HEIGHT, SHOWN = 120, 5
 
 
