@@ -173,6 +173,7 @@ def test_verdicts_are_paired_and_corrected(folder: Path) -> None:
     assert "best" in grid.row("hpm (bundle A)")[1]
     assert "≈" in grid.row("near")[1]
     assert re.search(r"-\d\d\.\d\d$", grid.row("far")[1])
+    assert "best" not in grid.row("far")[2], "alone in its column"
     # four rows against the best, in one column
     assert page.count("by Holm over 4 verdicts") >= 4
     assert "is better than far" in page

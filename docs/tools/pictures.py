@@ -1,7 +1,8 @@
 """Make the pictures of README and docs from a run of the demo: `python docs/tools/pictures.py runs/demo`.
 
 Everything in docs/pictures/ comes from here: the table as a terminal of 100 columns shows it, the
-report in a browser (Chromium) and on a phone, and masks on images of the sample data.
+report and a board of one bundle in a browser (Chromium) and on a phone, and masks on images of the sample
+data.
 """
 
 import argparse
@@ -30,8 +31,8 @@ PICTURES = ROOT / "docs" / "pictures"
 COLUMNS = 100
 MOST_BYTES = 150_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PAGES = {"report.png": (1200, 900, 1.0), "report-phone.png": (390, 780, 2.0)}
-"""Picture -> width and height of the window, and pixels for each of its own."""
+WINDOWS = {"": (1200, 900, 1.0), "-phone": (390, 780, 2.0)}
+"""End of a picture's name -> width and height of the window, and pixels for each of its own."""
 COLOURS = (256, 128, 64, 32, 16)
 """Palettes, tried until the file is small enough."""
 
@@ -91,6 +92,20 @@ def screenshot(page: Path, size: tuple[int, int, float], out: Path) -> None:
         raise UserError(f"{browser} made no picture of {page}: {done.stderr.strip()[-300:]}")
 
 
+def board(runs: Path, folder: Path) -> Path:
+    """Return the board of a bundle of the runs."""
+    bundle, page = folder / "demo.tar.gz", folder / "board.html"
+    for arguments in (
+        ["bundle", str(runs), "-o", str(bundle)],
+        ["board", str(bundle), "-o", str(page)],
+    ):
+        command = [sys.executable, "-m", "mimbench", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"no board of {runs}: {done.stderr.strip()[-300:]}")
+    return page
+
+
 def masks(checkpoint: Path, out: Path) -> None:
     """Write a sheet of masks: what each strategy hides on images of the sample data."""
     scenes = sorted((sample_root() / "ade" / "images" / "validation").glob("*.jpg"))
@@ -130,9 +145,13 @@ def make(runs: Path, out: Path, *, browser: bool = True) -> None:
     with tempfile.TemporaryDirectory() as folder:
         masks(runs / "pretrain", Path(folder) / "masks.png")
         shrink(Path(folder) / "masks.png", out / "masks.png", width=1200)
-        for name, size in PAGES.items() if browser else ():
-            screenshot(runs / "report.html", size, Path(folder) / name)
-            shrink(Path(folder) / name, out / name)
+        if not browser:
+            return
+        for page in (runs / "report.html", board(runs.resolve(), Path(folder))):
+            for end, size in WINDOWS.items():
+                name = f"{page.stem}{end}.png"
+                screenshot(page, size, Path(folder) / name)
+                shrink(Path(folder) / name, out / name)
 
 
 def _main(args: argparse.Namespace) -> int:

@@ -60,7 +60,7 @@ def standings(
         raise UserError(f"--against '{against}' is no row{did_you_mean(against, names)}")
     for column in table.columns:
         here = [(i, row) for i, row in numbered if _value(row, column) is not None]
-        if not here:
+        if len(here) < 2:  # nothing is the best of one
             continue
         best = (min if column.lower else max)(here, key=lambda pair: _value(pair[1], column) or 0.0)
         chosen = next((pair for pair in here if pair[1].label == against), None)
