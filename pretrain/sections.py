@@ -22,8 +22,8 @@ class ImagesConfig:
 
     name: str = ""
     """'' for a folder or tar file; 'list' for train.txt; 'wds/<pattern>' for shards; 'hfds/<name>'
-    for a Hugging Face data set; 'sample' for the sample data's cards, 'scenes' for its scenes; or
-    another indexed name of timm's."""
+    for a Hugging Face data set; 'sample' for the sample data's cards, 'scenes' for its scenes,
+    'sample+scenes' for both; or another indexed name of timm's."""
     root: Path | None = None
     split: str = "train"
     images: int | None = None

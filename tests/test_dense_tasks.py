@@ -331,6 +331,30 @@ def test_views_crop_pictures_and_labels_alike() -> None:
     assert (BankView(size=64, epoch=2).labels(Image.fromarray(labels), 5) != cut).any()
 
 
+def test_the_chosen_block_is_standardised_by_every_training_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maps = label_maps(0)
+    truth, patches = truth_of(maps), _patches(3 * oracle(maps) + 1)
+    names = tuple("abcdef")
+    ready = Ready(
+        train=patches, val=_patches(oracle(maps)), train_truth=truth, val_truth=truth, class_names=names
+    )  # fmt: skip
+    asked: list[Patches] = []
+
+    def vote(answers: Any, queries: Patches, *_: Any, ks: list[int], **__: Any) -> dict[int, Any]:
+        asked.append(queries)
+        return dict.fromkeys(ks)
+
+    monkeypatch.setattr(layers, "vote", vote)
+    config = layers.Config(data=Path(), k=1, machine=CPU)
+    layers.on_val(ready, config, layers.PatchLayer(1, normed=False))
+    scaler, wanted = asked[0].scaler, patches.fit(every(PICTURES))
+    assert scaler is not None
+    torch.testing.assert_close(scaler.mean, wanted.mean)
+    torch.testing.assert_close(scaler.deviation, wanted.deviation)
+
+
 def test_views_are_jittered_about_the_picture_itself_half_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

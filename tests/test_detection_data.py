@@ -177,8 +177,8 @@ def test_gaps_in_ids_become_places_and_back(coco: Path) -> None:
 def test_run_length_codes_and_polygons_can_be_mixed(coco: Path, tmp_path: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         item = first(content)
-        code: Any = rle.merge(rle.frPyObjects(item["segmentation"], 128, 128))
-        item["segmentation"] = {"size": [128, 128], "counts": code["counts"].decode()}
+        code: Any = rle.merge(rle.frPyObjects(item["segmentation"], 96, 96))
+        item["segmentation"] = {"size": [96, 96], "counts": code["counts"].decode()}
 
     split = data.inspect(copy_with(coco, tmp_path, edit), coco / "train2017")
     assert split.codes == 1

@@ -148,7 +148,7 @@ class SeesBrightness(nn.Module):
 
 
 def test_boxes_come_back_to_pictures_that_are_not_square(tmp_path: Path) -> None:
-    """Boxes scaled to the padded square passed every test: all sample scenes are 128 x 128."""
+    """Boxes scaled to the padded square passed every test: all sample scenes are squares."""
     split = write_scenes(tmp_path, [("RGB", "png", shape) for shape in SCENES])
     sets, name = sets_of(split, side=256)
     job: Any = SimpleNamespace(

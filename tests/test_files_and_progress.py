@@ -88,3 +88,26 @@ def test_the_last_plain_line_is_not_said_twice(monkeypatch: pytest.MonkeyPatch) 
     bar.step(5)
     bar.close()
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["5/10", "10/10"]
+
+
+class Terminal(io.StringIO):
+    """Text that goes to a person."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_live_line_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A longer one goes on in the next row, where no carriage return takes it back."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("mimbench.system.progress.LIVE_SECONDS", 0.0)
+    stream = Terminal()
+    bar = Progress("pretrain", 3146, stream=stream)
+    figures = {f"a_figure_with_a_long_name_{i}": 0.123456 for i in range(8)}
+    bar.step(146, **figures)
+    bar.close()
+    shown = [part for part in stream.getvalue().replace("\n", "").split("\r") if part]
+    assert len(shown) == 2
+    assert all(60 < len(part) <= 99 for part in shown)
+    # words stay whole
+    assert shown[0].endswith(("0.1235", *figures))

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mimbench.sample import generate
 from mimbench.system.errors import UserError
 from mimbench.vit.weights import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.models.image_targets import low_frequencies, low_pass, oriented_gradients
 from pretrain.sources.crops import Crops, DataConfig
+from pretrain.sources.images import open_source
 from tests.support.tiny_pretrain import images, learner, step_info
 
 
@@ -95,3 +97,32 @@ def test_a_gentle_crop_moves_and_does_not_zoom() -> None:
         assert torch.equal(tall[0, :, 0].int().diff().abs(), torch.ones(31, dtype=torch.int))
         seen.add(int(row[8]))
     assert len(seen) > 15
+
+
+def test_a_window_is_a_part_of_the_image_at_its_own_scale() -> None:
+    crops = Crops(Two(), DataConfig(image_size=16, augment="window", flip=0.0), places=True)
+    seen = set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        item = crops[0]
+        row, place = item["image"][0, 0].int(), item["place"]
+        assert row.tolist() == list(range(int(row[0]), int(row[0]) + 16))
+        # the place says where the window lies
+        assert round(float(place[1]) * 64) == int(row[0])
+        seen.add(int(row[0]))
+    assert min(seen) < 5
+    assert max(seen) > 43
+    with pytest.raises(UserError, match="takes 64 x 64 pixels of an image as they are"):
+        Crops(Two(), DataConfig(image_size=64, augment="window"))[1]
+
+
+def test_cards_and_scenes_are_one_source(tmp_path: Path) -> None:
+    generate(tmp_path / "s", train_per_class=2, val_per_class=1, train_scenes=3, val_scenes=1)
+    both = open_source("sample+scenes", tmp_path / "s", "train")
+    assert len(both) == 20 + 4 * 3
+    assert [both.name(i).endswith("png") for i in (0, 19, 20, 31)] == [True, True, False, False]
+    # every scene comes four times, and a place beyond the end is none
+    assert both.load(20) == both.load(23) == both.load(29)
+    assert both.load(20) != both.load(21)
+    with pytest.raises(IndexError):
+        both.load(32)

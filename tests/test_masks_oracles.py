@@ -69,7 +69,7 @@ def apart(item: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("where", ["coco.json", "maps"])
 @pytest.mark.parametrize("boxes", [True, False])
-@pytest.mark.parametrize("augment", ["crop", "gentle", "none"])
+@pytest.mark.parametrize("augment", ["crop", "gentle", "window", "none"])
 def test_annotations_go_with_their_pixels(
     marked: Path, where: str, boxes: bool, augment: str
 ) -> None:

@@ -181,8 +181,8 @@ def test_outlines_decode_to_exactly_the_masks():
     seen = 0
     for index in range(45):
         for thing in make_scene("train", index).things:
-            polygons = coder.merge(coder.frPyObjects(mask_to_polygons(thing.mask), 128, 128))
-            runs = coder.frPyObjects(mask_to_rle(thing.mask), 128, 128)
+            polygons = coder.merge(coder.frPyObjects(mask_to_polygons(thing.mask), 96, 96))
+            runs = coder.frPyObjects(mask_to_rle(thing.mask), 96, 96)
             for code in (polygons, runs):
                 assert (coder.decode(code).astype(bool) == thing.mask).all()
                 assert coder.toBbox(code).tolist() == mask_to_box(thing.mask)
@@ -268,8 +268,8 @@ def test_two_makings_agree_and_match_the_published_content(small: Path, tmp_path
 
 PUBLISHED = {
     "classification": "7e4f14c0f975bfd85baa3cceb6b8f4c1b4eaf924ee7fd083fb0c8ac3777b1e0a",
-    "coco": "df493d55a3d9b10746cc443844a3d90c6bc36f9837e8f133b5edf174cdd8ab55",
-    "ade": "07b5d603a61265cc4ac535410833ebaf7f99263711a4240c644e4522beef99ae",
+    "coco": "8d8fd0fcf4d7137de5015151105a6007d9563a010662b287340bd2b4c3fd1924",
+    "ade": "a3137afe93017af21ff60d03aa210fd21ded569d83624d88d0444c9cabdb9dea",
 }
 
 

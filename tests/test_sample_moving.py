@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mimbench.benchmarks.locations import locate
 from mimbench.benchmarks.manifest import load_manifest
@@ -28,7 +29,7 @@ def test_landmarks_lie_as_the_published_set_does(made: Path) -> None:
     assert truth.counts() == {"images": 4 * 12 + 6, "queries": 4}
     assert truth.easy[1].tolist() == [12, 13, 14, 15, 16]
     assert truth.hard[1].tolist() == [17, 18, 19, 20, 21]
-    assert truth.cropped().open(0).size == (112, 112)
+    assert truth.cropped().open(0).size == (80, 80)
     # what is seen well is more like the query than what is seen badly
     query = np.asarray(truth.queries.open(1).resize((16, 16)), dtype=float)
 
@@ -75,3 +76,17 @@ def test_the_demos_columns_run_on_it(
     spec = VitSpec(embed_dim=32, depth=2, num_heads=2, mlp_dim=64, patch_size=8, grid=(4, 4))
     metrics = task.run(random_weights(spec, 0), config, tmp_path / "out").metrics
     assert 5 < metrics[task.MAIN_METRIC] <= 100
+
+
+def test_the_light_of_a_clip_changes(made: Path) -> None:
+    """Objects keep their masks' shapes while colours move, by up to a factor of two and more."""
+    clips = read_set("davis", made / "davis", Clips).clips
+    means = []
+    for path in clips[0].frames:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"), dtype=float)
+        means.append([pixels[:, :20].mean((0, 1)), pixels[:, -20:].mean((0, 1))])
+    spread = np.max(means, axis=0) / np.min(means, axis=0)
+    assert spread.shape == (2, 3)
+    assert spread.min() > 1.05
+    assert spread.max() > 1.5

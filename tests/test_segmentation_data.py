@@ -230,4 +230,25 @@ def test_validation_labels_keep_their_size(sample: Path) -> None:
 
     item = DATASETS.build(entry)[0]
     assert item["inputs"].shape == (3, 64, 64)
-    assert item["data_samples"].gt_sem_seg.data.shape == (1, 128, 128)
+    assert item["data_samples"].gt_sem_seg.data.shape == (1, 96, 96)
+
+
+def test_joined_labels_are_one_class_in_training_and_test(ade: Path) -> None:
+    """By hand: 142 to 150 become 141, in the pipeline and where truth is drawn; a fault is refused."""
+    digits = (tuple(range(141, 151)),)
+    config = SegmentationConfig(data=ade, crop=(96, 96), scale=(384, 96), joined=digits)
+    source, plain = open_source(config), open_source(replace(config, joined=()))
+    assert source.names[140] == "zero to nine"
+    assert source.names[:140] == plain.names[:140]
+    settle = source.dataset("val", plain_pipeline(config))["pipeline"][3]
+    assert settle["type"] == "SettleLabels"
+    for _, path in source.pairs("val"):
+        truth = read_labels(path)
+        by_hand = np.where(truth > 141, 141, truth).astype(int) - 1
+        by_hand[truth == 0] = IGNORED
+        np.testing.assert_array_equal(source.loaded(truth), by_hand)
+        step = SettleLabels(**{k: v for k, v in settle.items() if k != "type"})
+        sample = {"gt_seg_map": plain.loaded(truth), "seg_map_path": "x"}
+        np.testing.assert_array_equal(step.transform(sample)["gt_seg_map"], by_hand)
+    with pytest.raises(UserError, match="a group has two labels or more"):
+        open_source(replace(config, joined=((141,),)))

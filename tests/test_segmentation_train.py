@@ -147,7 +147,7 @@ def test_a_finished_run_is_scored_and_drawn_again(
     assert [p.stem for p in pictures] == [f"ADE_val_0000000{i}" for i in (1, 3)]
     with Image.open(pictures[0]) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-        assert picture.width > 3 * 256
+        assert picture.width > 3 * 192
     # brick is drawn in the colour of ADE20K's wall
     assert (pixels == (120, 120, 120)).all(axis=1).any()
     with pytest.raises(UserError, match="is not the folder of a run"):

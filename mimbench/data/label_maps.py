@@ -180,7 +180,9 @@ def read_label_maps(data: Path, layout: LabelLayout, split: Split) -> LabelMaps:
             opener=FolderOpener(data, names),
         ),
         files=files,
-        names=joined_names(class_names(data, layout.classes), layout),
+        names=joined_names(
+            class_names(data, layout.classes), layout.joined, int(layout.reduce_zero_label)
+        ),
         first=int(layout.reduce_zero_label),
         ignore_index=layout.ignore_index,
         joined=layout.joined,
@@ -209,11 +211,13 @@ def _listed(path: Path, folder: Path) -> list[Path]:
     return [known[stem] for stem in stems]
 
 
-def joined_names(names: tuple[str, ...], layout: LabelLayout) -> tuple[str, ...]:
+def joined_names(
+    names: tuple[str, ...], joined: tuple[tuple[int, ...], ...], first: int
+) -> tuple[str, ...]:
     """Return the names with every group called after its members; refuse groups that make no sense."""
-    found, first = list(names), int(layout.reduce_zero_label)
-    every = [label for group in layout.joined for label in group]
-    for group in layout.joined:
+    found = list(names)
+    every = [label for group in joined for label in group]
+    for group in joined:
         wrong = [label for label in group if not first <= label < first + len(names)]
         if len(group) < 2 or wrong or len(set(every)) < len(every):
             raise UserError(

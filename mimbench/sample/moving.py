@@ -19,14 +19,16 @@ from mimbench.sample.textures import texture_bank
 from mimbench.system.files import write_text
 from mimbench.system.seeds import sequence_generator
 
-VERSION = 1
+VERSION = 2
 """Raise it with every change that moves a pixel, a label or a judgement."""
 SEED = 20_243
-PLACES, EASY, HARD, JUNK, OTHERS = 16, 5, 5, 2, 48
+PLACES, EASY, HARD, JUNK, OTHERS = 32, 5, 5, 2, 48
 """Scenes that are looked for; how often each is seen well, badly, hardly; scenes that are not."""
 FIRST = 5_000
 """Index of the first scene: no validation scene of the other layouts is one of these."""
-SEQUENCES, FRAMES, HEIGHT, WIDTH = 4, 10, 96, 160
+SEQUENCES, FRAMES, HEIGHT, WIDTH = 24, 8, 96, 160
+LIGHT = (0.4, 1.4)
+"""Between what factors each colour of a clip's light lies: a patch's mean colour tells little."""
 SHARES = {"query": (0.95, 1.0), "easy": (0.75, 0.95), "hard": (0.5, 0.65), "junk": (0.25, 0.35)}
 """Side of what is seen of a scene, as a share of the scene's."""
 Pixels = NDArray[np.uint8]
@@ -100,6 +102,13 @@ PALETTE = [
 ]
 
 
+def _light(rng: Generator) -> NDArray[np.float64]:
+    """Draw one frame's light (WIDTH, 3): a colour that is stronger on one side of the picture."""
+    sides = rng.uniform(*LIGHT, (2, 3))
+    share = np.linspace(0, 1, WIDTH)[:, None]
+    return sides[0] * (1 - share) + sides[1] * share
+
+
 def _clip(number: int, frames: int) -> list[tuple[Pixels, Pixels]]:
     """Return frames and label maps of one or two digits that move over a texture."""
     rng = sequence_generator(SEED, 1, number)
@@ -129,6 +138,7 @@ def _clip(number: int, frames: int) -> list[tuple[Pixels, Pixels]]:
             part = np.s_[top : top + size, left : left + size]
             pixels[part] += ink[..., None] * (colour - pixels[part])
             labels[part][ink > 0.5] = thing
-        noisy = pixels + rng.normal(0, 0.02, pixels.shape)
+        lit = pixels * _light(rng)
+        noisy = lit + rng.normal(0, 0.02, pixels.shape)
         out.append((np.round(np.clip(noisy, 0, 1) * 255).astype(np.uint8), labels))
     return out

@@ -10,13 +10,13 @@ from mimbench.sample.digits import SPLITS, DigitBank, contrasting_ink, digit_ban
 from mimbench.sample.textures import TextureBank, texture_bank
 from mimbench.system.seeds import sequence_generator
 
-SIDE = 128
+SIDE = 96
 SEED = 20_242
 MIN_PIXELS = 12
 """An object of which less than this is to be seen is not labelled."""
 
-_SIZES = (36, 57)
-_CROWD_SIZES = (18, 25)
+_SIZES = (28, 37)
+_CROWD_SIZES = (14, 19)
 _CONTRAST = 0.3
 _NOISE = 0.02
 _MAX_HIDDEN = 0.25
@@ -100,12 +100,12 @@ class _Canvas:
     def paint_crowd(self, rng: Generator, bank: DigitBank) -> None:
         """Paint five to eight small digits of one class close together: one crowd annotation."""
         digit = int(rng.integers(10))
-        top, left = rng.integers(0, SIDE - 64, 2)
+        top, left = rng.integers(0, SIDE - 48, 2)
         cells = rng.permutation(9)[: rng.integers(5, 9)]
         layers = []
         for cell in cells:
             size = int(rng.integers(*_CROWD_SIZES))
-            row, column = top + 20 * (cell // 3), left + 20 * (cell % 3)
+            row, column = top + 15 * (cell // 3), left + 15 * (cell % 3)
             layers.append(_placed(bank.draw(rng, digit, size), row, column))
         self._paint(rng, layers, digit, crowd=True)
 

@@ -19,13 +19,13 @@ from mimbench.system.files import CACHE, cache_folder, file_digest, write_json
 logger = logging.getLogger(__name__)
 
 GENERATOR = "mimbench-sample"
-VERSION = 2
+VERSION = 3
 """Raise it with every change that moves a pixel or a label."""
 MANIFEST = "manifest.json"
 CONTENT = {
     "classification": "5673886e175ea0286383a635eac900276753197d29242c619385009c12d85517",
-    "coco": "0e5359d7b75b9cf9982906d48de6a0e48ecad78f969f49d327d172367a389974",
-    "ade": "9063731a20d7e1bef9b5cd4659ccbb063b1f5202c70da5444114232122219bc7",
+    "coco": "11d7f93c38db4b6b5ec49c8652c003a939ba0cd2a8534b8d6d44ebbfc99f4b41",
+    "ade": "1d9c1204a73ef208fad65f760bdb7b3e0a7736665b1fec2f7a744442e0b8dd71",
 }
 """What `content_sha256` is for this version at the default sizes."""
 

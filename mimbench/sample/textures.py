@@ -25,8 +25,8 @@ TRAIN_COLUMNS = 320
 """Columns before this one are for training, the others for validation."""
 
 _ZOOM = (0.7, 1.4)
-_TINT = (0.3, 0.7)
-_CONTRAST = (0.08, 0.16)
+_TINT = (0.25, 0.75)
+_CONTRAST = (0.05, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Progress with time left: a live line on a terminal, now and then a plain line in a file."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -23,6 +24,14 @@ def clock(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def fitted(line: str) -> str:
+    """Return as many whole words of a line as the terminal is wide: a longer one could not be overwritten."""
+    room = shutil.get_terminal_size((80, 24)).columns - 1
+    if len(line) <= room:
+        return line
+    return line[: room + 1].rpartition(" ")[0] or line[:room]
 
 
 class Progress:
@@ -64,6 +73,7 @@ class Progress:
 
     def _show(self, line: str, *, end: bool = False) -> None:
         if self.live:
+            line = fitted(line)
             self.stream.write("\r" + line.ljust(self.width) + ("\n" if end else ""))
             self.width = len(line)
         elif not end or self.shown != self.done:

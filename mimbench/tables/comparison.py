@@ -56,10 +56,17 @@ def find_published(references: Sequence[Reference], name: str) -> list[Reference
 
 
 def compare_measured(
-    a: Sequence[Run], b: Sequence[Run], tasks: Collection[str]
+    a: Sequence[Run], b: Sequence[Run], tasks: Collection[str], metric: str = ""
 ) -> tuple[Result, Comparison] | None:
-    """Compare all seeds of two checkpoints under one protocol; None without outcomes on both sides."""
-    metric = a[0][1].main_metric
+    """Compare all seeds of two checkpoints under one protocol; None without outcomes on both sides.
+
+    Args:
+        a: Runs of one.
+        b: Runs of the other.
+        tasks: Names of the tasks that exist.
+        metric: Which figure; '' for the main one.
+    """
+    metric = metric or a[0][1].main_metric
     digests = {r.data_digest.digest for _, r in [*a, *b]} - {""}
     if len(digests) > 1:
         raise UserError(

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as vision
 
 from mimbench.data.images import decode
+from mimbench.system.errors import UserError
 from pretrain.sections import ImagesConfig
 from pretrain.sources.images import ImageSource
 from pretrain.sources.labels import Labels
@@ -28,9 +29,10 @@ MARGIN = 4
 class DataConfig(ImagesConfig):
     """Which images, and what is done to them."""
 
-    augment: Literal["crop", "gentle", "none"] = "crop"
+    augment: Literal["crop", "gentle", "window", "none"] = "crop"
     """`crop`: random resized crop and flip; `gentle`: the image at its own scale, moved by up to
-    four pixels beyond its edges, and flip (PixMIM); `none`: the image, resized if it must be."""
+    four pixels beyond its edges, and flip (PixMIM); `window`: a part of the image at its own scale,
+    and flip; `none`: the image, resized if it must be."""
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     annotations: Path | None = None
@@ -111,7 +113,8 @@ class Crops:
         kind, size = self.config.augment, [self.config.image_size] * 2
         if kind == "none":
             return Move(partial(fitted, size=size), (0.0, 0.0, 1.0, 1.0), mirrored=False)
-        view, place = self.gentle(image) if kind == "gentle" else self.resized(image)
+        draw = {"gentle": self.gentle, "window": self.window, "crop": self.resized}[kind]
+        view, place = draw(image)
         return Move(view, place, mirrored=bool(torch.rand(()) < self.config.flip))
 
     def resized(self, image: Tensor) -> tuple[Viewing, Place]:
@@ -125,6 +128,19 @@ class Crops:
             box["width"] / width,
         )
         return partial(cut, box=box, side=self.config.image_size), place
+
+    def window(self, image: Tensor) -> tuple[Viewing, Place]:
+        """Draw a square of the image, as many pixels of it as the network sees."""
+        side = self.config.image_size
+        height, width = image.shape[1:]
+        if min(height, width) < side:
+            raise UserError(
+                f"augment: window takes {side} x {side} pixels of an image as they are, but there is "
+                f"one of {height} x {width}; take augment: crop"
+            )
+        top, left = (int(torch.randint(n - side + 1, ())) for n in (height, width))
+        place = (top / height, left / width, side / height, side / width)
+        return partial(part, corner=(top, left), side=side), place
 
     def gentle(self, image: Tensor) -> tuple[Viewing, Place]:
         """Draw a square of the image, its shorter side resized and its edges mirrored."""
@@ -148,6 +164,12 @@ def fitted(pixels: Tensor, mode: InterpolationMode, *, size: list[int]) -> Tenso
     if list(pixels.shape[1:]) == size:
         return pixels
     return vision.resize(pixels, size, mode, antialias=True)
+
+
+def part(pixels: Tensor, mode: InterpolationMode, *, corner: tuple[int, int], side: int) -> Tensor:  # noqa: ARG001
+    """Return a square of pixels as they are."""
+    top, left = corner
+    return pixels[:, top : top + side, left : left + side]
 
 
 def cut(pixels: Tensor, mode: InterpolationMode, *, box: Mapping[str, int], side: int) -> Tensor:

@@ -4,6 +4,9 @@ Each is read by index, so that any order can be taken up again in the middle.
 """
 
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,6 +20,9 @@ from mimbench.sample import sample_root
 from mimbench.system.errors import UserError
 from pretrain.sources.archives import ArchiveSource, expand
 from pretrain.sources.arrow import ArrowSource
+
+VISITS = 4
+"""How often a scene of the sample data comes beside its cards: each time another window of it."""
 
 
 class ImageSource(Protocol):
@@ -127,12 +133,37 @@ class EvenSubset:
         return index * len(self.source) // self.images
 
 
+class JoinedSource:
+    """Several sources, one after another."""
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self.sources = sources
+        self.ends = list(accumulate(len(source) for source in sources))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def load(self, index: int) -> bytes | Tensor:
+        """Return the image as its own source gives it."""
+        source, place = self._place(index)
+        return source.load(place)
+
+    def name(self, index: int) -> str:
+        """Return its name there."""
+        source, place = self._place(index)
+        return source.name(place)
+
+    def _place(self, index: int) -> tuple[ImageSource, int]:
+        which = bisect_right(self.ends, index)
+        return self.sources[which], index - (self.ends[which - 1] if which else 0)
+
+
 def open_source(name: str, root: Path | None, split: str) -> ImageSource:
     """Return the images that a config names.
 
     Args:
         name: '' for a folder or tar file, 'list', 'wds/<pattern>', 'hfds/<name>', 'sample', 'scenes',
-            or any other indexed name of `timm.data.create_dataset`.
+            'sample+scenes', or any other indexed name of `timm.data.create_dataset`.
         root: Where the data lies.
         split: The part to take, such as 'train'.
     """
@@ -140,6 +171,9 @@ def open_source(name: str, root: Path | None, split: str) -> ImageSource:
         return TimmSource("", sample_root(root) / "classification", split)
     if name == "scenes":
         return TimmSource("", sample_root(root) / "coco", f"{split}2017")
+    if name == "sample+scenes":
+        cards, scenes = (open_source(part, root, split) for part in name.split("+"))
+        return JoinedSource([cards, *VISITS * [scenes]])
     kind, _, rest = name.partition("/")
     if kind.lower() == "hfds":
         return ArrowSource(rest, root, split)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mimbench.data.label_maps import joined_names
 from mimbench.system.errors import UserError
 from transfer.segmentation.framework import ADE20KDataset
 from transfer.segmentation.protocol import SegmentationConfig
@@ -30,6 +31,8 @@ class DataSource:
     palette: list[list[int]]
     reduce_zero_label: bool
     ignore_index: int
+    joined: tuple[tuple[int, ...], ...] = ()
+    """Groups of the files' labels that count as the first of the group."""
     listed: tuple[float, ...] = ()
     """Pixel share of each class by objectInfo150.txt, where there is one."""
 
@@ -56,6 +59,8 @@ class DataSource:
             "ignore_index": self.ignore_index,
             "reduce_zero_label": self.reduce_zero_label,
         }
+        if self.joined:
+            settle["joined"] = self.groups
         out = []
         for step in pipeline:
             if step["type"] == "TestTimeAug":
@@ -67,6 +72,11 @@ class DataSource:
             else:
                 out += [step, settle] if step["type"] == "LoadAnnotations" else [step]
         return out
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Return the joined labels as they are after loading."""
+        return [[label - int(self.reduce_zero_label) for label in group] for group in self.joined]
 
     @property
     def is_ade(self) -> bool:
@@ -85,10 +95,18 @@ class DataSource:
 
     def loaded(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a label map as mmseg sees it after loading: classes from 0, 255 for the rest."""
-        if not self.reduce_zero_label:
-            return np.where(labels == self.ignore_index, IGNORED, labels).astype(np.uint8)
-        kept = (labels != 0) & (labels != self.ignore_index)
-        return np.where(kept, labels - 1, IGNORED).astype(np.uint8)
+        kept = labels != self.ignore_index
+        if self.reduce_zero_label:
+            kept &= labels != 0
+        settled = np.where(kept, labels - int(self.reduce_zero_label), IGNORED).astype(np.uint8)
+        return join_labels(settled, self.groups)
+
+
+def join_labels(labels: NDArray[np.uint8], groups: list[list[int]]) -> NDArray[np.uint8]:
+    """Return labels in which every group's are the first of it."""
+    for first, *rest in groups:
+        labels = np.where(np.isin(labels, rest), first, labels).astype(np.uint8)
+    return labels
 
 
 def open_source(config: SegmentationConfig) -> DataSource:
@@ -106,6 +124,7 @@ def open_source(config: SegmentationConfig) -> DataSource:
                 "train_labels=, val_images=, val_labels="
             )
     names, listed = _class_names(root, config.classes)
+    names = joined_names(names, config.joined, int(config.reduce_zero_label))
     palette = [list(colour) for colour in ADE20KDataset.METAINFO["palette"]]
     if len(names) > len(palette):
         raise UserError(f"{len(names)} classes; the palette and 8-bit labels allow {len(palette)}")
@@ -117,6 +136,7 @@ def open_source(config: SegmentationConfig) -> DataSource:
         palette=palette[: len(names)],
         reduce_zero_label=config.reduce_zero_label,
         ignore_index=config.ignore_index,
+        joined=config.joined,
         listed=listed,
     )
     for split in folders:

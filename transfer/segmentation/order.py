@@ -1,6 +1,6 @@
 """How pictures reach the loop: the same pictures, crops and order after any interruption."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mmcv.transforms import BaseTransform
@@ -12,7 +12,7 @@ from mimbench.system.errors import UserError
 from mimbench.system.generators import seeded
 from mimbench.system.seeds import sequence_words
 from mimbench.system.signals import leave_signals_to_parent
-from transfer.segmentation.data import IGNORED
+from transfer.segmentation.data import IGNORED, join_labels
 from transfer.segmentation.framework import DATASETS, TRANSFORMS
 
 
@@ -78,10 +78,18 @@ class SettleLabels(BaseTransform):
         classes: Number of classes.
         ignore_index: The value in the files.
         reduce_zero_label: Labels were lowered by one while loading.
+        joined: Groups of labels, as they are after loading, that count as the first of the group.
     """
 
-    def __init__(self, classes: int, ignore_index: int, *, reduce_zero_label: bool):
-        self.classes = classes
+    def __init__(
+        self,
+        classes: int,
+        ignore_index: int,
+        *,
+        reduce_zero_label: bool,
+        joined: Sequence[list[int]] = (),
+    ):
+        self.classes, self.joined = classes, list(joined)
         lowered = reduce_zero_label and ignore_index not in (0, IGNORED)
         self.ignored = ignore_index - 1 if lowered else ignore_index
         self.whole = reduce_zero_label and ignore_index == 0
@@ -97,4 +105,5 @@ class SettleLabels(BaseTransform):
                 f"{results['seg_map_path']} holds a label that is none of the {self.classes} "
                 f"classes: {int(stray[0])} after loading; check reduce_zero_label and ignore_index"
             )
+        results["gt_seg_map"] = join_labels(labels, self.joined)
         return results

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from mimbench.system.config import later
 from mimbench.system.errors import UserError
 from mimbench.system.runtime import Precision
 from mimbench.task import Machine
@@ -37,6 +38,8 @@ class SegmentationConfig:
     """Label 0 means 'not labelled', classes start at 1."""
     ignore_index: int = 255
     """Label in the files that means 'not labelled'."""
+    joined: tuple[tuple[int, ...], ...] = later(())
+    """Groups of labels in the files that count as one class, the first of the group."""
     iterations: int = 160_000  # 127 epochs x 20 210 images / 16
     batch: int = 16
     """Images for each optimiser step, over all processes."""

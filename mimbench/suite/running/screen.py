@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from mimbench.system.progress import LIVE_SECONDS, clock
+from mimbench.system.progress import LIVE_SECONDS, clock, fitted
 
 logger = logging.getLogger(__name__)
 SHOWN_LINES = 30
@@ -67,7 +67,7 @@ class Screen:
         self.shown = now
         lines = [self._line(job, now) for job in running]
         if self.live:
-            text = lines[int(now / 2) % len(lines)][:160]
+            text = fitted(lines[int(now / 2) % len(lines)])
             sys.stderr.write("\r" + text.ljust(self.width))
             sys.stderr.flush()
             self.width = len(text)
