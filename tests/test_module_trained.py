@@ -169,6 +169,28 @@ def test_a_module_comes_back_even_from_an_error() -> None:
     assert all(p.requires_grad for p in module.parameters())
 
 
+def test_a_module_stays_on_its_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is evaluated inside a training script neither leaves for a free GPU nor stays there."""
+    from mimbench.suite import python
+
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        python, "_evaluate", lambda w, names, out, name, study: asked.append(study.machine.device)
+    )
+    for device in ("auto", "cuda:1"):
+        mimbench.evaluate(Pyramid(), ["in-knn"], out=tmp_path, device=device, image_size=32)
+    assert asked == ["cpu", "cuda:1"]
+    moved: list[Any] = []
+    module = Pyramid()
+    monkeypatch.setattr(module, "to", moved.append)
+    places = iter([torch.device("cpu"), torch.device("cuda:0")])
+    monkeypatch.setattr("mimbench.networks.module.home", lambda _: next(places))
+    with as_it_was(module):
+        pass
+    assert moved == [torch.device("cpu")]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

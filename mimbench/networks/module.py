@@ -7,6 +7,7 @@ is trusted code, run in the user's own process; what is checked is what would gi
 import copy
 import hashlib
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -207,14 +208,23 @@ class ModuleClassifier(TrainedModule):
         return self.head(self.vector(images))
 
 
+def home(module: nn.Module) -> torch.device:
+    """Return the device that a module lies on."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((t.device for t in tensors), torch.device("cpu"))
+
+
 @contextmanager
 def as_it_was(module: nn.Module) -> Iterator[None]:
-    """Give a module back in the state it came in: training mode, and which parameters learn."""
+    """Give a module back as it came: its device, its training mode, which of its parameters learn."""
+    device = home(module)
     modes = {part: part.training for part in module.modules()}
     learns = {parameter: parameter.requires_grad for parameter in module.parameters()}
     try:
         yield
     finally:
+        if home(module) != device:
+            module.to(device)
         for part, mode in modes.items():
             part.training = mode
         for parameter, wanted in learns.items():
@@ -250,8 +260,7 @@ class _Probe:
     def run(self) -> tuple[int, tuple[Level, ...]]:
         """Return the vector's width and the levels, or say what is wrong."""
         draw = torch.Generator().manual_seed(0)
-        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-        images = torch.randn(2, 3, self.side, self.side, generator=draw).to(device)
+        images = torch.randn(2, 3, self.side, self.side, generator=draw).to(home(self.module))
         before = _fingerprint(self.module)
         first = self._vectors(images)
         self._check_answers(images, first)

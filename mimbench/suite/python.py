@@ -22,7 +22,7 @@ from mimbench.benchmarks.run_config import RunConfig, safe_name
 from mimbench.checkpoints.files import read_weights, write_weights
 from mimbench.data.digest import DataDigest, Parts, read_parts
 from mimbench.model import Spec, Weights
-from mimbench.networks.module import ModuleWeights, adapt, as_it_was
+from mimbench.networks.module import ModuleWeights, adapt, as_it_was, home
 from mimbench.results.record import Result
 from mimbench.system.config import merge, to_mapping
 from mimbench.system.errors import UserError
@@ -89,7 +89,7 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         out: Folder of results.
         profile: paper, quick or demo.
         settings: Changes of the recipe: id or group -> fields.
-        device: Where to compute.
+        device: Where to compute; `auto` is where a module lies, for a checkpoint the GPU if there is one.
         workers: Loader processes.
         gap: Measure the recipe gap of cheap benchmarks too.
         declared: What a module says of itself: see `mimbench.networks.module.adapt`.
@@ -111,6 +111,9 @@ def evaluate(  # noqa: PLR0913 - the one call of a notebook
         )
     with callers_tf32():
         if isinstance(model, nn.Module):
+            if device == "auto":
+                machine = replace(study.machine, device=str(home(model)))
+                study = replace(study, machine=machine)
             with as_it_was(model):
                 return _evaluate(adapt(model, name=name, **declared), names, Path(out), name, study)
         weights = load(model) if isinstance(model, (str, Path)) else model
