@@ -46,6 +46,7 @@ def test_a_missing_interval_is_a_no() -> None:
     line = DemoColumn("x", "1.0", ["2.0", "3.0"], [Interval(1.0, 2.0), None])
     assert not line.shown
     assert "| - | no |" in markdown([line], [1, 2])
+    assert "| - | - |" in markdown([line._replace(beside=True)], [1, 2])
 
 
 def test_a_seed_that_is_not_finished_is_named(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from scipy.stats import linregress, t
 
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.commands import ladder as command
-from mimbench.ladder import judge, public_rows
-from mimbench.ladder.answers import as_json, as_text, from_public, from_results
-from mimbench.ladder.judge import Ladder, LadderRow, answer, at_most, check, from_rows
-from mimbench.ladder.public_rows import ladders_of, public_tables, read_seeds, read_table
-from mimbench.ladder.regression import Predicted, log_odds, percent, predict
 from mimbench.results.record import Result, write_result
 from mimbench.system.errors import UserError
 from mimbench.tables.foreign.rows import ForeignRow, write_rows
+from mimbench.tables.ladder import judge, public_rows
+from mimbench.tables.ladder.answers import as_json, as_text, from_public, from_results
+from mimbench.tables.ladder.judge import Ladder, LadderRow, answer, at_most, check, from_rows
+from mimbench.tables.ladder.public_rows import ladders_of, public_tables, read_seeds, read_table
+from mimbench.tables.ladder.regression import Predicted, log_odds, percent, predict
 from tests.support.results_folder import SOURCE
 
 [TABLE] = public_tables()

@@ -121,5 +121,5 @@ def test_old_detections_are_drawn_where_the_data_still_is(old: Path, tmp_path: P
     (tmp_path / "coco/annotations/instances_val2017.json").write_text(json.dumps(truth))
     Image.new("RGB", (32, 32)).save(tmp_path / "coco/val2017/a.png")
     [(_, caption)] = pictures_of(run, result)
-    assert caption == "1 detections above 0.5"
+    assert caption == "boxes above 0.5: 1"
     assert [path.name for path in files_of(run, result)] == ["detections.json"]

@@ -122,7 +122,7 @@ def test_unsure_detections_are_shown_as_such(tmp_path: Path) -> None:
     drawn = draw_detections(items, tmp_path / "validation.json", tmp_path / "pictures")
     captions = [picture.caption for picture in drawn]
     assert captions == [
-        "1 detection above 0.5; thin: 1 true",
-        "none above 0.5; the 3 surest of 5",
+        "boxes above 0.5: 1; thin: 1 true",
+        "no box above 0.5; the 3 surest of 5",
         "nothing detected",
     ]

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from docs.tools import terminal  # noqa: E402 - started as a file, like the other tools here
 from mimbench.sample import sample_root  # noqa: E402
+from mimbench.suite.demo import farewell  # noqa: E402
 from mimbench.system.errors import UserError  # noqa: E402
 from mimbench.system.exit_codes import ExitCode, run_command  # noqa: E402
 from mimbench.system.files import write_text  # noqa: E402
@@ -136,7 +137,7 @@ def shrink(source: Path, out: Path, width: int | None = None) -> None:
 def make(runs: Path, out: Path, *, browser: bool = True) -> None:
     """Write all pictures of a run."""
     out.mkdir(parents=True, exist_ok=True)
-    lines = table(runs)
+    lines = table(runs) + farewell(Path("runs/demo"))
     columns = max([COLUMNS, *(len(line) for line in lines.split("\n"))])
     drawn = terminal.draw(
         "./run_all.sh --demo", lines, columns=columns, title="The demo's table in a terminal"

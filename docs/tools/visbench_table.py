@@ -12,7 +12,14 @@ from pathlib import Path
 from mimbench.tables.foreign.kinds import parse_file
 from mimbench.tables.foreign.rows import ForeignRow
 
-TARGET = Path(__file__).resolve().parents[2] / "mimbench" / "ladder" / "public" / "visbench.csv"
+TARGET = (
+    Path(__file__).resolve().parents[2]
+    / "mimbench"
+    / "tables"
+    / "ladder"
+    / "public"
+    / "visbench.csv"
+)
 MAIN = {
     "classification": "top1", "corner": "corner_correlation", "correspondence": "recall@5px",
     "depth": "d1", "detection": "map_50_95", "edge": "edge_correlation",

@@ -32,8 +32,8 @@ def add_arguments(parser: Parser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Write the predictions to stdout; they never become cells of a table."""
     from mimbench.benchmarks.manifest import load_manifest
-    from mimbench.ladder.answers import as_json, as_text, from_public, from_results
     from mimbench.tables.foreign.shown import read_all
+    from mimbench.tables.ladder.answers import as_json, as_text, from_public, from_results
     from mimbench.tables.table import read_results
 
     families = parse_families(args.family)

@@ -19,14 +19,14 @@ from mimbench.sample.textures import texture_bank
 from mimbench.system.files import write_text
 from mimbench.system.seeds import sequence_generator
 
-VERSION = 2
+VERSION = 3
 """Raise it with every change that moves a pixel, a label or a judgement."""
 SEED = 20_243
 PLACES, EASY, HARD, JUNK, OTHERS = 32, 5, 5, 2, 48
 """Scenes that are looked for; how often each is seen well, badly, hardly; scenes that are not."""
 FIRST = 5_000
 """Index of the first scene: no validation scene of the other layouts is one of these."""
-SEQUENCES, FRAMES, HEIGHT, WIDTH = 24, 8, 96, 160
+SEQUENCES, FRAMES, HEIGHT, WIDTH = 48, 8, 96, 160
 LIGHT = (0.4, 1.4)
 """Between what factors each colour of a clip's light lies: a patch's mean colour tells little."""
 SHARES = {"query": (0.95, 1.0), "easy": (0.75, 0.95), "hard": (0.5, 0.65), "junk": (0.25, 0.35)}

@@ -92,9 +92,8 @@ def _worth_showing(items: Sequence[Item]) -> tuple[list[Item], str]:
     ranked = sorted(items, key=lambda item: -item["score"])
     sure = [item for item in ranked if item["score"] >= LEAST_SCORE]
     if sure:
-        return sure, f"{len(sure)} detection{'s' if len(sure) > 1 else ''} above {LEAST_SCORE}"
+        return sure, f"boxes above {LEAST_SCORE}: {len(sure)}"
     if not ranked:
         return [], "nothing detected"
-    return ranked[
-        :SUREST
-    ], f"none above {LEAST_SCORE}; the {len(ranked[:SUREST])} surest of {len(ranked)}"
+    few = ranked[:SUREST]
+    return few, f"no box above {LEAST_SCORE}; the {len(few)} surest of {len(ranked)}"

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from mimbench.ladder.judge import Ladder, LadderRow
 from mimbench.system.config import from_mapping, load_yaml
 from mimbench.system.errors import UserError
 from mimbench.tables.foreign.reading import read_lines
 from mimbench.tables.foreign.rows import ForeignRow
+from mimbench.tables.ladder.judge import Ladder, LadderRow
 
 FOLDER = Path(__file__).parent / "public"
 KEYS = ("benchmark", "metric", "dataset", "protocol", "seed")

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.ladder.judge import LadderAnswer, LeftOut, TestedLadder, answer, check
-from mimbench.ladder.own_rows import own_ladders
-from mimbench.ladder.public_rows import (
+from mimbench.results.record import Result
+from mimbench.tables.foreign.rows import ForeignRow
+from mimbench.tables.ladder.judge import LadderAnswer, LeftOut, TestedLadder, answer, check
+from mimbench.tables.ladder.own_rows import own_ladders
+from mimbench.tables.ladder.public_rows import (
     imported,
     ladders_of,
     public_tables,
     read_table,
     with_families,
 )
-from mimbench.ladder.regression import Predicted
-from mimbench.results.record import Result
-from mimbench.tables.foreign.rows import ForeignRow
+from mimbench.tables.ladder.regression import Predicted
 
 NOTE = "predictions, not measurements: they enter no table"
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mimbench.ladder.regression import LEVEL, Predicted, predict
+from mimbench.tables.ladder.regression import LEVEL, Predicted, predict
 
 LEAST_ROWS = 11
 """With target and every rung: ten rows predict the eleventh."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from mimbench.benchmarks.manifest import Manifest, Reference, Rungs
-from mimbench.ladder.judge import Ladder, LadderRow
 from mimbench.results.record import Result
 from mimbench.system.errors import UserError
 from mimbench.tables.columns import columns_of, ran_as
+from mimbench.tables.ladder.judge import Ladder, LadderRow
 from mimbench.tables.rows import Column
 from mimbench.tables.table import TWIN
 
