@@ -12,8 +12,12 @@ from torch import Tensor
 
 from mimbench.data.lists import ImageList, joined
 from mimbench.features.logistic.solver import _search_line
+from mimbench.scores.shares import mean_share
 from mimbench.system.errors import UserError
+from mimbench.system.seeds import derive_seed
 from mimbench.vit.relative import TOKEN_ROWS, resize_bias
+from pretrain.masks import MaskInput, harder
+from tests.support import tiny_distill
 from transfer.detection.data import AnnotationFaults
 from transfer.detection.order import POSITION, EndlessSampler, Positioned
 from transfer.segmentation.data import _class_names
@@ -103,3 +107,27 @@ def test_a_step_that_went_too_far_returns_to_the_parabolas_least_point() -> None
     found, value, _ = _search_line(objective, start, loss, gradient, -start / 0.3)  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(found, torch.zeros_like(found))
     torch.testing.assert_close(value, torch.zeros_like(value))
+
+
+def test_shares_between_nought_and_one_have_no_wilson_interval() -> None:
+    """Wilson's is for right and wrong: a third of an object found is neither."""
+    per_image = np.array([0.0, 1.0, 0.5, 0.5] * 25)
+    found = mean_share("recall", tuple(map(str, range(100))), per_image).interval()
+    right = mean_share("top1", tuple(map(str, range(100))), per_image.round()).interval()
+    assert found.half == pytest.approx(100 * 1.96 * per_image.std() / 10, rel=0.1)
+    assert right.half > 1.1 * found.half
+
+
+def test_without_a_trial_the_hardest_of_several_masks_is_the_first() -> None:
+    inp = MaskInput(batch=3, grid=(4, 4), device=torch.device("cpu"))
+    several, one = (
+        harder.Strategy(draws=draws)(inp, torch.Generator().manual_seed(0)) for draws in (3, 1)
+    )
+    assert torch.equal(several, one)
+
+
+def test_distillations_draws_follow_seed_step_and_purpose_in_this_order() -> None:
+    """A run that goes on under another order draws other masks."""
+    made = tiny_distill.learner("training.seed=7")
+    generator = made._seeded(tiny_distill.at(20), 1, 0)
+    assert generator.initial_seed() == derive_seed(7, 20, 1, 0)

@@ -29,6 +29,8 @@ def test_measures_equal_the_reference(spectra: dict[str, np.ndarray]) -> None:
     z = torch.from_numpy(spectra["z"])
     assert rankme(z) == pytest.approx(float(spectra["rankme_paper"]), rel=1e-4)
     assert alpha_req(z).alpha == pytest.approx(float(spectra["alpha_reptrix"]), rel=1e-4)
+    # close, not equal: the reference's share of explained variance differs in the fourth digit
+    assert alpha_req(z).r2 == pytest.approx(float(spectra["alpha_r2_100"]), abs=1e-3)
     views = torch.from_numpy(spectra["views"])
     assert lidar(views) == pytest.approx(float(spectra["lidar_stable"]), rel=1e-4)
     points = torch.from_numpy(spectra["twonn_x"])
