@@ -167,6 +167,27 @@ def test_detections_schedule_ends_where_it_says(
         Config(**HERE, **bad)
 
 
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"longest": 800}, {"longest": 799}),
+        ({"short": (1333,), "before": (1333,), "crop": (1333, 1333)}, {"short": (1334,)}),
+        ({"short": (1,), "before": (1,), "crop": (1, 1)}, {"short": (0, 5)}),
+        ({}, {"before": ()}),
+        ({}, {"crop": (5, 4)}),
+        ({"share": 0.0}, {"share": -TINY}),
+        ({"share": 1.0}, {"share": 1 + TINY}),
+    ],
+)
+def test_edges_of_pictures_end_where_they_say(good: dict[str, Any], bad: dict[str, Any]) -> None:
+    pytest.importorskip("detectron2")
+    from transfer.detection.detector import Edges
+
+    Edges(**good)
+    with pytest.raises(ValueError, match="expected"):
+        Edges(**bad)
+
+
 def test_a_share_of_one_is_everything_and_more_is_refused() -> None:
     labels = np.arange(12) % 3
     assert draw_fraction(labels, 1.0, draw=0).tolist() == list(range(12))
