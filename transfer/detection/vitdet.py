@@ -56,6 +56,7 @@ TRAITS = Traits(
     # scores on the way are looked at, the last one is reported
     canonical=lambda c: replace(c, eval_every=0),
     resolved=resolved,
+    beside={"mask_ap": "mask AP"},
 )
 TASK = "transfer.detection.vitdet"
 

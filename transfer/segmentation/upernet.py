@@ -42,6 +42,8 @@ TRAITS = Traits(
     rehearsal=rehearsal,
     canonical=canonical,
     resolved=lambda spec, config: sized(spec, config),
+    # the sample data's parts
+    beside={"miou_stuff": "textures", "miou_things": "digits"},
 )
 TASK = "transfer.segmentation.upernet"
 LEVELS, CHANNELS = 4, 512
