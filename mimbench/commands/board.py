@@ -27,15 +27,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--digests", default="", metavar="A,B", help="each bundle must have one of these digests"
     )
-    parser.add_argument(
-        "--signer",
-        type=Path,
-        metavar="FILE",
-        help="public SSH key (or allowed_signers file) that the bundle must be signed with",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="fail on numbers that nothing in it determines, too"
-    )
+    add_option(parser, "--signer")
+    add_option(parser, "--strict")
     parser.add_argument(
         "--against",
         default="",

@@ -15,15 +15,8 @@ def add_arguments(parser: Parser) -> None:
     """Add the command's options to `parser`."""
     parser.add_argument("bundle", type=Path, metavar="FILE", help="what `bundle` wrote")
     parser.add_argument("--digest", default="", metavar="HEX", help="the digest that was published")
-    parser.add_argument(
-        "--signer",
-        type=Path,
-        metavar="FILE",
-        help="public SSH key (or allowed_signers file) that the bundle must be signed with",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="fail on numbers that nothing in it determines, too"
-    )
+    add_option(parser, "--signer")
+    add_option(parser, "--strict")
     add_option(parser, "--benchmarks", default=DEFAULT_FILE)
 
 

@@ -77,7 +77,16 @@ SHARED: Mapping[str, Mapping[str, Any]] = {
         "help": "change one value; may be repeated",
     },
     "--show": {"type": int, "metavar": "N", "help": "with --eval-only: draw N images"},
+    "--signer": {
+        "type": user_path,
+        "metavar": "FILE",
+        "help": "public SSH key (or allowed_signers file) that a bundle must be signed with",
+    },
     "--steps": {"type": int, "metavar": "N", "help": "how many steps count"},
+    "--strict": {
+        "action": "store_true",
+        "help": "fail on numbers that nothing in the bundle determines, too",
+    },
     "--table": {"metavar": "TABLE", "help": "a paper's table, such as hpm.main (verb: tables)"},
     "--threads": {"type": int, "metavar": "N", "help": "threads on a CPU"},
     "--track": {
