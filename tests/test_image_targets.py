@@ -112,8 +112,13 @@ def test_a_window_is_a_part_of_the_image_at_its_own_scale() -> None:
         seen.add(int(row[0]))
     assert min(seen) < 5
     assert max(seen) > 43
-    with pytest.raises(UserError, match="takes 64 x 64 pixels of an image as they are"):
-        Crops(Two(), DataConfig(image_size=64, augment="window"))[1]
+
+
+def test_an_image_smaller_than_the_window_is_enlarged_to_fill_it() -> None:
+    for number in range(2):
+        item = Crops(Two(), DataConfig(image_size=96, augment="window"), places=True)[number]
+        assert item["image"].shape == (3, 96, 96)
+        assert max(item["place"][2:4]) == 1.0
 
 
 def test_cards_and_scenes_are_one_source(tmp_path: Path) -> None:

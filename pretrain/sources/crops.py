@@ -13,7 +13,6 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as vision
 
 from mimbench.data.images import decode
-from mimbench.system.errors import UserError
 from pretrain.sections import ImagesConfig
 from pretrain.sources.images import ImageSource
 from pretrain.sources.labels import Labels
@@ -119,8 +118,19 @@ class Crops:
 
     def resized(self, image: Tensor) -> tuple[Viewing, Place]:
         """Draw a random part of the image, to be resized."""
+        return self.boxed(image, self.crop.make_params([image]))
+
+    def window(self, image: Tensor) -> tuple[Viewing, Place]:
+        """Draw a square of the image at its own scale; a smaller image is enlarged to fill it."""
+        sides = image.shape[1:]
+        edge = min(self.config.image_size, *sides)
+        top, left = (int(torch.randint(n - edge + 1, ())) for n in sides)
+        return self.boxed(image, {"top": top, "left": left, "height": edge, "width": edge})
+
+    def boxed(self, image: Tensor, drawn: Mapping[str, Any]) -> tuple[Viewing, Place]:
+        """Return a part of the image and where it lies."""
         height, width = image.shape[1:]
-        box = {key: int(value) for key, value in self.crop.make_params([image]).items()}
+        box = {key: int(value) for key, value in drawn.items()}
         place = (
             box["top"] / height,
             box["left"] / width,
@@ -128,19 +138,6 @@ class Crops:
             box["width"] / width,
         )
         return partial(cut, box=box, side=self.config.image_size), place
-
-    def window(self, image: Tensor) -> tuple[Viewing, Place]:
-        """Draw a square of the image, as many pixels of it as the network sees."""
-        side = self.config.image_size
-        height, width = image.shape[1:]
-        if min(height, width) < side:
-            raise UserError(
-                f"augment: window takes {side} x {side} pixels of an image as they are, but there is "
-                f"one of {height} x {width}; take augment: crop"
-            )
-        top, left = (int(torch.randint(n - side + 1, ())) for n in (height, width))
-        place = (top / height, left / width, side / height, side / width)
-        return partial(part, corner=(top, left), side=side), place
 
     def gentle(self, image: Tensor) -> tuple[Viewing, Place]:
         """Draw a square of the image, its shorter side resized and its edges mirrored."""
@@ -164,12 +161,6 @@ def fitted(pixels: Tensor, mode: InterpolationMode, *, size: list[int]) -> Tenso
     if list(pixels.shape[1:]) == size:
         return pixels
     return vision.resize(pixels, size, mode, antialias=True)
-
-
-def part(pixels: Tensor, mode: InterpolationMode, *, corner: tuple[int, int], side: int) -> Tensor:  # noqa: ARG001
-    """Return a square of pixels as they are."""
-    top, left = corner
-    return pixels[:, top : top + side, left : left + side]
 
 
 def cut(pixels: Tensor, mode: InterpolationMode, *, box: Mapping[str, int], side: int) -> Tensor:
