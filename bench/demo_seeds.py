@@ -90,7 +90,8 @@ def read_lines(
                 f"{benchmark} is not finished for every seed; run the same command again"
             )
         for metric in (twin[1].main_metric, *METRICS.get(entry.task, ())):
-            title = entry.title if metric == twin[1].main_metric else f"{entry.title}: {metric}"
+            beside = twin[1].beside.get(metric, metric)
+            title = entry.title if metric == twin[1].main_metric else f"{entry.title}: {beside}"
             lines.append(
                 DemoColumn(
                     title,
