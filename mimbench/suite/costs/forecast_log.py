@@ -103,7 +103,7 @@ def plan_lines(cells: Sequence[Cell], found: Sequence[Forecast], slots: int = 1)
     unknown = len(found) - len(expected)
     side = f", {slots} cells side by side" if slots > 1 else ""
     total = f"total: {clock(makespan(expected, slots))}{side}"
-    return [*lines, total + (f" and {unknown} cells unknown" if unknown else "")]
+    return [*lines, total + (f"; not known of {unknown} of {len(found)} cells" if unknown else "")]
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
