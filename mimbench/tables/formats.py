@@ -57,18 +57,24 @@ def text_of(value: Value | None) -> str:
         return "-"
     if value.value is None:
         return "failed"
-    text = f"{value.value:.2f}"
-    if value.interval is not None:
-        text += f" ±{value.interval:.2f}"
-    if value.spread is not None:
-        text += f" sd {value.spread:.2f} n={value.seeds}"
-    if value.draw_sd is not None:
-        text += f" sd {value.draw_sd:.2f} d={value.draws}"
-    if ends := value.gap_ends:
-        text += f" gap {ends[0]:.2f} to {ends[1]:.2f}"
+    text = " ".join(filter(None, [f"{value.value:.2f}", uncertainty(value)]))
     if value.difference is not None:
         text += f" ({value.difference:+.2f})"
     return text
+
+
+def uncertainty(value: Value) -> str:
+    """Return what is known of a value's doubt, as `±0.31 sd 0.20 n=3`; nothing where nothing is."""
+    parts = []
+    if value.interval is not None:
+        parts.append(f"±{value.interval:.2f}")
+    if value.spread is not None:
+        parts.append(f"sd {value.spread:.2f} n={value.seeds}")
+    if value.draw_sd is not None:
+        parts.append(f"sd {value.draw_sd:.2f} d={value.draws}")
+    if ends := value.gap_ends:
+        parts.append(f"gap {ends[0]:.2f} to {ends[1]:.2f}")
+    return " ".join(parts)
 
 
 def label_of(row: Row) -> str:

@@ -12,7 +12,7 @@ from mimbench.suite.report.colours import variables
 from mimbench.suite.report.markup import section, text
 from mimbench.suite.report.overview import strips_of
 from mimbench.suite.report.strips import draw
-from mimbench.tables.formats import corner, heading, legend
+from mimbench.tables.formats import corner, heading, legend, uncertainty
 from mimbench.tables.rows import Column, Row, Table, Value
 
 KINDS = {"measured": "measured", "published": "published", "imported": "imported"}
@@ -136,13 +136,7 @@ def _cell(value: Value | None, standing: Standing | None, kind: str) -> str:
         return '<td><span class="soft">·</span></td>'
     if value.value is None:
         return f'<td><span class="failed" title="{text(value.error)}">failed</span></td>'
-    small = f"±{value.interval:.2f}" if value.interval is not None else ""
-    if value.spread is not None:
-        small += f" sd {value.spread:.2f} n={value.seeds}"
-    if value.draw_sd is not None:
-        small += f" sd {value.draw_sd:.2f} d={value.draws}"
-    if value.gap_ends is not None:
-        small += f" gap {value.gap_ends[0]:.2f} to {value.gap_ends[1]:.2f}"
+    small = uncertainty(value)
     if standing:
         small += (
             f' <span class="stand {standing.kind.replace(" ", "-")}" '

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mimbench.suite.report.markup import text
-from mimbench.tables.formats import corner, heading
+from mimbench.tables.formats import corner, heading, uncertainty
 from mimbench.tables.formats import legend as table_legend
 from mimbench.tables.rows import Column, Row, Table, Value
 
@@ -36,13 +36,7 @@ def _value(value: Value | None) -> str:
     if value.value is None:
         return f'<span class="failed" title="{text(value.error)}">failed</span>'
     shown = f"<b>{value.value:.2f}</b>" if value.best else f"{value.value:.2f}"
-    small = f"±{value.interval:.2f}" if value.interval is not None else ""
-    if value.spread is not None:
-        small += f" sd {value.spread:.2f} n={value.seeds}"
-    if value.draw_sd is not None:
-        small += f" sd {value.draw_sd:.2f} d={value.draws}"
-    if ends := value.gap_ends:
-        small += f" gap {ends[0]:.2f} to {ends[1]:.2f}"
+    small = uncertainty(value)
     if value.difference is not None:
         sign = "up" if value.difference >= 0 else "down"
         small += f' <span class="{sign}">{value.difference:+.2f}</span>'
