@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from mimbench.benchmarks.manifest import Manifest, load_manifest
 from mimbench.benchmarks.preflight import child_environment
-from mimbench.results.record import Result
+from mimbench.results.record import Result, Run
 from mimbench.scores.confidence import Interval
 from mimbench.suite.demo import NAME, pretrain_demo
 from mimbench.system.errors import UserError
 from mimbench.system.options import Parser, add_option
-from mimbench.tables.comparison import Run, compare_measured
+from mimbench.tables.comparison import compare_measured
 from mimbench.tables.table import TWIN, read_results_with_folders
 
 METRICS: Mapping[str, tuple[str, ...]] = {

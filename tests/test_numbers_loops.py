@@ -120,7 +120,7 @@ def test_what_the_first_process_computes_is_everyones(tmp_path: Path) -> None:
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
     try:
-        # a group of this process alone, which is told that there are two
+        # a group of this process alone, in the belief that there are two
         assert from_main(lambda: {"top1": 2}, Ranks(rank=0, world=2)) == {"top1": 2}
         assert from_main(lambda: {"top1": 3}, Ranks(rank=1, world=2)) is None
     finally:

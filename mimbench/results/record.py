@@ -117,6 +117,10 @@ class Result:
     """What lies beside the file, in one of its own: neighbouring settings of a cheap recipe."""
 
 
+Run = tuple[Path, Result]
+"""A run's folder and its result."""
+
+
 def protocol_digest(task: str, task_version: int, config: Mapping[str, Any]) -> str:
     """Return the short hash that two comparable results share."""
     return value_digest({"task": task, "version": task_version, "config": config})[:10]

@@ -1,14 +1,13 @@
 """Two rows side by side: statistics where protocols agree, the differing fields where they do not."""
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
 from mimbench.benchmarks.manifest import Manifest, Reference
 from mimbench.benchmarks.records import statistics_of
-from mimbench.results.record import Result
+from mimbench.results.record import Result, Run
 from mimbench.scores.outcomes import Statistic
 from mimbench.scores.recipes import PairedGap, paired_gap
 from mimbench.scores.verdicts import Comparison, compare_functions, compare_shares, verdict
@@ -22,8 +21,6 @@ HOLM = (
     "{count} verdicts at once: each p is corrected for all of them (Holm), so that the chance of even one "
     "false difference among them stays below 5 %"
 )
-Run = tuple[Path, Result]
-"""A run's folder and what it found."""
 
 
 def find_row(results: Sequence[Run], name: str) -> list[Run]:

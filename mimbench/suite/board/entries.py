@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import DEFAULT_FILE, Manifest, load_manifest
-from mimbench.results.record import Result
+from mimbench.results.record import Result, Run
 from mimbench.suite.sharing.verifying import BENCHMARKS, SIGNATURE, Verification, opened_bundle
 from mimbench.system.errors import UserError, printable
 from mimbench.tables.table import read_results_with_folders
 
-Run = tuple[Path, Result]
 OTHER_RECIPE = "other recipe"
 """Stands for the profile of a run whose bundle means something else by the benchmark than we do."""
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.results.record import Result
+from mimbench.results.record import Result, Run
 from mimbench.scores.confidence import LEVEL
 from mimbench.scores.recipes import PairedGap
 from mimbench.scores.verdicts import Comparison, holm, verdict
-from mimbench.suite.board.entries import Run
 from mimbench.system.errors import UserError, did_you_mean, printable
 from mimbench.tables.columns import ran_as
 from mimbench.tables.comparison import compare_measured, gap_of

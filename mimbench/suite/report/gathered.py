@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimbench.benchmarks.manifest import Manifest
-from mimbench.results.record import Result
+from mimbench.results.record import Result, Run
 from mimbench.suite.report.colours import RowLook
 from mimbench.system.errors import UserError
 from mimbench.tables.columns import is_own, own_title
 from mimbench.tables.rows import Table
 from mimbench.tables.table import TWIN, make_table, read_results_with_folders
-
-Run = tuple[Path, Result]
 
 
 @dataclass(frozen=True, kw_only=True)

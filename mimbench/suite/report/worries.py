@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mimbench.results.record import NOT_AUDITED, Result
+from mimbench.results.record import NOT_AUDITED, Run
 from mimbench.suite.report.markup import text
 from mimbench.suite.report.overview import measured_rows, twin_of, verdict
 from mimbench.suite.running.canary_check import CANARY_FILE
@@ -18,7 +18,6 @@ from mimbench.tables.rows import Row, Table
 from mimbench.tables.table import TWIN, first_line
 
 LOG, LOG_BYTES, MOST = "log.txt", 4 << 20, 6
-Run = tuple[Path, Result]
 
 
 @dataclass(frozen=True)

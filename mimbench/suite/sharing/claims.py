@@ -6,13 +6,12 @@ from pathlib import Path
 
 from mimbench.benchmarks.basis import outdated
 from mimbench.benchmarks.manifest import HubDataset, HubMetric, Manifest
-from mimbench.results.record import NOT_AUDITED, Result
+from mimbench.results.record import NOT_AUDITED, Result, Run
 from mimbench.system.errors import UserError, printable
 from mimbench.tables.columns import columns_of, ran_as
 from mimbench.tables.rows import Column, Value
 from mimbench.tables.table import TWIN, first_line, read_results_with_folders, value_of
 
-Run = tuple[Path, Result]
 SAMPLE = "sample-"
 """How the names of sample data begin."""
 
