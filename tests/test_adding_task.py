@@ -88,6 +88,8 @@ def test_it_sends_the_canary_ahead(cell: Cell, monkeypatch: pytest.MonkeyPatch) 
     canary_check.check_checkpoints([cell], "cpu")
     [data] = sent
     assert (data / "val").is_dir()
+    canary_check.check_checkpoints([cell], "cpu", {cell.candidate.weights["name"]})
+    assert len(sent) == 1, "one that is not to be asked about was"
 
 
 def test_it_has_an_interval_and_a_picture(cell: Cell, manifest: Manifest) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from bench.demo_seeds import DemoColumn, markdown, read_lines
+from mimbench.__main__ import main
+from mimbench.benchmarks.cells import Request
 from mimbench.benchmarks.manifest import load_manifest
 from mimbench.scores.confidence import Interval
-from mimbench.suite.demo import farewell
+from mimbench.suite.demo import NAME, farewell
 from mimbench.system.errors import UserError
 from mimbench.tables.table import TWIN, read_results_with_folders
 from tests.support.results_folder import write_manifest, write_run
@@ -61,3 +63,21 @@ def test_the_demo_ends_with_the_report_and_the_next_command() -> None:
     assert "runs/demo/report.html" in said
     assert said.rstrip().endswith("./run_all.sh ckpt.pth --data DATA")
     assert max(map(len, said.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("words", [["--demo"], ["--demo", "mine.pth"], ["mine.pth"]])
+def test_the_canary_is_asked_about_everything_but_the_demos_own(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+
+    def run_suite(manifest: object, checkpoints: object, request: Request, cluster: object) -> int:
+        asked.append(request)
+        return 0
+
+    monkeypatch.setattr("mimbench.suite.suite.run_suite", run_suite)
+    monkeypatch.setattr("mimbench.suite.demo.demo_checkpoint", lambda out, track: out / "x")
+    assert main(["run", *words]) == 0
+    [request] = asked
+    assert request.canary
+    assert request.unasked == ({NAME} if "--demo" in words else set())

@@ -76,6 +76,8 @@ class Request:
     fresh: bool = False
     dry_run: bool = False
     canary: bool = True
+    unasked: frozenset[str] = frozenset()
+    """Checkpoints, by name, that the canary is not asked about."""
     gap: bool = False
     """Measure the recipe gap of cheap cells too."""
     twin: bool = False

@@ -220,8 +220,9 @@ def main(args: argparse.Namespace) -> int:
         request_of(args, manifest),
         fresh=args.fresh,
         dry_run=args.dry_run,
+        canary=not args.no_canary,
         # the demo's own weights were made a minute ago, and know too little to win by the canary's margin
-        canary=not args.no_canary and (not args.demo or bool(args.checkpoints)),
+        unasked=frozenset({NAME} if args.demo else ()),
         twin=args.twin or args.demo,
         gap=args.gap,
         gpus=args.gpus,

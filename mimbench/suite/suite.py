@@ -74,7 +74,7 @@ def run_suite(
             at_once = 1 if slots[0].gpus else len(slots)
             check_room(cells, out, side_by_side=at_once, device=device)
         if request.canary:
-            check_checkpoints(cells, device)
+            check_checkpoints(cells, device, request.unasked)
         try:
             with tracked(request.track, [tracked_cell(c) for c in cells], out / TRACKING_LOG):
                 ended = _run(cells, slots, request, cluster)

@@ -4,7 +4,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mimbench.benchmarks.cells import Candidate, Cell
@@ -16,14 +16,20 @@ logger = logging.getLogger(__name__)
 CANARY_FILE = "canary.json"
 
 
-def check_checkpoints(cells: Sequence[Cell], device: str) -> None:
-    """Refuse to go on if a checkpoint with work to do has a fault; what it found is kept beside results."""
+def check_checkpoints(cells: Sequence[Cell], device: str, unasked: Collection[str] = ()) -> None:
+    """Refuse to go on if a checkpoint with work to do has a fault; what it found is kept beside results.
+
+    Args:
+        cells: What is to run.
+        device: Where the k-NN computes.
+        unasked: Names of checkpoints that are not checked.
+    """
     faulty = []
     for who in {cell.candidate.folder: cell.candidate for cell in cells}.values():
         mine = [c for c in cells if c.candidate.folder == who.folder]
         left = [c for c in mine if not c.problem and not finished(c)]
         labelled = [c for c in mine if c.labelled_images and not c.problem]
-        if who.twin or not left:
+        if who.twin or not left or who.weights["name"] in unasked:
             continue
         if not labelled:
             logger.warning(
